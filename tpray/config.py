@@ -1,0 +1,96 @@
+"""Settings: frozen, validated where they are built; derive a variant with ``model_copy(update=...)``.
+
+This is the only module that reads the environment. The command line's own flags have ``TPRAY_<FLAG>``
+variables that its parser reads; what has no flag is read here:
+
+==================  =====================================================================
+``TPRAY_CACHE``     where artifacts and core leases live (default ``$XDG_CACHE_HOME/tpray``)
+``TPRAY_LOG``       logging level of every tpray process (default ``WARNING``)
+==================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
+RuntimeName = Literal["auto", "cpu", "neuron", "neuron-xla"]
+
+DEMO_DIR = Path(__file__).parent / "demo" / "model"
+"""The embedded demo checkpoint, used where no MODEL is named."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(_Frozen):
+    """Which classifier: a Hub id, a checkpoint directory or an artifact directory; None is the demo."""
+
+    source: str | None = None
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
+    dtype: DtypeName = "auto"
+
+
+class ParallelConfig(_Frozen):
+    """How one group is laid out: ``tp`` ranks, each on ``cores_per_rank`` cores."""
+
+    tp: int = Field(1, ge=1, description="tensor-parallel degree: the number of ranks of a group")
+    cores_per_rank: int | None = Field(None, ge=1, description="None: the machine's cores, shared out")
+    runtime: RuntimeName = "auto"
+
+
+class BatchConfig(_Frozen):
+    """Limits of admission and of a step. The names and defaults of the first four are TEI's."""
+
+    max_batch_tokens: int = Field(16384, ge=1, description="tokens taken from the queue at a time")
+    max_concurrent_requests: int = Field(512, ge=1, description="texts queued or running; more get a 429")
+    max_client_batch_size: int = Field(32, ge=1, description="items in one request")
+    payload_limit_bytes: int = Field(2_000_000, ge=1024, description="bytes in one request body")
+    max_step_tokens: int = Field(1024, ge=1, description="padded tokens in one step of the group")
+    max_padding: float = Field(0.1, ge=0, lt=1, description="share of a step that may be padding")
+    steps_in_flight: int = Field(2, ge=1, le=8)
+    request_timeout_s: float = Field(60.0, gt=0)
+    step_timeout_s: float = Field(60.0, gt=0)
+
+
+class ServeConfig(_Frozen):
+    """One Serve application: the ``args`` of ``tpray.serving.app:build`` in a Serve config file."""
+
+    model: ModelConfig = ModelConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    batch: BatchConfig = BatchConfig()
+    replicas: int = Field(1, ge=1, description="groups, each with its own copy of the model")
+
+
+def cache_dir() -> Path:
+    """The folder of artifacts and leases; created with mode 0700 when missing."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(os.environ.get("TPRAY_CACHE") or Path(base) / "tpray").expanduser()
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def log_level() -> str:
+    """The level named by ``TPRAY_LOG``, upper case."""
+    return os.environ.get("TPRAY_LOG", "WARNING").upper()
+
+
+def stay_quiet(environ: MutableMapping[str, str] | None = None) -> None:
+    """Switch off what would phone home unasked; a user's own setting is kept.
+
+    Ray's usage report and the Hub client's telemetry are opt-out upstream. Call it before either is
+    imported; processes that Ray starts inherit the result.
+    """
+    target = os.environ if environ is None else environ
+    for name, value in (
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),  # its thread pool would fight the ranks for their cores
+    ):
+        target.setdefault(name, value)

@@ -1,0 +1,262 @@
+"""Column- and row-parallel linear layers and the parallel embedding.
+
+Legend: B batch, S sequence, I input features, O output features, V vocabulary, D embedding width,
+T tensor-parallel degree.
+
+Names, arguments and meaning follow neuronx-distributed's ``parallel_layers.layers``, which follows
+Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053). They are for inference: no gradient crosses a
+collective.
+
+A sharded parameter carries three attributes, the same as upstream, and they are all that the checkpoint
+reader needs: ``tensor_model_parallel`` (True), ``partition_dim``, ``partition_stride``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpray.errors import DegreeError
+from tpray.parallel_layers import collective, parallel_state
+
+InitMethod = Callable[[Tensor], object]
+
+
+def mark_sharded(parameter: nn.Parameter, dim: int, stride: int = 1) -> None:
+    """Say that ``parameter`` is this rank's part of a larger one, cut along dim."""
+    parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # upstream's way to carry this
+    parameter.partition_dim = dim  # type: ignore[attr-defined]
+    parameter.partition_stride = stride  # type: ignore[attr-defined]
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether ``parameter`` is one rank's part of a larger one."""
+    return bool(getattr(parameter, "tensor_model_parallel", False))
+
+
+def shard_bounds(full: int, rank: int, size: int, stride: int = 1) -> Iterator[tuple[int, int]]:
+    """Which [start, stop) pieces of a dimension of ``full`` elements belong to ``rank``.
+
+    With stride s the dimension is cut into s * T chunks and a rank owns every T-th, so that fused
+    parameters (q, k and v in one) are cut inside each of their parts.
+    """
+    chunk = full // size // stride
+    for part in range(stride):
+        start = (part * size + rank) * chunk
+        yield start, start + chunk
+
+
+def _divide(what: str, full: int, size: int, stride: int = 1) -> int:
+    if full % (size * stride):
+        raise DegreeError(
+            f"{what} of {full} does not divide into {size} ranks"
+            + (f" with stride {stride}" if stride > 1 else "")
+        )
+    return full // size
+
+
+class _ParallelLayer(nn.Module):
+    """What the three layers share: this rank, its group's size, and how parameters are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
+        self.tp_size = parallel_state.get_tensor_model_parallel_size()
+
+    def _parameter(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+        sharded_dim: int | None,
+        stride: int = 1,
+    ) -> nn.Parameter:
+        parameter = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+        if sharded_dim is not None:
+            mark_sharded(parameter, sharded_dim, stride)
+        return parameter
+
+
+class ColumnParallelLinear(_ParallelLayer):
+    """``y = x W^T + b`` with the rows of W (the output features) shared out among the ranks.
+
+    Args:
+        input_size: I.
+        output_size: O, of the whole layer; T must divide it.
+        bias: whether there is b.
+        gather_output: True: every rank returns y ``[B, S, O]``; False: each returns its own
+            ``[B, S, O/T]``, which is what a `RowParallelLinear` with ``input_is_parallel`` takes.
+        dtype, device: of the parameters.
+        stride: see `shard_bounds`.
+        init_method: called on the weight; the default is `torch.nn.Linear`'s.
+        skip_bias_add: return ``(x W^T, b)`` instead, for a caller that fuses the addition.
+
+    Parameters: weight ``[O/T, I]``; bias ``[O/T]``, or ``[O]`` when the output is gathered: it is added
+    after the gather then.
+
+    Raises:
+        DegreeError: T does not divide O.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        bias: bool = True,
+        gather_output: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        stride: int = 1,
+        init_method: InitMethod | None = None,
+        skip_bias_add: bool = False,
+    ) -> None:
+        super().__init__()
+        self.input_size, self.output_size = input_size, output_size
+        self.gather_output, self.skip_bias_add = gather_output, skip_bias_add
+        own = _divide("an output size", output_size, self.tp_size, stride)
+        self.weight = self._parameter((own, input_size), dtype, device, 0, stride)
+        self.bias = None
+        if bias and gather_output:
+            self.bias = self._parameter((output_size,), dtype, device, None)
+        elif bias:
+            self.bias = self._parameter((own,), dtype, device, 0, stride)
+        _init(self.weight, self.bias, init_method)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
+        """x ``[..., I]``, the same on every rank -> ``[..., O]`` or ``[..., O/T]``."""
+        late_bias = self.gather_output or self.skip_bias_add
+        y = F.linear(x, self.weight, None if late_bias else self.bias)
+        if self.gather_output and self.tp_size > 1:
+            y = collective.all_gather(y, dim=-1)
+        return _add_bias(y, self.bias if late_bias else None, self.skip_bias_add)
+
+
+class RowParallelLinear(_ParallelLayer):
+    """``y = x W^T + b`` with the columns of W (the input features) shared out among the ranks.
+
+    Args:
+        input_size: I, of the whole layer; T must divide it.
+        output_size: O.
+        bias: whether there is b. It is whole on every rank and added once, after the all-reduce.
+        input_is_parallel: True: x is this rank's ``[..., I/T]`` (the output of a `ColumnParallelLinear`
+            with ``gather_output=False``); False: x is ``[..., I]`` and each rank takes its part.
+        dtype, device: of the parameters.
+        stride, init_method, skip_bias_add: as in `ColumnParallelLinear`.
+        reduce_output: False leaves the partial sum of this rank, for a caller that reduces later.
+        reduce_dtype: what the all-reduce carries, when wider than x; sums of narrower tensors are
+            accumulated in float32 in any case.
+
+    Parameters: weight ``[O, I/T]``, bias ``[O]``.
+
+    Raises:
+        DegreeError: T does not divide I.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        bias: bool = True,
+        input_is_parallel: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        stride: int = 1,
+        init_method: InitMethod | None = None,
+        skip_bias_add: bool = False,
+        reduce_output: bool = True,
+        reduce_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_size, self.output_size = input_size, output_size
+        self.input_is_parallel, self.skip_bias_add = input_is_parallel, skip_bias_add
+        self.reduce_output, self.reduce_dtype, self.stride = reduce_output, reduce_dtype, stride
+        own = _divide("an input size", input_size, self.tp_size, stride)
+        self.weight = self._parameter((output_size, own), dtype, device, 1, stride)
+        self.bias = self._parameter((output_size,), dtype, device, None) if bias else None
+        _init(self.weight, self.bias, init_method)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
+        """x ``[..., I/T]`` or ``[..., I]`` -> ``[..., O]``, the same on every rank when reduced."""
+        if not self.input_is_parallel and self.tp_size > 1:
+            bounds = shard_bounds(self.input_size, self.tp_rank, self.tp_size, self.stride)
+            x = torch.cat([x[..., start:stop] for start, stop in bounds], dim=-1)
+        y = F.linear(x, self.weight)
+        if self.reduce_output and self.tp_size > 1:
+            wide = self.reduce_dtype or y.dtype
+            y = collective.all_reduce(y.to(wide)).to(y.dtype)
+        return _add_bias(y, self.bias, self.skip_bias_add)
+
+
+class ParallelEmbedding(_ParallelLayer):
+    """A lookup table shared out among the ranks, by vocabulary or by embedding width.
+
+    Args:
+        num_embeddings: V.
+        embedding_dim: D.
+        padding_idx: kept for `torch.nn.Embedding`'s sake; it has no effect on inference.
+        shard_across_embedding: False: each rank holds V/T rows, looks up the ids that are its own, and an
+            all-reduce adds the zeros of the others; True: each holds D/T columns and an all-gather joins
+            them.
+        dtype, device, init_method: as in `ColumnParallelLinear`; the default start is normal(0, 1).
+
+    Parameters: weight ``[V/T, D]`` or ``[V, D/T]``.
+
+    Raises:
+        DegreeError: T does not divide V, or D.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        init_method: InitMethod | None = None,
+        shard_across_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx, self.shard_across_embedding = padding_idx, shard_across_embedding
+        if shard_across_embedding:
+            width = _divide("an embedding width", embedding_dim, self.tp_size)
+            self.weight = self._parameter((num_embeddings, width), dtype, device, 1)
+        else:
+            rows = _divide("a vocabulary", num_embeddings, self.tp_size)
+            self.weight = self._parameter((rows, embedding_dim), dtype, device, 0)
+        with torch.no_grad():
+            (init_method or nn.init.normal_)(self.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids int64 ``[B, S]``, the same on every rank -> ``[B, S, D]`` on every rank."""
+        if self.tp_size == 1:
+            return F.embedding(ids, self.weight)
+        if self.shard_across_embedding:
+            return collective.all_gather(F.embedding(ids, self.weight), dim=-1)
+        first = self.tp_rank * self.weight.shape[0]
+        foreign = (ids < first) | (ids >= first + self.weight.shape[0])
+        found = F.embedding((ids - first).masked_fill(foreign, 0), self.weight)
+        return collective.all_reduce(found.masked_fill(foreign.unsqueeze(-1), 0.0))
+
+
+@torch.no_grad()
+def _init(weight: Tensor, bias: Tensor | None, init_method: InitMethod | None) -> None:
+    if init_method is not None:
+        init_method(weight)
+    else:
+        nn.init.kaiming_uniform_(weight, a=5**0.5)  # torch.nn.Linear's
+    if bias is not None:
+        bias.zero_()
+
+
+def _add_bias(y: Tensor, bias: Tensor | None, skip: bool) -> Tensor | tuple[Tensor, Tensor | None]:
+    if skip:
+        return y, bias
+    return y if bias is None else y + bias
