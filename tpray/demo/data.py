@@ -116,6 +116,7 @@ class Generator:
         self.split: Split = split
         self.rng = random.Random(f"{split} {seed}")
         self.plain = [f for f in families() if not f.nested]
+        self.quotable = [f for f in self.plain if not f.meanings[0].trained[0].endswith("?")]
         self.nested = [f for f in families() if f.nested]
 
     def pairs(self) -> Iterator[Pair]:
@@ -130,14 +131,13 @@ class Generator:
         label = 0
         while True:
             label = 1 - label
-            pair = None
-            while pair is None:
-                functions, weights = zip(*makers[label], strict=True)
-                make = self.rng.choices(functions, weights)[0]
+            functions, weights = zip(*makers[label], strict=True)
+            make = self.rng.choices(functions, weights)[0]
+            texts = make()
+            while texts is None or any(len(text.split()) > _MAX_WORDS for text in texts):
                 texts = make()
-                if texts is not None and all(len(text.split()) <= _MAX_WORDS for text in texts):
-                    pair = Pair(*self.rng.sample(texts, 2), label=label, kind=make.__name__.strip("_"))
-            yield pair
+            first, second = self.rng.sample(texts, 2)
+            yield Pair(first, second, label, kind=make.__name__.strip("_"))
 
     # What a sentence says.
 
@@ -145,7 +145,7 @@ class Generator:
         """A draw for ``slot`` that shares no word with the slots filled already."""
         kind = slot.rstrip("0123456789")
         if kind == "sentence":
-            return self._statement(self.rng.choice(self.plain))
+            return self._statement(self.rng.choice(self.quotable))
         used = {word for value in taken.values() if isinstance(value, tuple) for word in value}
         while True:
             concept = draw(kind, self.split, self.rng)
@@ -206,9 +206,13 @@ class Generator:
     def _changed(self) -> list[str]:
         """Another person, place, number or verb, in the same phrasing half of the time."""
         statement = self._any_statement()
+        return self._say_alike(statement, self._altered(statement))
+
+    def _altered(self, statement: Statement) -> Statement:
         slot = self.rng.choice(statement.meaning.slots)
-        changed = {**statement.values, slot: self._value(slot, statement.values)}
-        return self._say_alike(statement, replace(statement, values=changed))
+        value = statement.values[slot]
+        other = self._altered(value) if isinstance(value, Statement) else self._value(slot, statement.values)
+        return replace(statement, values={**statement.values, slot: other})
 
     def _swapped(self) -> list[str] | None:
         statement = self._any_statement()

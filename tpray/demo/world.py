@@ -17,6 +17,7 @@ Table syntax: ``,`` separates concepts, ``=`` separates synonyms, ``/`` separate
 from __future__ import annotations
 
 import random
+import re
 from functools import lru_cache
 from typing import Literal
 
@@ -137,11 +138,11 @@ _BRAND_A = (
     "Talking Shining Moon Snow Stone Wild Magic Micro Tele Bio Net Robo Fire Crypto Game Health Food Home Learn Good Night"
 ).split()
 _BRAND_B = (
-    "Mind Works Soft Hand Box Leaf Bird Fox Lab Labs Ware Forge Line Bank Field Gate Tree Heart Eye Point Base Bridge "
+    "Mind Works Soft Hand Box Leaf Bird Lab Labs Ware Forge Line Bank Field Gate Tree Heart Eye Point Base Bridge "
     "Motors Systems Foods Air Pay Health House Games Space Net Wave Wolf Chip Book Cart Light Face Foot"
 ).split()
 _TITLE_A = "Silent Broken Golden Last Hidden Endless Lonely Burning Frozen Secret Distant Forgotten Crimson Hollow".split()
-_TITLE_B = "River Garden Mountain Winter Promise Kingdom Mirror Voyage Island Shadow Harbour Letter Ocean Crown".split()
+_TITLE_B = "River Garden Mountain Winter Promise Kingdom Voyage Island Shadow Harbour Letter Ocean Crown".split()
 
 
 def _conjugate(text: str) -> Word:
@@ -173,7 +174,7 @@ def _invented(kind: str, rng: random.Random) -> str:
     if kind == "company":
         if rng.random() < 0.5:
             return rng.choice(_BRAND_A) + rng.choice(["", "", " "]) + rng.choice(_BRAND_B)
-        return name(rng.choice([2, 2, 3])).capitalize() + rng.choice(["", "", "", " Labs", " Motors", " Foods", "soft"])
+        return name(rng.choice([2, 2, 3])).capitalize() + rng.choice(["", "", "", " Labs", " Motors", " Foods"])
     if kind == "person":
         return name(2).capitalize() + ("" if rng.random() < 0.7 else " " + name(2).capitalize())
     if kind == "team":
@@ -181,33 +182,42 @@ def _invented(kind: str, rng: random.Random) -> str:
     if kind == "title":
         return f"The {rng.choice(_TITLE_A)} {rng.choice(_TITLE_B)}"
     if kind == "amount":
-        return str(rng.choice([rng.randrange(11, 100), rng.randrange(100, 1000), 10 * rng.randrange(100, 1000)]))
+        return str(rng.choice([rng.randrange(21, 1000), 10 * rng.randrange(101, 1000)]))
     return name(2).capitalize() if kind in ("city", "country") else name(2)
 
 
 _POOL_SIZES = {
     "person": 1500, "company": 3000, "city": 800, "country": 60, "thing": 300, "noun": 3000, "team": 600,
-    "title": 190, "amount": 900, "animal": 60, "dish": 60, "food": 60,
+    "title": 150, "amount": 900, "animal": 60, "dish": 60, "food": 60,
 }  # fmt: skip
 # How often a draw comes from the listed names rather than from the invented pool.
 _LISTED_SHARE = {"person": 0.5, "company": 0.1, "city": 0.6, "country": 0.8}
 
 
 @lru_cache(maxsize=None)
-def _invented_pool(kind: str, split: Split) -> tuple[Concept, ...]:
-    rng = random.Random(f"pool of {kind}")  # fixed: the world is the same for every training seed
-    listed = {word for half in ENTITIES[kind].split("|") for concept in _concepts(half) for (word,) in concept}
-    size = _POOL_SIZES.get(kind, 0)
-    names: dict[str, None] = {}
-    taken = {word.lower() for word in listed} | {"huggingface"}
-    for _ in range(20 * size):
-        name = _invented(kind, rng)
-        if len(names) < size and name.lower() not in taken:
-            names[name] = None
-            taken.add(name.lower())
-    ordered = list(names)
-    cut = len(ordered) * 4 // 5
-    return tuple(((name,),) for name in (ordered[:cut] if split == "train" else ordered[cut:]))
+def _invented_pools() -> dict[str, list[Concept]]:
+    """Per kind, made-up names that share no word with each other, with the tables, or with any other kind."""
+    rng = random.Random("names of the small world")  # fixed: the world is the same for every training seed
+    tables = " ".join([*VERBS.values(), *WORDS.values(), *ENTITIES.values()])
+    taken = {"huggingface", *re.findall(r"\w+", tables.lower())}
+    common = set(" ".join([*_BRAND_A, *_BRAND_B, *_TITLE_A, *_TITLE_B, "the United City FC"]).lower().split())
+    pools: dict[str, list[Concept]] = {}
+    for kind, size in _POOL_SIZES.items():
+        pool = pools.setdefault(kind, [])
+        while len(pool) < size:
+            name = _invented(kind, rng)
+            # A name made of common words only (Bright Mind, The Silent River) counts as a whole.
+            marks = set(name.lower().split()) - common or {name.lower().replace(" ", "")}
+            if taken.isdisjoint(marks):
+                taken |= marks
+                pool.append(((name,),))
+    return pools
+
+
+def _invented_pool(kind: str, split: Split) -> list[Concept]:
+    pool = _invented_pools().get(kind, [])
+    cut = len(pool) * 4 // 5
+    return pool[:cut] if split == "train" else pool[cut:]
 
 
 @lru_cache(maxsize=None)
@@ -223,7 +233,7 @@ def _listed(kind: str, split: Split) -> tuple[Concept, ...]:
 def draw(kind: str, split: Split, rng: random.Random) -> Concept:
     """A concept of ``kind`` (a key of VERBS, WORDS or ENTITIES), from the half of the world that ``split`` may use."""
     listed = _listed(kind, split)
-    invented = _invented_pool(kind, split) if kind in ENTITIES else ()
+    invented = _invented_pool(kind, split)
     use_listed = listed and (not invented or rng.random() < _LISTED_SHARE.get(kind, 0.75))
     return rng.choice(listed if use_listed else invented)
 

@@ -11,7 +11,7 @@ Upstream's tutorial shards attention only; here the feed-forward, two thirds of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any
@@ -34,11 +34,18 @@ class Plan:
 
     rules: (pattern, split) pairs; a pattern is `fnmatch` style over a module's dotted path.
     heads, feed_forward: the config's attributes that the degree must divide.
+    pad_shifts_positions: position ids start behind ``pad_token_id``, which costs that many of the table.
     """
 
     rules: tuple[tuple[str, Split], ...]
     heads: str = "num_attention_heads"
     feed_forward: str = "intermediate_size"
+    pad_shifts_positions: bool = False
+
+    def max_length(self, config: Any) -> int:
+        """How many tokens, special ones included, a row may have."""
+        positions: int = config.max_position_embeddings
+        return positions - (config.pad_token_id + 1 if self.pad_shifts_positions else 0)
 
     def split_of(self, path: str) -> Split:
         """How the module at ``path`` is split.
@@ -86,6 +93,8 @@ _BERT = Plan(
     )
 )
 
+_ROBERTA = replace(_BERT, pad_shifts_positions=True)
+
 _DISTILBERT = Plan(
     rules=(
         ("*.attention.q_lin", Split.COLUMN),
@@ -105,9 +114,9 @@ _DISTILBERT = Plan(
 
 PLANS: dict[str, Plan] = {
     "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "camembert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
     "electra": _BERT,
     "distilbert": _DISTILBERT,
 }

@@ -1,0 +1,166 @@
+"""One rank: a plain class. A Ray actor in service (`ranks.RayRanks`), a thread in tests (`ranks.ThreadRanks`).
+
+Its methods are the start-up phases, called through Ray one after another. From `connect` on, a thread of its
+own answers the wire: receive a frame, run the program, answer. That is the hot path, and Ray is not on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from tpray.config import RuntimeName, cache_dir
+from tpray.errors import GroupError
+from tpray.group import cores, lease, wire
+from tpray.group.wire import Frame, Kind
+from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.checkpoint import Checkpoint
+from tpray.parallel_layers.collective import Collective, GlooCollective, SingleRank
+from tpray.parallel_layers.layers import is_sharded
+from tpray.runtime.artifact import Artifact, Canary, RankRecord, record_files
+from tpray.runtime.base import DTYPES, Program, runtime_for
+
+log = logging.getLogger("tpray.group.worker")
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """A rank as it is now. cores: those it leased, () when unpinned. peak_bytes: its largest resident size."""
+
+    rank: int
+    pid: int
+    cores: tuple[int, ...]
+    threads: int
+    peak_bytes: int
+
+
+class ShardWorker:
+    """Rank ``rank`` of ``tp``.
+
+    Args:
+        threads: how many threads its program computes with.
+        exit_process: called when the owner is gone; a thread that is no process of its own passes a no-op.
+    """
+
+    def __init__(
+        self, rank: int, tp: int, runtime: RuntimeName, threads: int, exit_process: Callable[[int], object] = os._exit
+    ) -> None:
+        self.rank, self.tp, self.threads = rank, tp, threads
+        self._runtime = runtime_for(runtime)
+        self._exit = exit_process
+        self._lease: lease.CoreLease | None = None
+        self._all_cores = os.sched_getaffinity(0)
+        self._collective: Collective = SingleRank()
+        self._program: Program | None = None
+        torch.set_num_threads(threads)
+
+    def info(self) -> RankInfo:
+        """Where and what this rank is; also the proof that its process has come up."""
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        held = self._lease.cores if self._lease else ()
+        return RankInfo(self.rank, os.getpid(), held, self.threads, peak_kib * 1024)
+
+    def pin(self) -> tuple[int, ...]:
+        """Lease as many neighbouring cores as this rank has threads and stay on them; () if none are free."""
+        self.unpin()
+        ranges = cores.cut_ranges(sorted(self._all_cores), self.threads)
+        self._lease = lease.take(ranges, cache_dir() / "cores")
+        if self._lease is None:
+            return ()
+        _set_affinity(self._lease.cores)
+        return self._lease.cores
+
+    def unpin(self) -> None:
+        """Give the cores back and run anywhere."""
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+            _set_affinity(tuple(self._all_cores))
+
+    def connect(self, address: str, token: str, timeout_s: float) -> None:
+        """Join the wire and the group's collective, and start answering steps."""
+        sock, (store_fd,) = wire.connect(address, token, self.rank, 1, timeout_s)
+        try:
+            if self.tp > 1:
+                self._collective = GlooCollective(self.rank, self.tp, store_fd, timeout_s)
+        finally:
+            os.close(store_fd)
+        threading.Thread(target=self._answer, args=(sock,), name=f"tpray-rank-{self.rank}", daemon=True).start()
+
+    def trace(self, checkpoint: Checkpoint, dtype: str, max_length: int, directory: Path) -> RankRecord:
+        """Build this rank's shard, trace it and save it in ``directory``."""
+        from tpray.parallel_layers.shard import build_shard
+
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        with parallel_state.use(self.rank, self.tp):
+            shard = build_shard(checkpoint, DTYPES[dtype])
+            self._runtime.trace(shard, max_length, directory)
+        size = {True: 0, False: 0}
+        for tensor in shard.parameters():
+            size[is_sharded(tensor)] += tensor.nbytes
+        return RankRecord(files=record_files(directory), sharded_bytes=size[True], replicated_bytes=size[False])
+
+    def make_canary(self, checkpoint: Checkpoint) -> Canary:
+        """The unsharded model's answer to a fixed input; see `runtime.canary`."""
+        from tpray.runtime.canary import make_canary
+
+        return make_canary(checkpoint)
+
+    def load(self, artifact: Artifact) -> None:
+        """Check this rank's files and load its program.
+
+        Raises:
+            ArtifactError: a file is damaged.
+        """
+        artifact.check_rank(self.rank)
+        self._program = self._runtime.load(artifact.rank_directory(self.rank))
+
+    def _answer(self, sock: socket.socket) -> None:
+        torch.set_num_threads(self.threads)  # OpenMP keeps the number per thread
+        with parallel_state.use(self.rank, self.tp, self._collective), torch.inference_mode():
+            while (frame := wire.receive(sock)) is not None:
+                try:
+                    sock.sendall(self._step(frame).encode())
+                except OSError:
+                    break
+        sock.close()
+        self._collective.close()
+        self._exit(0)  # the owner is gone: this rank has nobody to serve
+
+    def _step(self, frame: Frame) -> Frame:
+        started = time.perf_counter()
+        try:
+            if self._program is None:
+                _refuse("a step came before the program was loaded")
+            output = self._program(*(torch.from_numpy(array) for array in frame.tensors))
+        except Exception as e:  # noqa: BLE001  # whatever a program raises must reach the owner, not end the thread
+            log.error("rank %d: step %d failed\n%s", self.rank, frame.step, traceback.format_exc())
+            return Frame(Kind.ERROR, frame.step, text=f"{type(e).__name__}: {e}")
+        micros = int((time.perf_counter() - started) * 1e6)
+        return Frame(Kind.RESULT, frame.step, (output.numpy(),) if self.rank == 0 else (), micros)
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise GroupError(reason)
+
+
+def _set_affinity(ids: Sequence[int]) -> None:
+    """Move every thread of this process to these cores; threads made later inherit them."""
+    for task in os.listdir("/proc/self/task"):
+        try:
+            os.sched_setaffinity(int(task), ids)
+        except ProcessLookupError:  # a thread that ended meanwhile
+            continue

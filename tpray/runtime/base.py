@@ -1,0 +1,70 @@
+"""The protocol every runtime implements, and the choice of one.
+
+Legend: B batch, S sequence, L labels. A program's inputs are ``input_ids``, ``attention_mask`` and
+``token_type_ids``, int64 ``[B, S]``; its output is logits float32 ``[B, L]``, the same on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tpray.config import DtypeName, RuntimeName
+from tpray.errors import ConfigError
+
+Program = Callable[..., Tensor]
+"""A loaded program: takes the inputs, runs every collective inside, returns the output."""
+
+INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Runtime(Protocol):
+    """One kind of core. Calls are made in the process of the rank, within `parallel_state.use`."""
+
+    name: str
+
+    def choose_dtype(self, asked: DtypeName) -> str:
+        """The dtype to trace in.
+
+        Raises:
+            ConfigError: the cores cannot compute in ``asked``; the message names what they can.
+        """
+        ...
+
+    def trace(self, shard: nn.Module, max_length: int, directory: Path) -> None:
+        """Trace this rank's shard for any B and any S up to ``max_length`` and save it in ``directory``.
+
+        Nothing is communicated: every rank traces alone.
+        """
+        ...
+
+    def load(self, directory: Path) -> Program:
+        """Load what `trace` saved.
+
+        Raises:
+            ArtifactError: the files do not hold a program of this runtime.
+        """
+        ...
+
+    def warm_up_shapes(self, max_length: int) -> Sequence[tuple[int, int]]:
+        """Which [B, S] to run once before the first request, so that no request pays for a first time."""
+        ...
+
+
+def runtime_for(name: RuntimeName) -> Runtime:
+    """The runtime called ``name``; ``auto`` is the CPU.
+
+    Raises:
+        ConfigError: there is no such runtime in this release.
+    """
+    from tpray.runtime.cpu import CpuRuntime
+
+    if name in ("auto", "cpu"):
+        return CpuRuntime()
+    raise ConfigError(f"runtime {name!r} is not in this release of tpray; it has: cpu")

@@ -1,0 +1,68 @@
+"""A fixed input whose unsharded logits are known, so that a wrong shard is found before the first request."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tpray.errors import ParityError
+from tpray.parallel_layers.checkpoint import Checkpoint
+from tpray.parallel_layers.plan import plan_for
+from tpray.runtime.artifact import Canary
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest difference from the unsharded float32 logits, as a share of the largest of them (or of 1).
+
+In float32 only the order of additions differs, about 1e-6; bfloat16 rounds each of some 2 x layers sums to
+8 bits, about 1e-2. A rank's missing or doubled part moves logits by their own size.
+"""
+
+
+def make_canary(checkpoint: Checkpoint) -> Canary:
+    """Run the stock transformers model, unsharded and in float32, on seeded input with padding in it."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = checkpoint.config
+    inputs = _inputs(config, plan_for(config.model_type).max_length(config))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.directory, dtype=torch.float32, local_files_only=True
+    ).eval()
+    from tpray.parallel_layers.shard import ShardedClassifier
+
+    with torch.no_grad():
+        logits = ShardedClassifier(model)(*inputs)
+    ids, mask, types = (tuple(map(tuple, t.tolist())) for t in inputs)
+    return Canary(
+        input_ids=ids, attention_mask=mask, token_type_ids=types, logits=tuple(map(tuple, logits.tolist()))
+    )
+
+
+def _inputs(config: object, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """input_ids, attention_mask, token_type_ids, int64 ``[3, S]``; three rows of different lengths."""
+    vocabulary: int = config.vocab_size  # type: ignore[attr-defined]  # every text config has it
+    length = min(24, max_length)
+    generator = torch.Generator().manual_seed(20)
+    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (3, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, used in enumerate((length, max(1, length * 3 // 4), min(3, length))):
+        mask[row, used:] = 0
+    ids[mask == 0] = getattr(config, "pad_token_id", None) or 0
+    types = torch.zeros_like(ids)
+    types[:, length // 2 :] = 1
+    return ids, mask, types * mask
+
+
+def check_canary(canary: Canary, logits: Tensor, dtype: str) -> float:
+    """Compare a group's logits with the unsharded ones; the largest relative difference is returned.
+
+    Raises:
+        ParityError: it is larger than the dtype explains, or there is a NaN.
+    """
+    reference = torch.tensor(canary.logits)
+    difference = ((logits - reference).abs().max() / reference.abs().max().clamp(min=1.0)).item()
+    if not difference <= TOLERANCE[dtype]:  # also refuses NaN
+        raise ParityError(
+            f"the sharded {dtype} logits differ from the unsharded model's by {difference:.2e}, more than "
+            f"{TOLERANCE[dtype]:.0e}: the group must not serve; trace the model again"
+        )
+    return difference

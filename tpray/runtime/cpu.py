@@ -1,0 +1,70 @@
+"""CPU cores: the shard is traced with ``torch.export`` and run by torch.
+
+Batch and sequence stay symbolic, so that one program serves every shape without padding to buckets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tpray.config import DtypeName
+from tpray.errors import ConfigError
+from tpray.runtime.base import Program
+from tpray.runtime.program import as_callable, load_program, save_program
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """The instruction set extensions of this machine's cores, as Linux names them in /proc/cpuinfo."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    named = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
+    return frozenset(named.partition(":")[2].split())
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the cores multiply bfloat16 themselves (AVX512_BF16 or AMX), rather than by way of float32."""
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+class CpuRuntime:
+    """See `tpray.runtime.base.Runtime`."""
+
+    name = "cpu"
+
+    def choose_dtype(self, asked: DtypeName) -> str:
+        """``auto`` is bfloat16 where the cores multiply it natively, else float32."""
+        if asked == "bfloat16" and not multiplies_bfloat16():
+            raise ConfigError(
+                "this CPU does not multiply bfloat16 itself (no AVX512_BF16 or AMX), which makes it slower "
+                "than float32: use --dtype float32 or auto"
+            )
+        if asked == "auto":
+            return "bfloat16" if multiplies_bfloat16() else "float32"
+        return asked
+
+    def trace(self, shard: nn.Module, max_length: int, directory: Path) -> None:
+        batch, sequence = torch.export.Dim("batch", min=1), torch.export.Dim("sequence", min=1, max=max_length)
+        # Sizes of 0 and 1 would be taken for constants, whatever the Dim says.
+        ids = torch.full((2, min(16, max_length)), 2, dtype=torch.int64)
+        example = (ids, torch.ones_like(ids), torch.zeros_like(ids))
+        with torch.no_grad():
+            program = torch.export.export(
+                shard, example, dynamic_shapes=({0: batch, 1: sequence},) * len(example), strict=False
+            )
+        save_program(program, directory)
+
+    def load(self, directory: Path) -> Program:
+        return as_callable(load_program(directory))
+
+    def warm_up_shapes(self, max_length: int) -> Sequence[tuple[int, int]]:
+        """oneDNN compiles a kernel per shape on first use; these cover the common ones."""
+        lengths = [length for length in (16, 32, 64, 128) if length <= max_length] or [max_length]
+        return [(batch, length) for length in lengths for batch in (1, 8)]

@@ -1,0 +1,96 @@
+"""A traced program on disk: a graph as JSON and its tensors as safetensors. Nothing is pickled.
+
+``torch.export.save`` would do, but ``torch.export.load`` unpickles some tensors and opaque constants, and a
+graph may carry guards that are Python source. Here only the JSON half of torch's own serialiser is used,
+guards are dropped, and the operators that a graph may name are limited to those of `ALLOWED`.
+
+Source: torch/_export/serde of torch 2.13. It is private, which is one reason why torch is pinned exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from tpray.errors import ArtifactError
+
+GRAPH_FILE = "program.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+ALLOWED = ("aten", "tpray", "_operator", "math")
+"""Namespaces whose operators a stored graph may call: arithmetic, and this package's collectives."""
+
+
+def save_program(program: ExportedProgram, directory: Path) -> None:
+    """Write ``program`` to `GRAPH_FILE` and `WEIGHTS_FILE` in ``directory``."""
+    from torch._export.serde import serialize as serde
+
+    program._guards_code = []
+    parts = serde.ExportedProgramSerializer().serialize(
+        program, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
+    )
+    (directory / GRAPH_FILE).write_bytes(serde._to_json_bytes(parts.exported_program))
+    tensors = {f"state/{name}": value for name, value in program.state_dict.items()}
+    tensors |= {f"constant/{name}": value for name, value in program.constants.items()}
+    # safetensors refuses tensors that share memory, as an expanded buffer does with itself
+    save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, directory / WEIGHTS_FILE)
+
+
+def load_program(directory: Path) -> ExportedProgram:
+    """Read what `save_program` wrote. Weights are memory-mapped: groups of one artifact share their pages.
+
+    Raises:
+        ArtifactError: the files are damaged, or the graph names an operator that is not `ALLOWED`.
+    """
+    from torch._export.serde import schema
+    from torch._export.serde import serialize as serde
+
+    graph_file, weights_file = directory / GRAPH_FILE, directory / WEIGHTS_FILE
+    try:
+        stored = json.loads(graph_file.read_bytes())
+        _check_operators(stored, graph_file)
+        stored["guards_code"] = []
+        graph = serde._dict_to_dataclass(schema.ExportedProgram, stored)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as e:
+        raise ArtifactError(f"{graph_file} is no traced program of this version: {e}") from e
+    try:
+        tensors = load_file(weights_file)
+    except (OSError, SafetensorError) as e:
+        raise ArtifactError(f"{weights_file} cannot be read: {e}") from e
+    state = {name: torch.nn.Parameter(t, requires_grad=False) for name, t in _under("state/", tensors).items()}
+    return serde.ExportedProgramDeserializer().deserialize(
+        graph, dict(state), _under("constant/", tensors), example_inputs=None
+    )
+
+
+def as_callable(program: ExportedProgram) -> Callable[..., Tensor]:
+    """The program as a function of its inputs, without per-call checks of their shapes."""
+    module = program.module(check_guards=False)
+    # eval() is refused on exported modules: training or not was settled when they were traced.
+    return module
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _check_operators(stored: dict[str, object], path: Path) -> None:
+    """Raise `ArtifactError` if any node of the stored graph calls something outside `ALLOWED`."""
+
+    def targets(part: object) -> set[str]:
+        if isinstance(part, dict):
+            own = {part["target"]} if isinstance(part.get("target"), str) and "inputs" in part else set()
+            return own.union(*map(targets, part.values()))
+        return set().union(*map(targets, part)) if isinstance(part, list) else set()
+
+    for target in targets(stored["graph_module"]):
+        name = target.removeprefix("torch.ops.")
+        if name.split(".")[0] not in ALLOWED:
+            raise ArtifactError(f"{path} calls {target}, which no program that tpray traces does; refused")
