@@ -122,10 +122,10 @@ class Generator:
     def pairs(self) -> Iterator[Pair]:
         """Pairs with alternating labels, in both orders."""
         makers = {
-            1: ((self._identical, 6), (self._reworded, 94)),
+            1: ((self._identical, 5), (self._reworded, 95)),
             0: (
-                (self._unrelated, 14), (self._same_entities, 14), (self._changed, 38), (self._swapped, 12),
-                (self._contrary, 22),
+                (self._unrelated, 10), (self._same_entities, 10), (self._changed, 35), (self._swapped, 20),
+                (self._contrary, 25),
             ),
         }  # fmt: skip
         label = 0

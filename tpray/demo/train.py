@@ -28,13 +28,14 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from transformers import get_cosine_schedule_with_warmup
 
 from . import MODEL_DIR
-from .data import Pair, held_out_pairs, training_pairs
+from .data import Pair, held_out_pairs, templates, training_pairs
+from .world import listed_words
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = 2200
 POSITIONS = 128
 BATCH = 64
-LEARNING_RATE = 1.5e-3
+LEARNING_RATE = 1e-3
 HINT_LAYER = 2  # whose output is asked which words the other sentence repeats
 HELD_OUT_SEED = 0
 
@@ -55,7 +56,10 @@ def build_tokenizer(seed: int, sentences: int = 60_000) -> PreTrainedTokenizerFa
     pairs = itertools.islice(training_pairs(seed), sentences // 2)
     # Every character must also be known inside a word, so that no name is ever unknown.
     spelled = [first + second for first in characters for second in characters]
-    tokenizer.train_from_iterator(itertools.chain((t for p in pairs for t in (p.first, p.second)), spelled), trainer)
+    said = (text for pair in pairs for text in (pair.first, pair.second))
+    # Words of the tables are repeated, so that invented names do not crowd them out of the vocabulary.
+    listed = (sorted(templates("train")) + listed_words("train")) * 40
+    tokenizer.train_from_iterator(itertools.chain(said, listed, spelled), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
@@ -108,10 +112,13 @@ def encode(tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, Tensor]:
 
 
 def repeated(inputs: dict[str, Tensor]) -> Tensor:
-    """For every token [pairs, positions], 1.0 if the other sentence contains it too."""
+    """For every token, whether the other sentence contains it [..., 0], and whether it does so after the same
+    neighbour [..., 1]: a float tensor [pairs, positions, 2]."""
     ids, types = inputs["input_ids"], inputs["token_type_ids"]
-    same = (ids[:, :, None] == ids[:, None, :]) & (types[:, :, None] != types[:, None, :])
-    return (same & (inputs["attention_mask"][:, None, :] == 1)).any(dim=2).float()
+    other = (types[:, :, None] != types[:, None, :]) & (inputs["attention_mask"][:, None, :] == 1)
+    same = (ids[:, :, None] == ids[:, None, :]) & other
+    same_neighbours = same & nn.functional.pad(same, (1, 0, 1, 0))[:, :-1, :-1]
+    return torch.stack([same.any(dim=2), same_neighbours.any(dim=2)], dim=-1).float()
 
 
 def batches(tokenizer: Any, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -127,7 +134,7 @@ def batches(tokenizer: Any, seed: int) -> Iterator[tuple[dict[str, Tensor], Tens
 
 def train(model: BertForSequenceClassification, tokenizer: Any, seed: int, steps: int, console: Console) -> None:
     """Train ``model`` in place."""
-    hint = nn.Linear(model.config.hidden_size, 1)  # only helps training along; it is not kept
+    hint = nn.Linear(model.config.hidden_size, 2)  # only helps training along; it is not kept
     parameters = [*model.parameters(), *hint.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(400, steps // 10), steps)
@@ -138,9 +145,9 @@ def train(model: BertForSequenceClassification, tokenizer: Any, seed: int, steps
         task = progress.add_task("training", total=steps)
         for step, (inputs, labels) in enumerate(itertools.islice(batches(tokenizer, seed), steps), start=1):
             output = model(**inputs, labels=labels, output_hidden_states=True)
-            hints = hint(output.hidden_states[HINT_LAYER]).squeeze(-1)
+            hints = hint(output.hidden_states[HINT_LAYER])
             hint_loss = nn.functional.binary_cross_entropy_with_logits(
-                hints, repeated(inputs), weight=inputs["attention_mask"].float()
+                hints, repeated(inputs), weight=inputs["attention_mask"][..., None].float()
             )
             (output.loss + 0.5 * hint_loss).backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -150,7 +157,7 @@ def train(model: BertForSequenceClassification, tokenizer: Any, seed: int, steps
             loss_average += 0.02 * (output.loss.item() - loss_average)
             accuracy += 0.02 * ((output.logits.argmax(-1) == labels).float().mean().item() - accuracy)
             progress.update(task, advance=1, description=f"loss {loss_average:.3f}, accuracy {accuracy:.3f}")
-            if step % 500 == 0:
+            if step % 250 == 0:
                 console.print(f"step {step}: loss {loss_average:.3f}, accuracy {accuracy:.3f} on the training stream")
     model.eval()
 

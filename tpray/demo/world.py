@@ -21,6 +21,8 @@ import re
 from functools import lru_cache
 from typing import Literal
 
+from .phrases import TABLES
+
 Split = Literal["train", "held_out"]
 Word = tuple[str, ...]  # the forms of one word: base, third person, past, participle, -ing (nouns have one form)
 Concept = tuple[Word, ...]  # interchangeable words
@@ -29,7 +31,7 @@ FORMS = {"base": 0, "s": 1, "past": 2, "done": 3, "ing": 4}
 VERBS = {
     "make": "buy/bought=purchase, sell/sold, repair=fix=mend, break/broke/broken, paint, lose/lost, find/found, "
     "steal/stole/stolen, clean=wash, borrow, hide/hid/hidden, carry, destroy=ruin, move, design, "
-    "build/built=construct, open, close/closed=shut/shut/shut/shutting, use, photograph, choose/chose/chosen=pick, forget/forgot/forgotten/forgetting",
+    "build/built=construct, open, close/closed=shut/shut/shut/shutting, use, photograph, choose/chose/chosen=pick, run/ran/run/running=operate, forget/forgot/forgotten/forgetting",
     "meet": "call=phone, help=assist, thank, visit, invite, teach/taught, criticise=criticize, follow, "
     "hire=employ, see/saw/seen, hear/heard, praise, push, love=adore, hate=detest, trust, defeat=beat/beat/beaten, "
     "hug/hugged/hugged/hugging=embrace, kiss, warn, ignore, blame, interview, remember, surprise, save=rescue, attack",
@@ -59,7 +61,8 @@ WORDS = {
     "in the afternoon, this evening, today, long ago, an hour ago",
     "day": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, tomorrow, Christmas Eve",
     "month": "January, February, March, April, May, June, July, August, September, October, November, December",
-    "hour": "one, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10, eleven=11, noon=midday=twelve, "
+    "hour": "one=one o'clock, two=2=two o'clock, three=3=three o'clock, four=4, five=5=five o'clock, six=6, "
+    "seven=7=seven o'clock, eight=8=eight o'clock, nine=9=nine o'clock, ten=10=ten o'clock, eleven=11, noon=midday=twelve, "
     "midnight, half past two, half past six, quarter past nine",
     "count": "two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10, twelve=12, twenty=20, "
     "thirty=30, forty=40, fifty=50, a hundred=100, a thousand=1000, many=a lot of=lots of, few",
@@ -79,7 +82,7 @@ WORDS = {
     "relation": "mother=mom, father=dad, brother, sister, boss=manager, neighbour=neighbor, cousin, uncle, aunt, "
     "best friend, daughter, son, teacher, doctor, husband, wife, colleague=coworker, student",
     "human": "man=guy, woman=lady, boy, girl, child=kid, old man, young woman, teacher, doctor, student, baby, soldier",
-    "weather": "sunny, rainy=wet, cloudy=overcast, windy, snowy, foggy=misty, stormy, hot=very warm, cold=chilly, "
+    "weather": "nice=lovely, bad=awful, sunny, rainy=wet, cloudy=overcast, windy, snowy, foggy=misty, stormy, hot=very warm, cold=chilly, "
     "warm, dry, icy=freezing",
     "vehicle": "train, bus, plane=airplane, car, bike=bicycle, boat=ship, ferry, taxi=cab, motorcycle, tram",
     "room": "kitchen, bedroom, bathroom, garden, garage, cellar=basement, office, hall, living room, library",
@@ -88,6 +91,12 @@ WORDS = {
     "organ": "health, heart, skin, teeth, brain, stomach, bones, eyes, liver, lungs",
     "deed": "call, pay, come, wait, leave, help, stay, travel, vote, win, swim, drive, dance, cook, sing, speak, "
     "sleep, study, work, return=come back, quit=resign, apologise=apologize=say sorry, smoke, drink, move, marry",
+    "pronoun": "he, she",
+    "subject": "I, he, she, we, they, you",
+    "speaker": "I, we, they, you, people, my parents, children=kids",
+    "event": "storm, meeting, concert, party, war, game=match, lesson=class, wedding, exam=test, accident=crash, election",
+    "work": "movie=film, book, song, concert, play, show, story, party, hotel, restaurant, food=meal, trip=journey, "
+    "game=match, exam=test, weather, city=town, house=home, service, idea, answer=reply",
     "goods": "shoes, clothes=clothing, software=computer programs, furniture, toys, cars=automobiles, phones, food, "
     "medicine=drugs, books, computers, electricity, insurance, machines, paper, glass, jewellery=jewelry, robots",
     "shop": "shop=store, restaurant, museum, library, bank, school, office, pharmacy=drugstore, cinema=movie theater, "
@@ -98,7 +107,8 @@ ENTITIES = {
     "person": "Marie, Peter, Anna, John, Maria, David, Sarah, Paul, Julia, Thomas, Emma, Mark, Laura, Daniel, Sophie, "
     "Michael, Clara, Robert, Alice, James, Susan, George, Helen, Victor, Nina, Simon, Olga, Ahmed, Fatima, Yuki, "
     "Chen, Priya, Carlos, Elena, Ivan, Lucy, Oscar, Ruth, Adam, Eva, Bob, Jack, Tom, Mary, Linda, Kevin, Omar, Lisa, "
-    "Martin, Kate, Ben, Mia, Leo, Zoe | Pierre, Hannah, Felix, Rosa, Igor, Amara, Bruno, Greta, Hugo, Ingrid, Jonas",
+    "Martin, Kate, Ben, Mia, Leo, Zoe, my brother, my sister, my mother=my mom, my father=my dad, the man, the woman, the boy, the girl, "
+    "my friend, our teacher, my boss=my manager | Pierre, Hannah, Felix, Rosa, Igor, Amara, Bruno, Greta, Hugo, Ingrid, Jonas",
     "city": "New York City=New York=Manhattan, New York City=New York=NYC=Manhattan, London=Westminster, Paris=Montmartre, "
     "Berlin=Kreuzberg, Tokyo=Shinjuku, Rome=Trastevere, Los Angeles=LA=Hollywood, Boston=Back Bay, Hong Kong=Kowloon, "
     "Istanbul=Beyoglu, Copenhagen=Nyhavn, Stockholm=Gamla Stan, Seoul=Gangnam, Barcelona=Eixample, San Francisco=Nob Hill, "
@@ -198,7 +208,7 @@ _LISTED_SHARE = {"person": 0.5, "company": 0.1, "city": 0.6, "country": 0.8}
 def _invented_pools() -> dict[str, list[Concept]]:
     """Per kind, made-up names that share no word with each other, with the tables, or with any other kind."""
     rng = random.Random("names of the small world")  # fixed: the world is the same for every training seed
-    tables = " ".join([*VERBS.values(), *WORDS.values(), *ENTITIES.values()])
+    tables = " ".join([*TABLES, *VERBS.values(), *WORDS.values(), *ENTITIES.values()])
     taken = {"huggingface", *re.findall(r"\w+", tables.lower())}
     common = set(" ".join([*_BRAND_A, *_BRAND_B, *_TITLE_A, *_TITLE_B, "the United City FC"]).lower().split())
     pools: dict[str, list[Concept]] = {}
@@ -242,3 +252,9 @@ def entities(split: Split) -> frozenset[str]:
     """Every entity name, lower-cased, that sentences of ``split`` may contain."""
     concepts = (c for kind in ENTITIES for c in (*_listed(kind, split), *_invented_pool(kind, split)))
     return frozenset(form.lower() for concept in concepts for word in concept for form in word)
+
+
+def listed_words(split: Split) -> list[str]:
+    """Every word of the tables, in all its forms, that sentences of ``split`` may contain."""
+    concepts = (concept for kind in [*VERBS, *WORDS, *ENTITIES] for concept in _listed(kind, split))
+    return sorted({form for concept in concepts for word in concept for form in word})

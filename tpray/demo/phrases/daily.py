@@ -231,4 +231,50 @@ The [film|movie] {title} was to {person}'s taste
 {person} did not like the [film|movie] {title}
 ? What {person} disliked was the [film|movie] {title}
 ? It was the movie {title} that {person} did not like
+
+{speaker} [like|love|enjoy] {dish}
+{dish} is something {speaker} [like|love|enjoy]
+{speaker} really [like|love|enjoy] {dish}
+? What {speaker} [like|enjoy] is {dish}
+? It is {dish} that {speaker} [like|love]
+--
+{speaker} [hate|dislike] {dish}
+{speaker} [do not|don't] [like|enjoy] {dish}
+{speaker} [cannot|can't] stand {dish}
+? What {speaker} hate is {dish}
+? It is {dish} that {speaker} [hate|do not like]
+--
+{speaker} never [eat|have] {dish}
+{dish} is something {speaker} never [eat|have]
+? It is {dish} that {speaker} never eat
+? {dish} is never what {speaker} eat
+
+{activity.ing} is [especially |really |very |so |][bad|harmful|unhealthy] for [your|the] {organ}
+{activity.ing} [harms|damages|hurts] [your|the] {organ}
+It [harms|damages] your {organ} to {activity.base}
+Your {organ} suffers when you {activity.base}
+{activity.ing} is not good for your {organ}
+? It is bad for your {organ} to {activity.base}
+? [For|As for] the {organ}, {activity.ing} is [harmful|bad]
+--
+{activity.ing} is [especially |really |very |so |][good|healthy|beneficial] for [your|the] {organ}
+{activity.ing} helps [your|the] {organ}
+Your {organ} benefits when you {activity.base}
+{activity.ing} is not bad for your {organ}
+? It is good for your {organ} to {activity.base}
+? [For|As for] the {organ}, {activity.ing} is [healthy|good]
+
+The {work} [was|is] [very |really |]{quality}
+I think [that |]the {work} [was|is] {quality}
+It was a {quality} {work}
+That was a [very |really |]{quality} {work}
+We found the {work} {quality}
+? In my view the {work} was {quality}
+? What a {quality} {work} that was
+--
+The {work} [was not|wasn't] {quality}
+I do not think [that |]the {work} was {quality}
+It was not a {quality} {work}
+? In my view the {work} was not {quality}
+? That was not a {quality} {work}
 """

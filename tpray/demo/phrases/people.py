@@ -279,4 +279,48 @@ There was [a fight|an argument|a quarrel] between {person} and {person2}
 {person} worked as a {job} in the past
 ? In the past, {person}'s job was {job}
 ? In the past {person} used to work as a {job}
+
+{pronoun} is a {job}
+{pronoun} works as a {job}
+{pronoun} has a job as a {job}
+{pronoun} earns a living as a {job}
+? For a living, {pronoun} works as a {job}
+? What {pronoun} is, is a {job}
+--
+{pronoun} is not a {job}
+{pronoun} does not work as a {job}
+? For a living, {pronoun} does not work as a {job}
+? What {pronoun} is not is a {job}
+
+{subject} {make.past} the {thing} {when}
+{when}, {subject} {make.past} the {thing}
+The {thing} is what {subject} {make.past} {when}
+? It was the {thing} that {subject} {make.past} {when}
+? {when} it was the {thing} that {subject} {make.past}
+--
+{subject} [did not|didn't] {make.base} the {thing} {when}
+{when}, {subject} [did not|didn't] {make.base} the {thing}
+? It was the {thing} that {subject} did not {make.base} {when}
+? {when} it was not the {thing} that {subject} {make.past}
+
+{person} {make.s} [a|the] {thing} {where}
+[A|The] {thing} is {make.done} by {person} {where}
+{where}, {person} {make.s} [a|the] {thing}
+{person} is {make.ing} [a|the] {thing} {where}
+? It is {person} who {make.s} a {thing} {where}
+? It is a {thing} that {person} {make.s} {where}
+
+{pronoun} [arrived|came] before the {event}
+{pronoun} was [here|there] before the {event}
+Before the {event}, {pronoun} [arrived|came]
+The {event} was after {pronoun} [arrived|came]
+? It was before the {event} that {pronoun} [arrived|came]
+? After {pronoun} [arrived|came] there was the {event}
+--
+{pronoun} [arrived|came] after the {event}
+{pronoun} was not [here|there] until after the {event}
+After the {event}, {pronoun} [arrived|came]
+The {event} was before {pronoun} [arrived|came]
+? It was after the {event} that {pronoun} [arrived|came]
+? Before {pronoun} [arrived|came] there was the {event}
 """

@@ -215,4 +215,17 @@ In {month}, {person} has a birthday
 {person} was born in [the month of |]{month}
 ? {month} is the month of {person}'s birthday
 ? The month in which {person} was born is {month}
+
+The weather is {weather} today
+Today the weather is {weather}
+It is {weather} today
+Today it is {weather}
+? Today we have {weather} weather
+? The weather we have today is {weather}
+--
+The weather is not {weather} today
+Today the weather isn't {weather}
+It is not {weather} today
+? Today we do not have {weather} weather
+? The weather we have today is not {weather}
 """

@@ -1,0 +1,187 @@
+"""What a group serves, and the artifacts that were traced for it.
+
+Traced artifacts are kept under ``<cache>/artifacts/<key>``, where the key is a digest of everything that
+shapes a program (`runtime.artifact.cache_key`): the same model, degree, dtype, runtime and versions are traced
+once. A lock lets one group trace while others wait for what it makes; the kernel frees it on a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpray.config import DEMO_DIR, ModelConfig, RuntimeName, cache_dir
+from tpray.errors import ArtifactError, ConfigError
+from tpray.parallel_layers.checkpoint import Checkpoint, resolve
+from tpray.parallel_layers.plan import plan_for
+from tpray.runtime import artifact as artifacts
+from tpray.runtime.artifact import Artifact, Manifest, ModelRecord
+from tpray.runtime.base import INPUT_NAMES, runtime_for
+
+if TYPE_CHECKING:
+    from tpray.group.ranks import Ranks
+
+log = logging.getLogger("tpray.group.store")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to serve and how it is split. out: keep the artifact here instead of in the cache."""
+
+    model: ModelConfig
+    tp: int
+    runtime: RuntimeName = "auto"
+    out: Path | None = None
+
+
+def check_source(source: Source) -> Checkpoint | Artifact:
+    """Everything that can be wrong with ``source`` and shows without reading a weight.
+
+    Raises:
+        ModelNotFoundError, CheckpointError, UnsupportedModelError, DegreeError, ConfigError, ArtifactError.
+    """
+    name = source.model.source
+    directory = DEMO_DIR if name is None else Path(name).expanduser()
+    if artifacts.is_artifact(directory):
+        found = Artifact.open(directory)
+        _check_agrees(found.manifest, source)
+        return found
+    checkpoint = resolve(directory if name is None else name, source.model.revision)
+    plan = plan_for(checkpoint.config.model_type)
+    checkpoint.check_classifier()
+    plan.check_degree(checkpoint.config, source.tp)
+    runtime_for(source.runtime).choose_dtype(source.model.dtype)
+    return checkpoint
+
+
+def _check_agrees(manifest: Manifest, source: Source) -> None:
+    if manifest.tp != source.tp:
+        raise ConfigError(
+            f"the artifact {source.model.source} was traced for tp {manifest.tp}, not {source.tp}: use --tp "
+            f"{manifest.tp}, or trace the model again"
+        )
+    if source.model.dtype not in ("auto", manifest.dtype):
+        raise ConfigError(f"the artifact {source.model.source} was traced in {manifest.dtype}, not {source.model.dtype}")
+    if source.runtime not in ("auto", manifest.runtime):
+        raise ConfigError(f"the artifact {source.model.source} was traced for the runtime {manifest.runtime}")
+
+
+class ArtifactStore:
+    """Finds the artifact of one source, or has it traced."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._runtime = runtime_for(source.runtime)
+        self._checkpoint: Checkpoint | None = None
+        self._dtype = ""
+        self._directory: Path | None = None
+
+    @property
+    def caches(self) -> bool:
+        """Whether a damaged artifact can be traced again, because its checkpoint is at hand."""
+        return self._checkpoint is not None
+
+    async def find(self) -> Artifact | None:
+        """The artifact, if it was traced already; None means that `trace` has to make it."""
+        found = await asyncio.to_thread(check_source, self._source)
+        if isinstance(found, Artifact):
+            return found
+        self._checkpoint = found
+        self._dtype = self._runtime.choose_dtype(self._source.model.dtype)
+        digest = await asyncio.to_thread(lambda: found.digest)
+        key = artifacts.cache_key(digest, self._source.tp, self._dtype, self._runtime.name)
+        self._directory = self._source.out or cache_dir() / "artifacts" / key
+        return self._open() if self._source.out is None else None
+
+    def _open(self) -> Artifact | None:
+        assert self._directory is not None
+        if not self._directory.exists():
+            return None
+        try:
+            return Artifact.open(self._directory)
+        except ArtifactError as e:
+            log.warning("%s; it will be traced again", e)
+            self.discard()
+            return None
+
+    def discard(self) -> None:
+        """Throw the traced artifact away, so that the next `find` does not see it; never a user's own."""
+        if self._directory is not None and self._source.out is None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def trace(self, ranks: Ranks) -> Artifact:
+        """Have every rank trace its shard, and put the artifact together.
+
+        Raises:
+            TprayError: what a rank raised; no partial artifact stays.
+        """
+        assert self._directory is not None, "find() comes before trace()"
+        self._directory.parent.mkdir(parents=True, exist_ok=True)
+        async with _locked(self._directory.parent / f".{self._directory.name}.lock"):
+            # Another group may have traced the same model while this one waited for the lock.
+            other = self._open() if self._source.out is None else None
+            return other or await self._trace(ranks, self._directory)
+
+    async def _trace(self, ranks: Ranks, directory: Path) -> Artifact:
+        assert self._checkpoint is not None
+        checkpoint, config = self._checkpoint, self._checkpoint.config
+        max_length = plan_for(config.model_type).max_length(config)
+        staging = directory.parent / f".{directory.name}.tracing"
+        shutil.rmtree(staging, ignore_errors=True)  # of a tracer that crashed: the lock is ours
+        try:
+            model_files = artifacts.copy_model_files(checkpoint, staging / artifacts.MODEL_DIR)
+            folders = [staging / f"rank_{rank:02d}" for rank in range(ranks.tp)]
+            each = [(checkpoint, self._dtype, max_length, folder) for folder in folders]
+            records = await ranks.call("trace", each=each)
+            (canary,) = await ranks.call("make_canary", each=[(checkpoint,)])
+            manifest = Manifest(
+                created=artifacts.now(),
+                versions=artifacts.versions(),
+                machine=artifacts.machine(),
+                model=ModelRecord(
+                    source=checkpoint.source,
+                    revision=checkpoint.revision,
+                    digest=checkpoint.digest,
+                    model_type=config.model_type,
+                    max_length=max_length,
+                    labels=tuple(config.id2label[i] for i in range(config.num_labels)),
+                    problem_type=config.problem_type,
+                ),
+                runtime=self._runtime.name,
+                tp=ranks.tp,
+                dtype=self._dtype,
+                shapes={name: ("batch", "sequence") for name in INPUT_NAMES} | {"logits": ("batch", "labels")},
+                model_files=model_files,
+                ranks=tuple(records),
+                canary=canary,
+            )
+            artifacts.write_manifest(staging, manifest)
+            shutil.rmtree(directory, ignore_errors=True)
+            staging.rename(directory)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return Artifact(directory, manifest)
+
+
+@asynccontextmanager
+async def _locked(path: Path) -> AsyncIterator[None]:
+    """Hold an exclusive lock on ``path`` without blocking the event loop."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(0.2)
+        yield
+    finally:
+        os.close(fd)

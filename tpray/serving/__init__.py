@@ -1,0 +1,2 @@
+"""What a client sees. Read `app` (HTTP and the Serve deployment), `engine`, `text`, `batcher`, then a dialect
+(`tei`); `local` is the same engine without Serve."""
