@@ -82,15 +82,16 @@ def log_level() -> str:
 
 
 def stay_quiet(environ: MutableMapping[str, str] | None = None) -> None:
-    """Switch off what would phone home unasked; a user's own setting is kept.
+    """Switch off what phones home unasked, and what libraries print unasked; a user's own setting is kept.
 
-    Ray's usage report and the Hub client's telemetry are opt-out upstream. Call it before either is
+    Ray's usage report and the Hub client's telemetry are opt-out upstream. Call it before any of them is
     imported; processes that Ray starts inherit the result.
     """
     target = os.environ if environ is None else environ
     for name, value in (
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
         ("TOKENIZERS_PARALLELISM", "false"),  # its thread pool would fight the ranks for their cores
     ):
         target.setdefault(name, value)

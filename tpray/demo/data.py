@@ -1,18 +1,18 @@
 """Sentence pairs for the demo: which sentences say the same thing, and which only look as if they did.
 
-A *family* of sentences is a list of *meanings* that share their words but contradict each other (a price rose,
-fell, or did not change); a meaning is a list of *phrasings* that are paraphrases of one another. Syntax of the
-tables in ``tpray.demo.phrases``:
+A *family* of sentences is a list of *meanings* that share their words but contradict each other (a price
+rose, fell, or did not change); a meaning is a list of *phrasings* that are paraphrases of one another. Syntax
+of the tables in ``tpray.demo.phrases``:
 
 * a blank line separates families, ``--`` separates the meanings of one family;
 * ``? `` starts a phrasing that is kept for evaluation and never trained on;
-* ``[a|b|]`` chooses one alternative; ``{city}``, ``{city2}`` are places for two different draws of that kind, and
-  ``{cook.past}`` asks for a form of a verb; ``{sentence}`` is a whole sentence of another family;
+* ``[a|b|]`` chooses one alternative; ``{city}`` and ``{city2}`` are places for two different draws of that
+  kind, ``{cook.past}`` asks for a form of a verb; ``{sentence}`` is a whole sentence of another family;
 * ``@symmetric`` says that exchanging ``{x}`` and ``{x2}`` keeps the meaning.
 
-A paraphrase is another phrasing (or other synonyms) of the same meaning about the same entities. What is not a
-paraphrase: a sentence about something else, another statement about the same entities, the same statement about
-another person, place or number, the same statement with its roles exchanged, and its contrary.
+A paraphrase is another phrasing (or other synonyms) of the same meaning about the same entities. What is not
+a paraphrase: a sentence about something else, another statement about the same entities, the same statement
+about another person, place or number, the same statement with its roles exchanged, and its contrary.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Union
+from functools import cache
 
 from .phrases import TABLES
 from .world import FORMS, Concept, Split, draw
@@ -73,7 +72,7 @@ class Statement:
     values: dict[str, Value]
 
 
-Value = Union[Concept, Statement]
+Value = Concept | Statement
 
 
 def _slot_names(phrasing: str) -> set[str]:
@@ -91,7 +90,7 @@ def _meaning(block: str) -> Meaning:
     return Meaning(trained, held_out, tuple(sorted(slots)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def families() -> tuple[Family, ...]:
     """Every family of the tables."""
     blocks = [block for table in TABLES for block in table.strip().split("\n\n")]
@@ -196,7 +195,7 @@ class Generator:
 
     def _same_entities(self) -> list[str] | None:
         """Two families that say different things about the same entities."""
-        one, other = self._statement(self.rng.choice(self.plain)), self._statement(self.rng.choice(self.plain))
+        one, other = (self._statement(self.rng.choice(self.plain)) for _ in range(2))
         shared = one.values.keys() & other.values.keys()
         if one.family is other.family or not shared:
             return None
@@ -244,6 +243,6 @@ def training_pairs(seed: int) -> Iterator[Pair]:
 
 
 def held_out_pairs(seed: int = 0, count: int = 2000) -> list[Pair]:
-    """``count`` pairs, half of them paraphrases, made of entities and phrasings that no training pair uses."""
+    """``count`` pairs, half of them paraphrases, of entities and phrasings that no training pair uses."""
     source = Generator("held_out", seed).pairs()
     return [next(source) for _ in range(count)]

@@ -21,11 +21,22 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-from transformers import get_cosine_schedule_with_warmup
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+)
 
 from . import MODEL_DIR
 from .data import Pair, held_out_pairs, templates, training_pairs
@@ -58,7 +69,7 @@ def build_tokenizer(seed: int, sentences: int = 60_000) -> PreTrainedTokenizerFa
     spelled = [first + second for first in characters for second in characters]
     said = (text for pair in pairs for text in (pair.first, pair.second))
     # Words of the tables are repeated, so that invented names do not crowd them out of the vocabulary.
-    listed = (sorted(templates("train")) + listed_words("train")) * 40
+    listed = (sorted(templates("train")) + listed_words("train")) * 300
     tokenizer.train_from_iterator(itertools.chain(said, listed, spelled), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
@@ -107,7 +118,9 @@ def build_model(vocabulary: int) -> BertForSequenceClassification:
 def encode(tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, Tensor]:
     """``pairs`` as padded int64 tensors [pairs, positions] ready for the model."""
     firsts, seconds = [pair.first for pair in pairs], [pair.second for pair in pairs]
-    encoded = tokenizer(firsts, seconds, padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt")
+    encoded = tokenizer(
+        firsts, seconds, padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt"
+    )
     return dict(encoded)
 
 
@@ -126,13 +139,17 @@ def batches(tokenizer: Any, seed: int) -> Iterator[tuple[dict[str, Tensor], Tens
     source = training_pairs(seed)
     shuffle = torch.Generator().manual_seed(seed)
     while True:
-        pool = sorted(itertools.islice(source, 32 * BATCH), key=lambda pair: len(pair.first) + len(pair.second))
+        pool = sorted(
+            itertools.islice(source, 32 * BATCH), key=lambda pair: len(pair.first) + len(pair.second)
+        )
         for index in torch.randperm(32, generator=shuffle).tolist():
             pairs = pool[index * BATCH : (index + 1) * BATCH]
             yield encode(tokenizer, pairs), torch.tensor([pair.label for pair in pairs])
 
 
-def train(model: BertForSequenceClassification, tokenizer: Any, seed: int, steps: int, console: Console) -> None:
+def train(
+    model: BertForSequenceClassification, tokenizer: Any, seed: int, steps: int, console: Console
+) -> None:
     """Train ``model`` in place."""
     hint = nn.Linear(model.config.hidden_size, 2)  # only helps training along; it is not kept
     parameters = [*model.parameters(), *hint.parameters()]
@@ -158,7 +175,9 @@ def train(model: BertForSequenceClassification, tokenizer: Any, seed: int, steps
             accuracy += 0.02 * ((output.logits.argmax(-1) == labels).float().mean().item() - accuracy)
             progress.update(task, advance=1, description=f"loss {loss_average:.3f}, accuracy {accuracy:.3f}")
             if step % 250 == 0:
-                console.print(f"step {step}: loss {loss_average:.3f}, accuracy {accuracy:.3f} on the training stream")
+                console.print(
+                    f"step {step}: loss {loss_average:.3f}, accuracy {accuracy:.3f} on the training stream"
+                )
     model.eval()
 
 
@@ -172,9 +191,13 @@ def probabilities(model: BertForSequenceClassification, tokenizer: Any, pairs: S
     return torch.cat(parts)
 
 
-def accuracies(model: BertForSequenceClassification, tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, float]:
+def accuracies(
+    model: BertForSequenceClassification, tokenizer: Any, pairs: Sequence[Pair]
+) -> dict[str, float]:
     """The share of right answers over all ``pairs`` and for each kind of pair."""
-    right = probabilities(model, tokenizer, pairs).argmax(dim=-1) == torch.tensor([pair.label for pair in pairs])
+    right = probabilities(model, tokenizer, pairs).argmax(dim=-1) == torch.tensor(
+        [pair.label for pair in pairs]
+    )
     groups: dict[str, list[int]] = defaultdict(list)
     for pair, correct in zip(pairs, right.tolist(), strict=True):
         groups["all"].append(correct)
@@ -184,10 +207,16 @@ def accuracies(model: BertForSequenceClassification, tokenizer: Any, pairs: Sequ
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, evaluate and save; see ``--help``."""
-    parser = argparse.ArgumentParser(prog="python -m tpray.demo.train", description="Train the demo classifier.")
-    parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: the packaged model)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tpray.demo.train", description="Train the demo classifier."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=MODEL_DIR, help="folder to write (default: the packaged model)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5000, help=f"batches of {BATCH} pairs (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=5000, help=f"batches of {BATCH} pairs (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     options = parser.parse_args(arguments)
     console = Console()

@@ -160,7 +160,11 @@ class ShardGroup:
         log.warning("the group restarts: %s", self.error)
         await self._tear_down()
         self.phases.clear()
-        await self._bring_up()
+        try:
+            await self._bring_up()
+        except BaseException as e:
+            self._fail(GroupError(f"the restart failed: {e}"))
+            raise
 
     async def stop(self) -> None:
         """End the ranks and give the place back; steps in flight raise `GroupError`."""
@@ -337,7 +341,8 @@ class ShardGroup:
 
     async def _tear_down(self) -> None:
         links, self._links = self._links, []
+        # Killed first: a rank that exits by itself when its wire closes looks like a crash to Ray.
+        await self.ranks.kill()
         for link in links:
             if link.transport is not None:
                 link.transport.abort()
-        await self.ranks.kill()

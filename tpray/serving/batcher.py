@@ -133,20 +133,20 @@ class Batcher:
             for row in queued:
                 row.future.cancel()  # no effect on those that are done
 
-    async def close(self) -> None:
-        """Stop forming steps; rows that wait raise `GroupError`."""
+    async def close(self, reason: GroupError) -> None:
+        """Stop forming steps; rows that wait raise ``reason``."""
         self._pump.cancel()
         for task in self._running:
             task.cancel()
         await asyncio.gather(self._pump, *self._running, return_exceptions=True)
         for row in [*self._queue, *(row for step in self._formed for row in step)]:
-            _fail(row, GroupError("the server is shutting down"))
+            _fail(row, reason)
 
     async def _run(self) -> None:
         while True:
             await self._slots.acquire()
-            await self._ready.wait()
             rows = await self._next_step()
+            await self._ready.wait()
             task = asyncio.get_running_loop().create_task(self._answer(rows))
             self._running.add(task)
             task.add_done_callback(self._finished)

@@ -74,7 +74,7 @@ class Engine:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         if self._batcher is not None:
-            await self._batcher.close()
+            await self._batcher.close(GroupError("the server is shutting down"))
         await self.group.stop()
 
     @property
@@ -163,6 +163,8 @@ class Engine:
                 log.error("restart %d of %d failed: %s", failures, RESTARTS, e)
                 if failures == RESTARTS:
                     self._dead = GroupError(f"the group could not be brought back: {e}")
+                    assert self._batcher is not None, "the keeper starts after the batcher"
+                    await self._batcher.close(self._dead)
                     return
                 await asyncio.sleep(failures)
             else:

@@ -1,0 +1,313 @@
+"""The command line. Exit codes: 0 done; 1 it failed; 2 something you gave cannot work; 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tpray import __version__
+from tpray.config import (
+    BatchConfig,
+    DtypeName,
+    ModelConfig,
+    ParallelConfig,
+    RuntimeName,
+    ServeConfig,
+    log_level,
+    stay_quiet,
+)
+from tpray.errors import (
+    ArtifactError,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    ModelNotFoundError,
+    TprayError,
+)
+
+if TYPE_CHECKING:
+    from tpray.group.group import PhaseReport
+    from tpray.serving.local import LocalClassifier
+
+USER_ERRORS = (ConfigError, ModelNotFoundError, CheckpointError, ArtifactError, InputError)
+
+app = typer.Typer(
+    name="tpray",
+    help="Tensor-parallel transformer classifiers on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        envvar="TPRAY_MODEL",
+        help="Hub id, checkpoint directory or traced artifact directory.",
+        show_default="the embedded demo",
+    ),
+]
+ModelFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        envvar="TPRAY_MODEL",
+        help="Hub id, checkpoint directory or traced artifact directory.",
+        show_default="the embedded demo",
+    ),
+]
+Tp = Annotated[int, typer.Option(min=1, envvar="TPRAY_TP", help="Tensor-parallel degree: ranks that share one model.")]
+Dtype = Annotated[DtypeName, typer.Option(envvar="TPRAY_DTYPE", help="What the shards compute in.")]
+Runtime = Annotated[RuntimeName, typer.Option(envvar="TPRAY_RUNTIME", help="The kind of core.")]
+CoresPerRank = Annotated[
+    int | None,
+    typer.Option(min=1, envvar="TPRAY_CORES_PER_RANK", help="CPU cores of each rank.", show_default="shared out evenly"),
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"tpray {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    stay_quiet()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("tpray").setLevel(log_level())
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    tp: Tp = 1,
+    replicas: Annotated[int, typer.Option(min=1, envvar="TPRAY_REPLICAS", help="Groups, each with the whole model.")] = 1,
+    dtype: Dtype = "auto",
+    runtime: Runtime = "auto",
+    cores_per_rank: CoresPerRank = None,
+    host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
+    max_batch_tokens: Annotated[int, typer.Option(min=1, envvar="TPRAY_MAX_BATCH_TOKENS")] = BatchConfig().max_batch_tokens,
+    max_concurrent_requests: Annotated[
+        int, typer.Option(min=1, envvar="TPRAY_MAX_CONCURRENT_REQUESTS", help="Texts queued or running; more get a 429.")
+    ] = BatchConfig().max_concurrent_requests,
+    max_client_batch_size: Annotated[
+        int, typer.Option(min=1, envvar="TPRAY_MAX_CLIENT_BATCH_SIZE", help="Items in one request.")
+    ] = BatchConfig().max_client_batch_size,
+    payload_limit: Annotated[
+        int, typer.Option(min=1024, envvar="TPRAY_PAYLOAD_LIMIT", help="Bytes in one request body.")
+    ] = BatchConfig().payload_limit_bytes,
+) -> None:
+    """Serve a classifier over HTTP until Ctrl-C."""
+    config = ServeConfig(
+        model=ModelConfig(source=model, dtype=dtype),
+        parallel=ParallelConfig(tp=tp, cores_per_rank=cores_per_rank, runtime=runtime),
+        batch=BatchConfig(
+            max_batch_tokens=max_batch_tokens,
+            max_concurrent_requests=max_concurrent_requests,
+            max_client_batch_size=max_client_batch_size,
+            payload_limit_bytes=payload_limit,
+        ),
+        replicas=replicas,
+    )
+    from tpray.serving import launch
+
+    named = model or "the embedded demo"
+    with launch.stopping_on_signals(), err.status(f"Starting {named}") as status:
+
+        def show(report: PhaseReport) -> None:
+            _show_phase(report)
+            status.update(f"Starting {named}: {report.name} done")
+
+        with launch.Server(config, host, port, show) as server:
+            status.stop()
+            _announce(server.url, named, config)
+            server.wait()
+            err.print("Stopping")
+    err.print("Stopped")
+
+
+def _announce(url: str, named: str, config: ServeConfig) -> None:
+    groups = f"{config.replicas} group{'s' if config.replicas > 1 else ''} of tp {config.parallel.tp}"
+    out.print(f"[bold green]Ready[/] {named}, {groups}, at [bold]{url}[/]", highlight=False)
+    body = '{"inputs": ["The company HuggingFace is based in New York City", "HuggingFace\'s headquarters are situated in Manhattan"]}'
+    quoted = body.replace("'", "'\\''")
+    out.print(f"  curl {url}/predict -H 'content-type: application/json' -d '{quoted}'", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"  {url}/docs describes the routes; Ctrl-C stops.", highlight=False)
+
+
+@app.command()
+def classify(
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; with --pair, exactly two that are read together.")] = None,
+    model: ModelFlag = None,
+    tp: Tp = 1,
+    dtype: Dtype = "auto",
+    runtime: Runtime = "auto",
+    cores_per_rank: CoresPerRank = None,
+    pair: Annotated[bool, typer.Option("--pair", help="The two texts are one pair.")] = False,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--in", help='JSONL to read: {"text": ...} or {"text": ..., "text_pair": ...} a line; - is standard input.'),
+    ] = None,
+    output_file: Annotated[Path | None, typer.Option("--out", help="JSONL to write; standard output without it.")] = None,
+    raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Logits instead of probabilities.")] = False,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
+) -> None:
+    """Classify texts, or a JSONL file, without a server."""
+    from tpray.serving import jsonl
+
+    if bool(texts) == (input_file is not None):
+        raise ConfigError("name texts to classify, or a JSONL file with --in, and not both")
+    if pair and (texts is None or len(texts) != 2):
+        raise ConfigError("--pair takes exactly two texts; in a JSONL file a pair has a text_pair")
+    if input_file is not None and str(input_file) != "-" and not input_file.is_file():
+        raise ConfigError(f"there is no file {input_file}")
+    if output_file is not None and not output_file.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {output_file.absolute().parent} to write {output_file.name} in")
+    with _load(model, tp, dtype, runtime, cores_per_rank) as classifier:
+        if input_file is not None:
+            done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err)
+            err.print(f"{done.classified} classified, {done.refused} refused", highlight=False)
+            raise typer.Exit(1 if done.refused else 0)
+        assert texts, "checked above"
+        items: list[Any] = [(texts[0], texts[1])] if pair else list(texts)
+        _print_scores(items, classifier.classify(items, raw_scores, truncate), as_json)
+
+
+def _print_scores(items: list[Any], rows: list[Any], as_json: bool) -> None:
+    if as_json:
+        for item, scores in zip(items, rows, strict=True):
+            sys.stdout.write(json.dumps({"input": item, "scores": scores}, ensure_ascii=False) + "\n")
+        return
+    table = Table("text", "label", "score")
+    for item, scores in zip(items, rows, strict=True):
+        for i, score in enumerate(scores):
+            text = "" if i else (item if isinstance(item, str) else "\n".join(item))
+            table.add_row(text, score["label"], f"{score['score']:.4f}", end_section=i == len(scores) - 1)
+    out.print(table)
+
+
+@app.command()
+def trace(
+    model: Model = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where to put the artifact.", show_default="the cache")] = None,
+    tp: Tp = 1,
+    dtype: Dtype = "auto",
+    runtime: Runtime = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+) -> None:
+    """Trace a model's shards ahead of time, check them, and print where the artifact is."""
+    from tpray.runtime.artifact import is_artifact
+
+    if out_dir is not None and out_dir.exists():
+        if not is_artifact(out_dir) and (not out_dir.is_dir() or any(out_dir.iterdir())):
+            raise ConfigError(f"{out_dir} exists and is no artifact: name another folder")
+        if is_artifact(out_dir) and not force:
+            raise ConfigError(f"{out_dir} is an artifact already: use it, or replace it with --force")
+    if model is not None and is_artifact(Path(model)):
+        raise ConfigError(f"{model} is an artifact already; trace takes a checkpoint or a Hub id")
+    with _load(model, tp, dtype, runtime, None, out_dir) as classifier:
+        artifact = classifier.group.artifact
+        assert artifact is not None, "a loaded group has an artifact"
+    out.print(str(artifact.directory), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and what `auto` would choose on it."""
+    from tpray.serving import doctor as checks
+
+    problems = 0
+    table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for finding in checks.examine():
+        mark = "" if finding.problem is None else "[red]✗[/] "
+        table.add_row(f"[bold]{finding.name}[/]", f"{mark}{finding.value}")
+        if finding.problem:
+            problems += 1
+            table.add_row("", f"[red]{finding.problem}[/]")
+    out.print(table)
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def status(
+    url: Annotated[str, typer.Argument(envvar="TPRAY_URL", help="Where a tpray server listens.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Ask a running server whether it is healthy, and what it serves."""
+    from urllib.error import HTTPError, URLError
+    from urllib.request import urlopen
+
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url} is no URL: it starts with http:// or https://")
+    try:
+        with urlopen(f"{url}/info", timeout=10) as answer:
+            info = json.load(answer)
+        try:
+            urlopen(f"{url}/health", timeout=30).close()
+            healthy = True
+        except HTTPError:
+            healthy = False
+    except (URLError, OSError, ValueError) as e:
+        reason = getattr(e, "reason", e)
+        raise TprayError(f"no tpray server answers at {url}: {reason}") from e
+    table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("[bold]health[/]", "[green]healthy[/]" if healthy else "[red]unhealthy[/]")
+    for key in ("model_id", "model_type", "model_dtype", "tp_degree", "runtime", "labels", "restarts", "version"):
+        table.add_row(f"[bold]{key.replace('_', ' ')}[/]", str(info.get(key)))
+    for rank in info.get("ranks", []):
+        size = (rank["sharded_bytes"] + rank["replicated_bytes"]) / 2**20
+        pinned = f"cores {rank['cores']}" if rank["cores"] else "unpinned"
+        table.add_row(f"[bold]rank {rank['rank']}[/]", f"process {rank['pid']}, {pinned}, {size:.1f} MiB of weights")
+    out.print(table)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _load(
+    model: str | None, tp: int, dtype: DtypeName, runtime: RuntimeName, cores: int | None, out_dir: Path | None = None
+) -> LocalClassifier:
+    from tpray.serving.local import load
+
+    with err.status(f"Starting {model or 'the embedded demo'}") as status:
+
+        def show(report: PhaseReport) -> None:
+            status.update(f"{report.name} done")
+
+        return load(model, tp, dtype, runtime, cores, out_dir, show)
+
+
+def _show_phase(report: PhaseReport) -> None:
+    note = f"  [dim]{report.note}[/]" if report.note else ""
+    err.print(f"  {report.number} {report.name:<8} {report.seconds:6.2f} s{note}", highlight=False, soft_wrap=True)
+
+
+def main() -> NoReturn:
+    """The console script: errors that a user can mend are one line, without a traceback."""
+    try:
+        app()
+    except TprayError as e:
+        err.print(f"[bold red]tpray:[/] {_escaped(e)}", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(e, USER_ERRORS) else 1)
+    except KeyboardInterrupt:
+        err.print("Interrupted")
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

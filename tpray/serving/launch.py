@@ -1,0 +1,132 @@
+"""Start and stop a server on this machine: Ray, Serve and the application, on loopback unless told otherwise."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+from tpray.config import ServeConfig
+from tpray.errors import ConfigError, GroupError, TprayError
+from tpray.group.cores import usable_cores
+from tpray.group.group import PhaseReport
+from tpray.group.store import Source, check_source
+from tpray.serving.progress import Receiver
+
+log = logging.getLogger("tpray.launch")
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Within the block SIGTERM does what Ctrl-C does: raise KeyboardInterrupt in the main thread."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `ConfigError` unless ``host:port`` can be listened on."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as e:
+        raise ConfigError(f"cannot listen on {host}:{port} ({e.strerror or e}): choose another --port or --host") from e
+
+
+class Server:
+    """A running server; use it in a ``with`` block.
+
+    Args:
+        config: what to serve.
+        host, port: where HTTP listens.
+        show: called with each start-up phase of the (first) group.
+
+    Raises:
+        TprayError: whatever keeps it from starting; nothing is left running.
+    """
+
+    def __init__(self, config: ServeConfig, host: str, port: int, show: Callable[[PhaseReport], None]) -> None:
+        self.config, self.host, self.port = config, host, port
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self._show = show
+
+    def __enter__(self) -> Server:
+        config, parallel = self.config, self.config.parallel
+        check_source(Source(config.model, parallel.tp, parallel.runtime))
+        check_port(self.host, self.port)
+        from tpray.group.cluster import start_ray
+        from tpray.serving.app import threads_of
+
+        cores, needed = len(usable_cores()), parallel.tp * threads_of(config) * config.replicas
+        if needed > cores:
+            log.warning(
+                "%d ranks want %d cores and this machine has %d: they run unpinned and share them",
+                parallel.tp * config.replicas, needed, cores,
+            )  # fmt: skip
+        try:
+            start_ray(max(cores, needed))
+            self._deploy()
+        except BaseException:
+            self._shut_down()
+            raise
+        return self
+
+    def _deploy(self) -> None:
+        from ray import serve
+
+        from tpray.serving.app import APP_NAME, application
+
+        serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
+        receiver = Receiver()
+        try:
+            app = application(self.config, receiver.address)
+            with ThreadPoolExecutor(1) as pool:
+                running: Future[Any] = pool.submit(serve.run, app, name=APP_NAME, route_prefix="/")
+                while not running.done():
+                    self._hear(receiver.poll(0.1))
+                running.result()
+        except RuntimeError as e:
+            raise GroupError(f"the application did not start: {str(e).strip().splitlines()[-1]}") from e
+        finally:
+            receiver.close()
+
+    def _hear(self, message: PhaseReport | TprayError | None) -> None:
+        if isinstance(message, TprayError):
+            raise message
+        if message is not None:
+            self._show(message)
+
+    def wait(self) -> None:
+        """Block until Ctrl-C or SIGTERM."""
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shut_down()
+
+    @staticmethod
+    def _shut_down() -> None:
+        import ray
+        from ray import serve
+
+        if ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
