@@ -69,7 +69,9 @@ Dtype = Annotated[DtypeName, typer.Option(envvar="TPRAY_DTYPE", help="What the s
 Runtime = Annotated[RuntimeName, typer.Option(envvar="TPRAY_RUNTIME", help="The kind of core.")]
 CoresPerRank = Annotated[
     int | None,
-    typer.Option(min=1, envvar="TPRAY_CORES_PER_RANK", help="CPU cores of each rank.", show_default="shared out evenly"),
+    typer.Option(
+        min=1, envvar="TPRAY_CORES_PER_RANK", help="CPU cores of each rank.", show_default="shared out evenly"
+    ),
 ]
 
 
@@ -94,15 +96,20 @@ def _start(
 def serve(
     model: Model = None,
     tp: Tp = 1,
-    replicas: Annotated[int, typer.Option(min=1, envvar="TPRAY_REPLICAS", help="Groups, each with the whole model.")] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=1, envvar="TPRAY_REPLICAS", help="Groups, each with the whole model.")
+    ] = 1,
     dtype: Dtype = "auto",
     runtime: Runtime = "auto",
     cores_per_rank: CoresPerRank = None,
     host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
-    max_batch_tokens: Annotated[int, typer.Option(min=1, envvar="TPRAY_MAX_BATCH_TOKENS")] = BatchConfig().max_batch_tokens,
+    max_batch_tokens: Annotated[
+        int, typer.Option(min=1, envvar="TPRAY_MAX_BATCH_TOKENS")
+    ] = BatchConfig().max_batch_tokens,
     max_concurrent_requests: Annotated[
-        int, typer.Option(min=1, envvar="TPRAY_MAX_CONCURRENT_REQUESTS", help="Texts queued or running; more get a 429.")
+        int,
+        typer.Option(min=1, envvar="TPRAY_MAX_CONCURRENT_REQUESTS", help="Texts queued or running; more get a 429."),
     ] = BatchConfig().max_concurrent_requests,
     max_client_batch_size: Annotated[
         int, typer.Option(min=1, envvar="TPRAY_MAX_CLIENT_BATCH_SIZE", help="Items in one request.")
@@ -143,15 +150,21 @@ def serve(
 def _announce(url: str, named: str, config: ServeConfig) -> None:
     groups = f"{config.replicas} group{'s' if config.replicas > 1 else ''} of tp {config.parallel.tp}"
     out.print(f"[bold green]Ready[/] {named}, {groups}, at [bold]{url}[/]", highlight=False)
-    body = '{"inputs": ["The company HuggingFace is based in New York City", "HuggingFace\'s headquarters are situated in Manhattan"]}'
-    quoted = body.replace("'", "'\\''")
-    out.print(f"  curl {url}/predict -H 'content-type: application/json' -d '{quoted}'", soft_wrap=True, highlight=False, markup=False)
+    example = {"inputs": ["The company is based in New York City", "The headquarters are situated in Manhattan"]}
+    out.print(
+        f"  curl {url}/predict -H 'content-type: application/json' -d '{json.dumps(example)}'",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
     out.print(f"  {url}/docs describes the routes; Ctrl-C stops.", highlight=False)
 
 
 @app.command()
 def classify(
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; with --pair, exactly two that are read together.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; with --pair, exactly two that are read together.")
+    ] = None,
     model: ModelFlag = None,
     tp: Tp = 1,
     dtype: Dtype = "auto",
@@ -160,9 +173,14 @@ def classify(
     pair: Annotated[bool, typer.Option("--pair", help="The two texts are one pair.")] = False,
     input_file: Annotated[
         Path | None,
-        typer.Option("--in", help='JSONL to read: {"text": ...} or {"text": ..., "text_pair": ...} a line; - is standard input.'),
+        typer.Option(
+            "--in",
+            help='JSONL to read: {"text": ...} or {"text": ..., "text_pair": ...} a line; - is standard input.',
+        ),
     ] = None,
-    output_file: Annotated[Path | None, typer.Option("--out", help="JSONL to write; standard output without it.")] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--out", help="JSONL to write; standard output without it.")
+    ] = None,
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Logits instead of probabilities.")] = False,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
@@ -204,7 +222,9 @@ def _print_scores(items: list[Any], rows: list[Any], as_json: bool) -> None:
 @app.command()
 def trace(
     model: Model = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Where to put the artifact.", show_default="the cache")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Where to put the artifact.", show_default="the cache")
+    ] = None,
     tp: Tp = 1,
     dtype: Dtype = "auto",
     runtime: Runtime = "auto",
@@ -245,7 +265,9 @@ def doctor() -> None:
 
 @app.command()
 def status(
-    url: Annotated[str, typer.Argument(envvar="TPRAY_URL", help="Where a tpray server listens.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Argument(envvar="TPRAY_URL", help="Where a tpray server listens.")
+    ] = "http://127.0.0.1:8000",
 ) -> None:
     """Ask a running server whether it is healthy, and what it serves."""
     from urllib.error import HTTPError, URLError
@@ -266,7 +288,16 @@ def status(
         raise TprayError(f"no tpray server answers at {url}: {reason}") from e
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("[bold]health[/]", "[green]healthy[/]" if healthy else "[red]unhealthy[/]")
-    for key in ("model_id", "model_type", "model_dtype", "tp_degree", "runtime", "labels", "restarts", "version"):
+    for key in (
+        "model_id",
+        "model_type",
+        "model_dtype",
+        "tp_degree",
+        "runtime",
+        "labels",
+        "restarts",
+        "version",
+    ):
         table.add_row(f"[bold]{key.replace('_', ' ')}[/]", str(info.get(key)))
     for rank in info.get("ranks", []):
         size = (rank["sharded_bytes"] + rank["replicated_bytes"]) / 2**20
@@ -277,7 +308,12 @@ def status(
 
 
 def _load(
-    model: str | None, tp: int, dtype: DtypeName, runtime: RuntimeName, cores: int | None, out_dir: Path | None = None
+    model: str | None,
+    tp: int,
+    dtype: DtypeName,
+    runtime: RuntimeName,
+    cores: int | None,
+    out_dir: Path | None = None,
 ) -> LocalClassifier:
     from tpray.serving.local import load
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from tpray.demo import MODEL_DIR
 from tpray.demo.data import Pair, families, held_out_pairs, templates, training_pairs
-from tpray.demo.train import accuracies, probabilities
+from tpray.demo.evaluate import accuracies, probabilities
 from tpray.demo.world import ENTITIES, entities, listed_words
 
 IN_NEW_YORK = "The company HuggingFace is based in New York City"
@@ -72,9 +72,7 @@ def test_generated_sentences_keep_the_two_halves_apart(trained: list[Pair], held
     # Names only: a common noun ("to drive a car") may also be part of a shared verb phrase.
     common_nouns = {word.strip().lower() for table in ENTITIES.values() for word in re.split("[,|=]", table)}
     assert not phrases(held_out) & (entities("train") - common_nouns)
-    sentences = [
-        {text for pair in pairs for text in (pair.first, pair.second)} for pairs in (trained, held_out)
-    ]
+    sentences = [{text for pair in pairs for text in (pair.first, pair.second)} for pairs in (trained, held_out)]
     assert not sentences[0] & sentences[1]
 
 

@@ -16,8 +16,7 @@ _NAME_PARTS = {
     "maker": "Mind Works Soft Hand Box Leaf Bird Lab Labs Ware Forge Line Bank Field Gate Tree Heart Eye "
     "Point Base Bridge Motors Systems Foods Air Pay Health House Games Space Net Wave Wolf Chip Book Cart "
     "Light Face Foot",
-    "title": "Silent Broken Golden Last Hidden Endless Lonely Burning Frozen Secret Distant Forgotten "
-    "Crimson Hollow",
+    "title": "Silent Broken Golden Last Hidden Endless Lonely Burning Frozen Secret Distant Forgotten Crimson Hollow",
     "topic": "River Garden Mountain Winter Promise Kingdom Voyage Island Shadow Harbour Letter Ocean Crown",
 }
 
@@ -38,9 +37,7 @@ def invented_name(kind: str, rng: random.Random) -> str:
     if kind == "company" and rng.random() < 0.5:
         made = part("brand") + rng.choice(["", "", " "]) + part("maker")
     elif kind == "company":
-        made = name(rng.choice([2, 2, 3])).capitalize() + rng.choice(
-            ["", "", "", " Labs", " Motors", " Foods"]
-        )
+        made = name(rng.choice([2, 2, 3])).capitalize() + rng.choice(["", "", "", " Labs", " Motors", " Foods"])
     elif kind == "person":
         made = name(2).capitalize() + ("" if rng.random() < 0.7 else " " + name(2).capitalize())
     elif kind == "team":

@@ -14,7 +14,6 @@ import json
 import os
 import string
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ from transformers import (
 )
 
 from . import MODEL_DIR
-from .data import Pair, held_out_pairs, templates, training_pairs
+from .data import held_out_pairs, templates, training_pairs
+from .evaluate import accuracies, encode
 from .world import listed_words
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -107,21 +107,12 @@ def build_model(vocabulary: int) -> BertForSequenceClassification:
     model = BertForSequenceClassification(config)
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
-            # Equal queries and keys make every token attend to its own copies from the start, which is most of
-            # what comparing two sentences needs; found by chance, it takes thousands of steps.
+            # Equal queries and keys make every token attend to its own copies from the start, which is most
+            # of what comparing two sentences needs; found by chance, it takes thousands of steps.
             attention = layer.attention.self
             nn.init.normal_(attention.query.weight, std=0.12)
             attention.key.weight.copy_(attention.query.weight)
     return model
-
-
-def encode(tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-    """``pairs`` as padded int64 tensors [pairs, positions] ready for the model."""
-    firsts, seconds = [pair.first for pair in pairs], [pair.second for pair in pairs]
-    encoded = tokenizer(
-        firsts, seconds, padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt"
-    )
-    return dict(encoded)
 
 
 def repeated(inputs: dict[str, Tensor]) -> Tensor:
@@ -139,17 +130,13 @@ def batches(tokenizer: Any, seed: int) -> Iterator[tuple[dict[str, Tensor], Tens
     source = training_pairs(seed)
     shuffle = torch.Generator().manual_seed(seed)
     while True:
-        pool = sorted(
-            itertools.islice(source, 32 * BATCH), key=lambda pair: len(pair.first) + len(pair.second)
-        )
+        pool = sorted(itertools.islice(source, 32 * BATCH), key=lambda pair: len(pair.first) + len(pair.second))
         for index in torch.randperm(32, generator=shuffle).tolist():
             pairs = pool[index * BATCH : (index + 1) * BATCH]
             yield encode(tokenizer, pairs), torch.tensor([pair.label for pair in pairs])
 
 
-def train(
-    model: BertForSequenceClassification, tokenizer: Any, seed: int, steps: int, console: Console
-) -> None:
+def train(model: BertForSequenceClassification, tokenizer: Any, seed: int, steps: int, console: Console) -> None:
     """Train ``model`` in place."""
     hint = nn.Linear(model.config.hidden_size, 2)  # only helps training along; it is not kept
     parameters = [*model.parameters(), *hint.parameters()]
@@ -175,48 +162,16 @@ def train(
             accuracy += 0.02 * ((output.logits.argmax(-1) == labels).float().mean().item() - accuracy)
             progress.update(task, advance=1, description=f"loss {loss_average:.3f}, accuracy {accuracy:.3f}")
             if step % 250 == 0:
-                console.print(
-                    f"step {step}: loss {loss_average:.3f}, accuracy {accuracy:.3f} on the training stream"
-                )
+                console.print(f"step {step}: loss {loss_average:.3f}, accuracy {accuracy:.3f} on the training stream")
     model.eval()
-
-
-@torch.inference_mode()
-def probabilities(model: BertForSequenceClassification, tokenizer: Any, pairs: Sequence[Pair]) -> Tensor:
-    """The probability of each class [pairs, 2]."""
-    parts = [
-        model(**encode(tokenizer, pairs[start : start + 100])).logits.softmax(dim=-1)
-        for start in range(0, len(pairs), 100)
-    ]
-    return torch.cat(parts)
-
-
-def accuracies(
-    model: BertForSequenceClassification, tokenizer: Any, pairs: Sequence[Pair]
-) -> dict[str, float]:
-    """The share of right answers over all ``pairs`` and for each kind of pair."""
-    right = probabilities(model, tokenizer, pairs).argmax(dim=-1) == torch.tensor(
-        [pair.label for pair in pairs]
-    )
-    groups: dict[str, list[int]] = defaultdict(list)
-    for pair, correct in zip(pairs, right.tolist(), strict=True):
-        groups["all"].append(correct)
-        groups[pair.kind].append(correct)
-    return {kind: round(sum(results) / len(results), 4) for kind, results in groups.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, evaluate and save; see ``--help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tpray.demo.train", description="Train the demo classifier."
-    )
-    parser.add_argument(
-        "--out", type=Path, default=MODEL_DIR, help="folder to write (default: the packaged model)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m tpray.demo.train", description="Train the demo classifier.")
+    parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: the packaged model)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--steps", type=int, default=5000, help=f"batches of {BATCH} pairs (default: %(default)s)"
-    )
+    parser.add_argument("--steps", type=int, default=5000, help=f"batches of {BATCH} pairs (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     options = parser.parse_args(arguments)
     console = Console()
@@ -248,9 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     (options.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     console.print(accuracy)
-    console.print(
-        f"held-out accuracy: {accuracy['all']:.3f} ({len(held_out)} pairs, unseen entities and unseen templates)"
-    )
+    pairs = f"{len(held_out)} pairs, unseen entities and unseen templates"
+    console.print(f"held-out accuracy: {accuracy['all']:.3f} ({pairs})")
 
 
 if __name__ == "__main__":

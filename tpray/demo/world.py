@@ -26,9 +26,7 @@ from .names import COMMON, invented_name
 from .phrases import TABLES
 
 Split = Literal["train", "held_out"]
-Word = tuple[
-    str, ...
-]  # the forms of one word: base, third person, past, participle, -ing (nouns have one form)
+Word = tuple[str, ...]  # the forms of one word: base, third person, past, participle, -ing (nouns have one form)
 Concept = tuple[Word, ...]  # interchangeable words
 FORMS = {"base": 0, "s": 1, "past": 2, "done": 3, "ing": 4}
 
@@ -41,8 +39,7 @@ VERBS = {
     "hire=employ, see/saw/seen, hear/heard, praise, push, love=adore, hate=detest, trust, "
     "defeat=beat/beat/beaten, hug/hugged/hugged/hugging=embrace, kiss, warn, ignore, blame, interview, "
     "remember, surprise, save=rescue, attack",
-    "hunt": "chase, bite/bit/bitten, watch, follow, scare=frighten, attack, hear/heard, find/found, "
-    "see/saw/seen",
+    "hunt": "chase, bite/bit/bitten, watch, follow, scare=frighten, attack, hear/heard, find/found, see/saw/seen",
     "cook": "cook=prepare=make/made, eat/ate/eaten, order, burn/burned, taste, bring/brought, share, "
     "serve, buy/bought=purchase, throw/threw/thrown+away",
     "write": "write/wrote/written, read/read/read, publish, translate, review, buy/bought=purchase, "
@@ -69,8 +66,7 @@ WORDS = {
     "ago, in 2019, in 2021, on Monday, on Tuesday, on Friday, on Sunday, in the summer, in the winter, in "
     "May, in March, in the afternoon, this evening, today, long ago, an hour ago",
     "day": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, tomorrow, Christmas Eve",
-    "month": "January, February, March, April, May, June, July, August, September, October, November, "
-    "December",
+    "month": "January, February, March, April, May, June, July, August, September, October, November, December",
     "hour": "one=one o'clock, two=2=two o'clock, three=3=three o'clock, four=4, five=5=five o'clock, "
     "six=6, seven=7=seven o'clock, eight=8=eight o'clock, nine=9=nine o'clock, ten=10=ten o'clock, "
     "eleven=11, noon=midday=twelve, midnight, half past two, half past six, quarter past nine",
@@ -94,15 +90,13 @@ WORDS = {
     "banker, musician, gardener",
     "relation": "mother=mom, father=dad, brother, sister, boss=manager, neighbour=neighbor, cousin, "
     "uncle, aunt, best friend, daughter, son, teacher, doctor, husband, wife, colleague=coworker, student",
-    "human": "man=guy, woman=lady, boy, girl, child=kid, old man, young woman, teacher, doctor, student, "
-    "baby, soldier",
+    "human": "man=guy, woman=lady, boy, girl, child=kid, old man, young woman, teacher, doctor, student, baby, soldier",
     "weather": "nice=lovely, bad=awful, sunny, rainy=wet, cloudy=overcast, windy, snowy, foggy=misty, "
     "stormy, hot=very warm, cold=chilly, warm, dry, icy=freezing",
     "vehicle": "train, bus, plane=airplane, car, bike=bicycle, boat=ship, ferry, taxi=cab, motorcycle, tram",
     "room": "kitchen, bedroom, bathroom, garden, garage, cellar=basement, office, hall, living room, library",
     "season": "spring, summer, autumn=fall, winter",
-    "illness": "cold, fever, headache, cough, broken leg, broken arm, toothache, heart disease, flu, "
-    "cancer, back pain",
+    "illness": "cold, fever, headache, cough, broken leg, broken arm, toothache, heart disease, flu, cancer, back pain",
     "organ": "health, heart, skin, teeth, brain, stomach, bones, eyes, liver, lungs",
     "deed": "call, pay, come, wait, leave, help, stay, travel, vote, win, swim, drive, dance, cook, sing, "
     "speak, sleep, study, work, return=come back, quit=resign, apologise=apologize=say sorry, smoke, "
@@ -173,17 +167,14 @@ def _conjugate(text: str) -> Word:
     past = given[0] if given else (base[:-1] + "ied" if soft_y else stem + "ed")
     done = given[1] if len(given) > 1 else past
     ing = given[2] if len(given) > 2 else (base if base.endswith("ee") else stem) + "ing"
-    third = (
-        base[:-1] + "ies" if soft_y else base + ("es" if base.endswith(("sh", "ch", "ss", "x", "o")) else "s")
-    )
+    third = base[:-1] + "ies" if soft_y else base + ("es" if base.endswith(("sh", "ch", "ss", "x", "o")) else "s")
     return tuple(f"{form} {tail}".rstrip() for form in (base, third, past, done, ing))
 
 
 def _concepts(table: str, verbs: bool = False) -> list[Concept]:
     entries = [entry.strip() for entry in table.split(",") if entry.strip()]
     return [
-        tuple(_conjugate(word.strip()) if verbs else (word.strip(),) for word in entry.split("="))
-        for entry in entries
+        tuple(_conjugate(word.strip()) if verbs else (word.strip(),) for word in entry.split("=")) for entry in entries
     ]
 
 

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -94,8 +94,7 @@ class _Link(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -197,9 +196,7 @@ class ShardGroup:
         try:
             result = await asyncio.wait_for(work, limit_s)
         except asyncio.TimeoutError as e:
-            raise StartTimeoutError(
-                f"start-up phase {number} ({name}) did not finish within {limit_s:.0f} s"
-            ) from e
+            raise StartTimeoutError(f"start-up phase {number} ({name}) did not finish within {limit_s:.0f} s") from e
         report = PhaseReport(number, name, time.perf_counter() - started, self._note(name))
         self.phases.append(report)
         log.info("phase %d %s: %.2f s %s", report.number, report.name, report.seconds, report.note)
@@ -232,7 +229,7 @@ class ShardGroup:
         try:
             accepting = asyncio.to_thread(listener.accept, self.ranks.tp, [store], limit_s)
             joining = self.ranks.call("connect", listener.address, listener.token, limit_s)
-            sockets, _ = await asyncio.gather(accepting, joining)
+            sockets = (await asyncio.gather(accepting, joining))[0]
         finally:
             listener.close()
             os.close(store)

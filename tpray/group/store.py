@@ -69,7 +69,9 @@ def _check_agrees(manifest: Manifest, source: Source) -> None:
             f"{manifest.tp}, or trace the model again"
         )
     if source.model.dtype not in ("auto", manifest.dtype):
-        raise ConfigError(f"the artifact {source.model.source} was traced in {manifest.dtype}, not {source.model.dtype}")
+        raise ConfigError(
+            f"the artifact {source.model.source} was traced in {manifest.dtype}, not {source.model.dtype}"
+        )
     if source.runtime not in ("auto", manifest.runtime):
         raise ConfigError(f"the artifact {source.model.source} was traced for the runtime {manifest.runtime}")
 
@@ -158,7 +160,7 @@ class ArtifactStore:
                 runtime=self._runtime.name,
                 tp=ranks.tp,
                 dtype=self._dtype,
-                shapes={name: ("batch", "sequence") for name in INPUT_NAMES} | {"logits": ("batch", "labels")},
+                shapes=dict.fromkeys(INPUT_NAMES, ("batch", "sequence")) | {"logits": ("batch", "labels")},
                 model_files=model_files,
                 ranks=tuple(records),
                 canary=canary,

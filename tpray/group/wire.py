@@ -69,9 +69,7 @@ class Frame:
             _ENTRY.pack(_DTYPES.index(a.dtype), a.ndim, 0) + struct.pack(f"<{a.ndim}I", *a.shape) for a in arrays
         )
         body = b"".join([struct.pack("<I", len(table)), table, *(a.tobytes() for a in arrays), text])
-        header = _HEADER.pack(
-            _MAGIC, self.kind, len(arrays), 0, len(text), self.step, self.micros, len(body)
-        )
+        header = _HEADER.pack(_MAGIC, self.kind, len(arrays), 0, len(text), self.step, self.micros, len(body))
         return header + body
 
 

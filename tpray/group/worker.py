@@ -55,7 +55,12 @@ class ShardWorker:
     """
 
     def __init__(
-        self, rank: int, tp: int, runtime: RuntimeName, threads: int, exit_process: Callable[[int], object] = os._exit
+        self,
+        rank: int,
+        tp: int,
+        runtime: RuntimeName,
+        threads: int,
+        exit_process: Callable[[int], object] = os._exit,
     ) -> None:
         self.rank, self.tp, self.threads = rank, tp, threads
         self._runtime = runtime_for(runtime)

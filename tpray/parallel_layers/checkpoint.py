@@ -97,9 +97,9 @@ class Checkpoint:
 
     def check_classifier(self) -> None:
         """Raise `UnsupportedModelError` unless transformers has a sequence classifier of this type."""
-        from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as classifiers
+        from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
 
-        if type(self.config) not in classifiers:
+        if type(self.config) not in CLASSIFIERS:
             raise UnsupportedModelError(
                 f"{self.source}: transformers has no sequence classifier of the type {self.config.model_type!r}"
             )
@@ -264,7 +264,7 @@ class _Pickled:
         self.path = path
         try:
             self._tensors: dict[str, Tensor] = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-        except Exception as e:  # noqa: BLE001  # torch.load raises many types for a damaged file
+        except Exception as e:  # torch.load raises many types for a damaged file
             raise CheckpointError(f"{path} is damaged or holds more than tensors: {e}") from e
 
     def names(self) -> list[str]:

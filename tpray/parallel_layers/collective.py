@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -125,12 +125,13 @@ class GlooCollective:
         self.rank = rank
         self.size = size
         try:
-            store = dist.FileStore(f"/proc/self/fd/{store_fd}", size)
-            options = dist.ProcessGroupGloo._Options()
+            store = torch._C._distributed_c10d.FileStore(f"/proc/self/fd/{store_fd}", size)
+            gloo: Any = dist.ProcessGroupGloo  # its stub lacks the calls below
+            options = gloo._Options()
             # Without a device gloo listens on the address of the host's name, which others can reach.
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+            options._devices = [gloo.create_device(hostname="127.0.0.1")]
             options._timeout = timedelta(seconds=timeout_s)
-            self._group = dist.ProcessGroupGloo(store, rank, size, options)
+            self._group = gloo(store, rank, size, options)
         except RuntimeError as e:
             raise CollectiveError(f"rank {rank} of {size} could not join the gloo group: {e}") from e
 
@@ -202,7 +203,7 @@ def _all_gather_shape(x: Tensor, dim: int, size: int) -> Tensor:
 _library.impl("all_reduce", _all_reduce, "CPU")
 _library.impl("all_gather", _all_gather, "CPU")
 _library.impl("broadcast", _broadcast, "CPU")
-torch.library.register_fake("tpray::all_reduce", lambda x: torch.empty_like(x), lib=_library)
+torch.library.register_fake("tpray::all_reduce", lambda x: x.new_empty(x.shape), lib=_library)
 torch.library.register_fake("tpray::all_gather", _all_gather_shape, lib=_library)
 torch.library.register_fake("tpray::broadcast", lambda x, source: torch.empty_like(x), lib=_library)
 

@@ -52,8 +52,7 @@ def shard_bounds(full: int, rank: int, size: int, stride: int = 1) -> Iterator[t
 def _divide(what: str, full: int, size: int, stride: int = 1) -> int:
     if full % (size * stride):
         raise DegreeError(
-            f"{what} of {full} does not divide into {size} ranks"
-            + (f" with stride {stride}" if stride > 1 else "")
+            f"{what} of {full} does not divide into {size} ranks" + (f" with stride {stride}" if stride > 1 else "")
         )
     return full // size
 

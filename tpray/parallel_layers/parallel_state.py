@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from tpray.errors import ConfigError
+from tpray.errors import CollectiveError, ConfigError
 
 if TYPE_CHECKING:
     from tpray.parallel_layers.collective import Collective
@@ -58,7 +58,7 @@ def use(rank: int, size: int, collective: Collective | None = None) -> Iterator[
     """
     if not 0 <= rank < size:
         raise ConfigError(f"rank {rank} is not in a group of {size}")
-    token = _state.set(ParallelState(rank, size, collective or _Absent(rank, size)))
+    token = _state.set(ParallelState(rank, size, collective or cast("Collective", _Absent(rank, size))))
     try:
         yield _state.get()
     finally:
@@ -72,9 +72,7 @@ class _Absent:
     rank: int
     size: int
 
-    def __getattr__(self, name: str) -> object:
-        from tpray.errors import CollectiveError
-
+    def __getattr__(self, name: str) -> Any:
         raise CollectiveError(f"rank {self.rank} of {self.size} has no collective: {name} cannot run here")
 
 

@@ -24,7 +24,7 @@ class ShardedClassifier(nn.Module):
         super().__init__()
         self.model = model
         accepted = inspect.signature(model.forward).parameters
-        types: int = getattr(model.config, "type_vocab_size", 0)  # type: ignore[assignment]
+        types: int = getattr(model.config, "type_vocab_size", 0)
         self.takes_token_types = "token_type_ids" in accepted and types > 1
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:

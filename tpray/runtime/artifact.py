@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tpray.config import RuntimeName
 from tpray.errors import ArtifactError
 from tpray.parallel_layers.checkpoint import TEXT_FILES, Checkpoint, file_digest
 
@@ -88,7 +89,7 @@ class Manifest(_Frozen):
     versions: dict[str, str]
     machine: str
     model: ModelRecord
-    runtime: str
+    runtime: RuntimeName
     tp: int
     dtype: str
     shapes: dict[str, tuple[str, ...]]

@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Runtime(Protocol):
     """One kind of core. Calls are made in the process of the rank, within `parallel_state.use`."""
 
-    name: str
+    name: RuntimeName
 
     def choose_dtype(self, asked: DtypeName) -> str:
         """The dtype to trace in.

@@ -32,9 +32,7 @@ def make_canary(checkpoint: Checkpoint) -> Canary:
     with torch.no_grad():
         logits = ShardedClassifier(model)(*inputs)
     ids, mask, types = (tuple(map(tuple, t.tolist())) for t in inputs)
-    return Canary(
-        input_ids=ids, attention_mask=mask, token_type_ids=types, logits=tuple(map(tuple, logits.tolist()))
-    )
+    return Canary(input_ids=ids, attention_mask=mask, token_type_ids=types, logits=tuple(map(tuple, logits.tolist())))
 
 
 def _inputs(config: object, max_length: int) -> tuple[Tensor, Tensor, Tensor]:

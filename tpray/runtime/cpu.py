@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tpray.config import DtypeName
+from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
 from tpray.runtime.base import Program
 from tpray.runtime.program import as_callable, load_program, save_program
@@ -37,7 +37,7 @@ def multiplies_bfloat16() -> bool:
 class CpuRuntime:
     """See `tpray.runtime.base.Runtime`."""
 
-    name = "cpu"
+    name: RuntimeName = "cpu"
 
     def choose_dtype(self, asked: DtypeName) -> str:
         """``auto`` is bfloat16 where the cores multiply it natively, else float32."""
@@ -51,7 +51,10 @@ class CpuRuntime:
         return asked
 
     def trace(self, shard: nn.Module, max_length: int, directory: Path) -> None:
-        batch, sequence = torch.export.Dim("batch", min=1), torch.export.Dim("sequence", min=1, max=max_length)
+        batch, sequence = (
+            torch.export.Dim("batch", min=1),
+            torch.export.Dim("sequence", min=1, max=max_length),
+        )
         # Sizes of 0 and 1 would be taken for constants, whatever the Dim says.
         ids = torch.full((2, min(16, max_length)), 2, dtype=torch.int64)
         example = (ids, torch.ones_like(ids), torch.zeros_like(ids))

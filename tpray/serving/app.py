@@ -5,7 +5,8 @@ replica owns one tensor-parallel group: its placement group holds the ranks' cor
 takes none.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: FastAPI reads the routes' annotations from a class that Serve has
+# shipped by value, where the names in them are not to be found again.
 
 import logging
 from collections.abc import Sequence
@@ -75,12 +76,36 @@ async def docs() -> Response:
     )
 
 
+# Serve ships the class below by value, as it is when it is decorated: what it calls comes before it.
+
+
+async def _body(request: Request, limit_bytes: int) -> bytes:
+    """The request's body, given up as soon as it is known to exceed the limit."""
+    too_large = PayloadTooLargeError(f"the body is larger than {limit_bytes} bytes: send smaller batches")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > limit_bytes:
+        raise too_large
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def threads_of(config: ServeConfig) -> int:
+    """Cores of each rank: as configured, or this machine's shared out among all ranks of all replicas."""
+    parallel = config.parallel
+    return parallel.cores_per_rank or cores_per_rank(len(usable_cores()), parallel.tp * config.replicas)
+
+
 @serve.deployment(name=DEPLOYMENT_NAME)
 @serve.ingress(api)
 class Classifier:
     """One replica: one group, its queue, and the routes."""
 
-    async def __init__(self, config: ServeConfig, progress_address: str | None = None) -> None:
+    # Serve awaits an async constructor; the language does not know that.
+    async def __init__(self, config: ServeConfig, progress_address: str | None = None) -> None:  # type: ignore[misc]
         logging.getLogger("tpray").setLevel(log_level())
         self._config = config
         parallel = config.parallel
@@ -135,9 +160,7 @@ class Classifier:
         try:
             asked = tei.parse(await _body(request, self._config.batch.payload_limit_bytes))
             items, batch = tei.items_of(asked)
-            answer = await self._engine.classify(
-                items, asked.raw_scores, asked.truncate, asked.truncation_direction
-            )
+            answer = await self._engine.classify(items, asked.raw_scores, asked.truncate, asked.truncation_direction)
         except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
             return _failure(e)
         return Response(tei.render(answer, batch), 200, tei.timing_headers(answer), "application/json")
@@ -203,26 +226,6 @@ class Classifier:
             await engine.stop()
 
 
-async def _body(request: Request, limit_bytes: int) -> bytes:
-    """The request's body, given up as soon as it is known to exceed the limit."""
-    too_large = PayloadTooLargeError(f"the body is larger than {limit_bytes} bytes: send smaller batches")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > limit_bytes:
-        raise too_large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit_bytes:
-            raise too_large
-    return bytes(body)
-
-
-def threads_of(config: ServeConfig) -> int:
-    """Cores of each rank: as configured, or this machine's shared out among all ranks of all replicas."""
-    parallel = config.parallel
-    return parallel.cores_per_rank or cores_per_rank(len(usable_cores()), parallel.tp * config.replicas)
-
-
 def build(args: dict[str, Any]) -> serve.Application:
     """The Serve application.
 
@@ -242,7 +245,8 @@ def application(config: ServeConfig, progress_address: str | None = None) -> ser
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     parallel = config.parallel.model_copy(update={"cores_per_rank": threads})
     config = config.model_copy(update={"parallel": parallel})
-    deployment = Classifier.options(
+    deployable: Any = Classifier  # a serve.Deployment, which the decorators' types do not say
+    deployment = deployable.options(
         num_replicas=config.replicas,
         ray_actor_options={"num_cpus": 0},
         placement_group_bundles=[bundle(parallel.tp, threads)],
@@ -253,4 +257,5 @@ def application(config: ServeConfig, progress_address: str | None = None) -> ser
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=20,
     )
-    return deployment.bind(config, progress_address)
+    bound: serve.Application = deployment.bind(config, progress_address)
+    return bound

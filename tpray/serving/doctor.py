@@ -31,7 +31,10 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Every finding, in the order in which a person would ask."""
-    yield Finding("tpray", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    yield Finding(
+        "tpray",
+        f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+    )
     yield _system()
     yield from (_package(name, oldest) for name, oldest in PACKAGES.items())
     yield Finding("neuron", "not supported by this release; runtimes: cpu")
@@ -42,9 +45,16 @@ def examine() -> Iterator[Finding]:
     yield _cache(cache_dir())
     chosen = CpuRuntime().choose_dtype("auto")
     reason = "multiplied natively" if multiplies_bfloat16() else "this CPU has no AVX512_BF16 or AMX"
-    yield Finding("auto chooses", f"runtime cpu, dtype {chosen} (bfloat16 is {reason})" if chosen == "bfloat16"
-                  else f"runtime cpu, dtype {chosen} ({reason})")
-    yield Finding("", ", ".join(f"tp {tp}: {max(1, len(cores) // tp)} cores a rank" for tp in (1, 2, 4) if tp <= len(cores)))
+    yield Finding(
+        "auto chooses",
+        f"runtime cpu, dtype {chosen} (bfloat16 is {reason})"
+        if chosen == "bfloat16"
+        else f"runtime cpu, dtype {chosen} ({reason})",
+    )
+    yield Finding(
+        "",
+        ", ".join(f"tp {tp}: {max(1, len(cores) // tp)} cores a rank" for tp in (1, 2, 4) if tp <= len(cores)),
+    )
 
 
 def _system() -> Finding:
@@ -60,7 +70,11 @@ def _package(name: str, oldest: tuple[int, ...]) -> Finding:
         return Finding(name, "missing", f"pip install '{name}>={'.'.join(map(str, oldest))}'")
     number = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
     wanted = ".".join(map(str, oldest))
-    return Finding(name, found, None if number >= oldest else f"older than the tested {wanted}: pip install '{name}>={wanted}'")
+    return Finding(
+        name,
+        found,
+        None if number >= oldest else f"older than the tested {wanted}: pip install '{name}>={wanted}'",
+    )
 
 
 def _numa() -> str:
@@ -96,6 +110,8 @@ def _cache(directory: Path) -> Finding:
     kept = [path for path in (directory / "artifacts").glob("*") if is_artifact(path)]
     size = sum(file.stat().st_size for path in kept for file in path.rglob("*") if file.is_file())
     free = shutil.disk_usage(directory).free
-    value = f"{directory}: {len(kept)} traced artifacts, {size / 2**20:.0f} MiB; {free / 2**30:.1f} GiB free on its disk"
+    value = (
+        f"{directory}: {len(kept)} traced artifacts, {size / 2**20:.0f} MiB; {free / 2**30:.1f} GiB free on its disk"
+    )
     problem = "less than 1 GiB is free there: set TPRAY_CACHE to a larger disk" if free < 2**30 else None
     return Finding("model cache", value, problem)

@@ -38,7 +38,12 @@ class _Line:
 
 
 def classify_file(
-    classifier: LocalClassifier, source: Path, target: Path | None, raw: bool, truncate: bool, console: Console
+    classifier: LocalClassifier,
+    source: Path,
+    target: Path | None,
+    raw: bool,
+    truncate: bool,
+    console: Console,
 ) -> Counts:
     """Classify every line of ``source`` (``-`` is standard input) into ``target`` (None is standard output).
 
@@ -48,7 +53,11 @@ def classify_file(
     """
     counts = Counts()
     with ExitStack() as stack:
-        reader = sys.stdin if str(source) == "-" else stack.enter_context(source.open(encoding="utf-8", errors="surrogateescape"))
+        reader = (
+            sys.stdin
+            if str(source) == "-"
+            else stack.enter_context(source.open(encoding="utf-8", errors="surrogateescape"))
+        )
         partial = target.with_name(f".{target.name}.partial") if target else None
         writer: TextIO = stack.enter_context(partial.open("w", encoding="utf-8")) if partial else sys.stdout
         total = None if str(source) == "-" else _count_lines(source)

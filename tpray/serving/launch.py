@@ -22,18 +22,28 @@ from tpray.serving.progress import Receiver
 log = logging.getLogger("tpray.launch")
 
 
-@contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Within the block SIGTERM does what Ctrl-C does: raise KeyboardInterrupt in the main thread."""
+def catch_signals() -> dict[signal.Signals, Any]:
+    """Have SIGTERM and SIGINT raise KeyboardInterrupt; the handlers that were there are returned."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    return {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGINT raise KeyboardInterrupt in the main thread.
+
+    SIGINT too, because a shell starts a background job with it ignored.
+    """
+
+    before = catch_signals()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_port(host: str, port: int) -> None:
@@ -79,6 +89,7 @@ class Server:
             )  # fmt: skip
         try:
             start_ray(max(cores, needed))
+            catch_signals()  # Ray has put a handler of its own in their place
             self._deploy()
         except BaseException:
             self._shut_down()
@@ -91,6 +102,11 @@ class Server:
         from tpray.serving.app import APP_NAME, application
 
         serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
+        for name in (
+            "ray",
+            "ray.serve",
+        ):  # what went wrong reaches the user as an error, the rest is in their files
+            logging.getLogger(name).setLevel(logging.ERROR)
         receiver = Receiver()
         try:
             app = application(self.config, receiver.address)

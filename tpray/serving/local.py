@@ -16,7 +16,7 @@ from tpray.config import BatchConfig, DtypeName, ModelConfig, ParallelConfig, Ru
 from tpray.errors import ConfigError
 from tpray.group.cores import cores_per_rank, usable_cores
 from tpray.group.group import PhaseReport, ShardGroup
-from tpray.group.ranks import RayRanks, Ranks
+from tpray.group.ranks import Ranks, RayRanks
 from tpray.group.store import Source, check_source
 from tpray.group.wire import Array
 from tpray.runtime.base import INPUT_NAMES
@@ -53,9 +53,7 @@ class LocalClassifier:
         """How long each start-up phase took."""
         return list(self.group.phases)
 
-    def classify(
-        self, inputs: Item | Sequence[Item], raw_scores: bool = False, truncate: bool = False
-    ) -> list[Any]:
+    def classify(self, inputs: Item | Sequence[Item], raw_scores: bool = False, truncate: bool = False) -> list[Any]:
         """Score every label, best first.
 
         Args:

@@ -58,7 +58,9 @@ class PredictRequest(BaseModel):
 
     inputs: Annotated[
         str | list[str] | list[list[str]],
-        Field(description="a text; a list of two: one pair; a list of lists: a batch of texts ([a]) and pairs ([a, b])"),
+        Field(
+            description="a text; a list of two: one pair; a list of lists: a batch of texts ([a]) and pairs ([a, b])"
+        ),
     ]
     raw_scores: bool = Field(False, description="logits instead of probabilities")
     truncate: bool = Field(False, description="cut texts that are longer than the model takes")
@@ -143,7 +145,11 @@ def render_error(error: Exception) -> tuple[int, bytes, Mapping[str, str]]:
     """Status, body and headers for an error."""
     status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
     # A message of our own is written for the caller; anything else may carry what a caller must not see.
-    text = str(error) if isinstance(error, TprayError) else f"internal error ({type(error).__name__}); see the server's log"
+    text = (
+        str(error)
+        if isinstance(error, TprayError)
+        else f"internal error ({type(error).__name__}); see the server's log"
+    )
     headers = {"retry-after": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else {}
     return status, json.dumps({"error": text, "error_type": kind}).encode(), headers
 
@@ -156,4 +162,6 @@ def _explain(error: ValidationError) -> str:
     if where == "inputs":
         wrong = "is missing" if first["type"] == "missing" else "has the wrong type"
         return f"`inputs` {wrong}: send a text, a pair [a, b] or a batch [[a], [b, c]]"
-    return f"`{where}`: {first['msg'][:1].lower()}{first['msg'][1:]}" if first["loc"] else "the body must be a JSON object"
+    return (
+        f"`{where}`: {first['msg'][:1].lower()}{first['msg'][1:]}" if first["loc"] else "the body must be a JSON object"
+    )

@@ -4,6 +4,4 @@ from __future__ import annotations
 
 from . import business, daily, people, places, sentences, things
 
-TABLES: tuple[str, ...] = tuple(
-    module.TABLE for module in (people, daily, business, places, things, sentences)
-)
+TABLES: tuple[str, ...] = tuple(module.TABLE for module in (people, daily, business, places, things, sentences))

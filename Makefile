@@ -1,0 +1,38 @@
+# Every target sets up .venv by itself when it is missing or older than what it is made from.
+.PHONY: serve test bench check clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml deployments/constraints.txt
+# torch by its exact version first: pip then takes the CPU build where there is one, and nothing later replaces it.
+INSTALL = $(BIN)/pip install --disable-pip-version-check -q -c deployments/constraints.txt
+
+ARGS ?= --tp 2
+
+serve: .venv/serve.stamp
+	$(BIN)/tpray serve $(ARGS)
+
+test: .venv/dev.stamp
+	$(BIN)/pytest
+
+bench:
+	@echo "make bench: the benchmark is not in this release yet"; exit 1
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/serve.stamp: $(SOURCES)
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e .
+	touch $@
+
+.venv/dev.stamp: .venv/serve.stamp
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv
