@@ -81,6 +81,11 @@ def log_level() -> str:
     return os.environ.get("TPRAY_LOG", "WARNING").upper()
 
 
+def ray_address() -> str | None:
+    """The running Ray that ``RAY_ADDRESS`` names, Ray's own variable."""
+    return os.environ.get("RAY_ADDRESS")
+
+
 def stay_quiet(environ: MutableMapping[str, str] | None = None) -> None:
     """Switch off what phones home unasked, and what libraries print unasked; a user's own setting is kept.
 

@@ -6,11 +6,11 @@ Nothing here is needed where Ray runs already: `ensure_ray` then leaves it alone
 from __future__ import annotations
 
 import logging
-import os
+from typing import Any
 
 import ray
 
-from tpray.config import stay_quiet
+from tpray.config import ray_address, stay_quiet
 from tpray.errors import ConfigError
 
 log = logging.getLogger("tpray.cluster")
@@ -25,7 +25,7 @@ def ensure_ray(cpus: int) -> bool:
     if ray.is_initialized():
         return False
     stay_quiet()
-    address = os.environ.get("RAY_ADDRESS")
+    address = ray_address()
     if address:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -37,7 +37,17 @@ def ensure_ray(cpus: int) -> bool:
 
 
 def start_ray(cpus: int) -> None:
-    """Start a Ray on this machine, listening on loopback where Ray lets one choose."""
+    """Start a Ray on this machine that listens on loopback only.
+
+    Ray takes ``_node_ip_address`` but turns a loopback address into the machine's own one, so that other nodes
+    could join; a server that was started by one command must not be reachable by others unasked. Both
+    functions below belong to Ray 2.60, which is the only version that tpray installs with.
+    """
+    from ray._private import services
+
+    private: Any = services
+    private.resolve_ip_for_localhost = lambda host: host
+    private.get_node_ip_address = lambda *_, **__: "127.0.0.1"
     ray.init(
         num_cpus=cpus,
         include_dashboard=False,

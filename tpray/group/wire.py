@@ -196,6 +196,9 @@ def connect(address: str, token: str, rank: int, fds: int, timeout_s: float) -> 
     except OSError as e:
         sock.close()
         raise GroupError(f"rank {rank} could not reach its group's owner: {e}") from e
+    if len(received) != fds:
+        sock.close()
+        raise GroupError(f"rank {rank} was refused by its group's owner")
     sock.settimeout(None)
     return sock, received
 

@@ -97,10 +97,9 @@ class ShardWorker:
     def connect(self, address: str, token: str, timeout_s: float) -> None:
         """Join the wire and the group's collective, and start answering steps."""
         sock, (store_fd,) = wire.connect(address, token, self.rank, 1, timeout_s)
-        try:
-            if self.tp > 1:
-                self._collective = GlooCollective(self.rank, self.tp, store_fd, timeout_s)
-        finally:
+        if self.tp > 1:
+            self._collective = GlooCollective(self.rank, self.tp, store_fd, timeout_s)
+        else:
             os.close(store_fd)
         threading.Thread(target=self._answer, args=(sock,), name=f"tpray-rank-{self.rank}", daemon=True).start()
 

@@ -12,6 +12,7 @@ peer is gone or late. bfloat16 is summed in float32 (``reduce_dtype`` of neuronx
 
 from __future__ import annotations
 
+import os
 import threading
 from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
@@ -116,7 +117,8 @@ class GlooCollective:
     """torch.distributed's gloo between processes of one machine, over loopback.
 
     The rendezvous is a ``FileStore`` on a memfd that all ranks were handed, so it has no name in any file
-    system and no listening port, and nothing is left behind when a rank is killed.
+    system and no listening port, and nothing is left behind when a rank is killed. The descriptor becomes the
+    collective's own, and `close` closes it.
 
     Source: https://docs.pytorch.org/docs/stable/distributed.html (FileStore, ProcessGroupGloo).
     """
@@ -124,14 +126,15 @@ class GlooCollective:
     def __init__(self, rank: int, size: int, store_fd: int, timeout_s: float) -> None:
         self.rank = rank
         self.size = size
+        self._store_fd = store_fd
         try:
-            store = torch._C._distributed_c10d.FileStore(f"/proc/self/fd/{store_fd}", size)
+            self._store = torch._C._distributed_c10d.FileStore(f"/proc/self/fd/{store_fd}", size)
             gloo: Any = dist.ProcessGroupGloo  # its stub lacks the calls below
             options = gloo._Options()
             # Without a device gloo listens on the address of the host's name, which others can reach.
             options._devices = [gloo.create_device(hostname="127.0.0.1")]
             options._timeout = timedelta(seconds=timeout_s)
-            self._group = gloo(store, rank, size, options)
+            self._group = gloo(self._store, rank, size, options)
         except RuntimeError as e:
             raise CollectiveError(f"rank {rank} of {size} could not join the gloo group: {e}") from e
 
@@ -152,7 +155,9 @@ class GlooCollective:
         return result
 
     def close(self) -> None:
-        self._group.abort()
+        del self._group
+        del self._store  # it opens its file once more when it goes
+        os.close(self._store_fd)
 
     def _run(self, name: str, work: dist.Work) -> None:
         try:

@@ -1,0 +1,102 @@
+"""Fixtures. Only tests marked ``ray`` can start Ray; every test has a cache folder of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tpray.config import stay_quiet
+
+stay_quiet()
+
+SMALL = {
+    "vocab_size": 120,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 80,
+    "num_labels": 3,
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("ray") is None:
+        import ray
+
+        def refuse(*_: object, **__: object) -> None:
+            raise AssertionError("this test is not marked `ray`, so it must not start Ray")
+
+        monkeypatch.setattr(ray, "init", refuse)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that saves a small seeded classifier with a letter tokenizer; biases and norms are not zero."""
+    made: dict[str, Path] = {}
+
+    def make(model_type: str = "bert", **changes: Any) -> Path:
+        key = f"{model_type} {sorted(changes.items())}"
+        if key not in made:
+            made[key] = _save(tmp_path_factory.mktemp(model_type), model_type, changes)
+        return made[key]
+
+    return make
+
+
+def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
+    from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
+
+    sizes = dict(SMALL)
+    if model_type == "distilbert":
+        for theirs, ours in (
+            ("dim", "hidden_size"),
+            ("n_layers", "num_hidden_layers"),
+            ("n_heads", "num_attention_heads"),
+            ("hidden_dim", "intermediate_size"),
+        ):
+            sizes[theirs] = sizes.pop(ours)
+    config = AutoConfig.for_model(model_type, **(sizes | changes))
+    torch.manual_seed(7)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(0.1, 0.3)  # a bias of zero would hide one that is added twice
+            else:
+                parameter.normal_(0.0, 0.15)
+    model.save_pretrained(directory)
+    letters = [chr(c) for c in range(97, 123)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    vocabulary = directory / "vocab.txt"
+    vocabulary.write_text("\n".join(words))
+    BertTokenizerFast(str(vocabulary)).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Iterator[Callable[[], int]]:
+    """A function that gives a port nobody listens on."""
+    import socket
+
+    used = itertools.count()
+
+    def port() -> int:
+        next(used)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            number: int = probe.getsockname()[1]
+            return number
+
+    yield port

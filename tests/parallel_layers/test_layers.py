@@ -1,0 +1,132 @@
+"""The layers against torch's own, over every way to cut them; ranks are threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tpray.errors import CollectiveError, ConfigError, DegreeError
+from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.collective import ThreadCollective, all_reduce
+from tpray.parallel_layers.layers import (
+    ColumnParallelLinear,
+    ParallelEmbedding,
+    RowParallelLinear,
+    is_sharded,
+    shard_bounds,
+)
+
+
+def on_ranks(tp: int, work: Callable[[int], Tensor]) -> list[Tensor]:
+    """What ``work(rank)`` returns on each of tp threads that share a collective."""
+    members, results, errors = ThreadCollective.create(tp, 20), [torch.empty(0)] * tp, []
+
+    def run(rank: int) -> None:
+        try:
+            with parallel_state.use(rank, tp, members[rank]), torch.no_grad():
+                results[rank] = work(rank)
+        except Exception as e:
+            members[rank].close()
+            errors.append(e)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(tp)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+def fill(layer: nn.Module, full: dict[str, Tensor], rank: int, tp: int) -> None:
+    for name, parameter in layer.named_parameters():
+        value = full[name]
+        if is_sharded(parameter):
+            bounds = shard_bounds(value.shape[parameter.partition_dim], rank, tp, parameter.partition_stride)
+            pieces = [value.narrow(parameter.partition_dim, a, b - a) for a, b in bounds]
+            value = torch.cat(pieces, parameter.partition_dim)
+        parameter.copy_(value)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_column_then_row_equals_two_linears(tp: int, stride: int) -> None:
+    """Catches a row bias added on every rank, and a column output cut in another order than the row's input."""
+    torch.manual_seed(0)
+    first, second, x = nn.Linear(10, 24), nn.Linear(24, 6), torch.randn(2, 5, 10)
+    expected = second(torch.tanh(first(x)))
+
+    def work(rank: int) -> Tensor:
+        column = ColumnParallelLinear(10, 24, gather_output=False, stride=stride)
+        row = RowParallelLinear(24, 6, input_is_parallel=True, stride=stride)
+        fill(column, dict(first.named_parameters()), rank, tp)
+        fill(row, dict(second.named_parameters()), rank, tp)
+        return row(torch.tanh(column(x)))
+
+    for result in on_ranks(tp, work):
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_gathered_column_and_scattered_row(tp: int) -> None:
+    torch.manual_seed(1)
+    first, second, x = nn.Linear(10, 8), nn.Linear(8, 6), torch.randn(3, 10)
+
+    def work(rank: int) -> Tensor:
+        column, row = ColumnParallelLinear(10, 8), RowParallelLinear(8, 6)
+        assert column.bias is not None
+        assert column.bias.shape == (8,)  # whole: it is added after the gather
+        fill(column, dict(first.named_parameters()), rank, tp)
+        fill(row, dict(second.named_parameters()), rank, tp)
+        return row(column(x))
+
+    for result in on_ranks(tp, work):
+        torch.testing.assert_close(result, second(first(x)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+@pytest.mark.parametrize("by_width", [False, True])
+def test_embedding(tp: int, by_width: bool) -> None:
+    torch.manual_seed(2)
+    whole, ids = nn.Embedding(16, 8), torch.randint(0, 16, (3, 7))
+
+    def work(rank: int) -> Tensor:
+        layer = ParallelEmbedding(16, 8, shard_across_embedding=by_width)
+        fill(layer, dict(whole.named_parameters()), rank, tp)
+        return layer(ids)
+
+    for result in on_ranks(tp, work):
+        assert torch.equal(result, whole(ids))
+
+
+def test_bfloat16_is_summed_in_float32() -> None:
+    """Four ranks of 1 + 3/256 lose their fractions if each partial sum is rounded to bfloat16."""
+    x = torch.full((4,), 257 / 256, dtype=torch.float32).to(torch.bfloat16)
+    results = on_ranks(4, lambda rank: all_reduce(x))
+    assert all(torch.equal(r, (x.float() * 4).to(torch.bfloat16)) for r in results)
+
+
+def test_indivisible_sizes_are_refused() -> None:
+    with parallel_state.use(0, 4), pytest.raises(DegreeError, match="10 does not divide into 4"):
+        ColumnParallelLinear(4, 10)
+
+
+def test_no_state_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="not initialised"):
+        ColumnParallelLinear(4, 4)
+
+
+def test_a_collective_without_peers_is_refused() -> None:
+    with parallel_state.use(0, 2), pytest.raises(CollectiveError, match="all_reduce"):
+        all_reduce(torch.ones(2))
+
+
+def test_a_missing_rank_is_an_error_and_no_hang() -> None:
+    members = ThreadCollective.create(2, timeout_s=0.2)
+    with pytest.raises(CollectiveError, match="another rank"):
+        members[0].all_reduce(torch.ones(1))
