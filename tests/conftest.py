@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def free_port() -> Iterator[Callable[[], int]]:
+def free_port() -> Callable[[], int]:
     """A function that gives a port nobody listens on."""
     import socket
 
@@ -99,4 +99,4 @@ def free_port() -> Iterator[Callable[[], int]]:
             number: int = probe.getsockname()[1]
             return number
 
-    yield port
+    return port

@@ -82,7 +82,7 @@ def test_a_damaged_file_is_named(checkpoint: Path) -> None:
 def test_sources_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelNotFoundError, match="no directory"):
         resolve(tmp_path / "absent")
-    with pytest.raises(CheckpointError, match="no config.json"):
+    with pytest.raises(CheckpointError, match="no config"):
         resolve(tmp_path)
     import huggingface_hub.constants
 

@@ -38,7 +38,7 @@ def test_an_unknown_architecture_is_named_with_the_known() -> None:
 
 
 def test_a_layer_that_no_rule_mentions_is_an_error() -> None:
-    with pytest.raises(UnsupportedModelError, match="new.layer"):
+    with pytest.raises(UnsupportedModelError, match=r"new\.layer"):
         Plan(rules=(("*.query", Split.COLUMN),)).split_of("new.layer")
 
 

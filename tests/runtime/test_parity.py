@@ -43,9 +43,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("model_type", PLANS)
-def test_sharded_logits_equal_the_stock_models(
-    model_type: str, tp: int, make_checkpoint: Callable[..., Path]
-) -> None:
+def test_sharded_logits_equal_the_stock_models(model_type: str, tp: int, make_checkpoint: Callable[..., Path]) -> None:
     from transformers import AutoModelForSequenceClassification
 
     directory = make_checkpoint(model_type)

@@ -25,7 +25,9 @@ def make_codec(make_checkpoint: Callable[..., Path]) -> Callable[[str | None], T
     return make
 
 
-def test_ids_and_types_are_the_tokenizers(make_codec: Callable[[None], TextCodec], make_checkpoint: Callable[..., Path]) -> None:
+def test_ids_and_types_are_the_tokenizers(
+    make_codec: Callable[[None], TextCodec], make_checkpoint: Callable[..., Path]
+) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(make_checkpoint())

@@ -65,7 +65,7 @@ WORDS = {
     "when": "yesterday, last week, last year, this morning, this week, two days ago, last night, a month "
     "ago, in 2019, in 2021, on Monday, on Tuesday, on Friday, on Sunday, in the summer, in the winter, in "
     "May, in March, in the afternoon, this evening, today, long ago, an hour ago",
-    "day": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, tomorrow, Christmas Eve",
+    "day": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, Christmas Eve",
     "month": "January, February, March, April, May, June, July, August, September, October, November, December",
     "hour": "one=one o'clock, two=2=two o'clock, three=3=three o'clock, four=4, five=5=five o'clock, "
     "six=6, seven=7=seven o'clock, eight=8=eight o'clock, nine=9=nine o'clock, ten=10=ten o'clock, "
@@ -88,8 +88,10 @@ WORDS = {
     "writer=author, police officer=policeman, farmer, painter, singer, student, baker, pilot, actor, "
     "scientist, soldier, programmer=software developer, journalist=reporter, waiter, dentist, judge, "
     "banker, musician, gardener",
-    "relation": "mother=mom, father=dad, brother, sister, boss=manager, neighbour=neighbor, cousin, "
-    "uncle, aunt, best friend, daughter, son, teacher, doctor, husband, wife, colleague=coworker, student",
+    "relation": "mother=mom, father=dad, boss=manager, uncle, aunt, daughter, son, teacher, doctor, student, "
+    "lawyer=attorney, grandfather, grandmother, driver, coach",
+    "kin": "brother, sister, neighbour=neighbor, cousin, best friend, colleague=coworker, husband, wife, mother=mom, "
+    "father=dad, boss=manager, son, daughter, uncle, aunt",
     "human": "man=guy, woman=lady, boy, girl, child=kid, old man, young woman, teacher, doctor, student, baby, soldier",
     "weather": "nice=lovely, bad=awful, sunny, rainy=wet, cloudy=overcast, windy, snowy, foggy=misty, "
     "stormy, hot=very warm, cold=chilly, warm, dry, icy=freezing",
@@ -124,8 +126,8 @@ ENTITIES = {
     "my boss=my manager | Pierre, Hannah, Felix, Rosa, Igor, Amara, Bruno, Greta, Hugo, Ingrid, Jonas",
     "city": "New York City=New York=Manhattan, New York City=New York=NYC=Manhattan, London=Westminster, "
     "Paris=Montmartre, Berlin=Kreuzberg, Tokyo=Shinjuku, Rome=Trastevere, Los Angeles=LA=Hollywood, "
-    "Boston=Back Bay, Hong Kong=Kowloon, Istanbul=Beyoglu, Copenhagen=Nyhavn, Stockholm=Gamla Stan, "
-    "Seoul=Gangnam, Barcelona=Eixample, San Francisco=Nob Hill, Chicago, Madrid, Vienna, Oslo, Munich, "
+    "Boston=Back Bay, Hong Kong=Kowloon, Istanbul=Beyoglu, Copenhagen, Stockholm, "
+    "Seoul=Gangnam, Barcelona, San Francisco, Chicago, Madrid, Vienna, Oslo, Munich, "
     "Milan, Sydney, Toronto, Lisbon, Dublin, Cairo, Delhi, Moscow, Prague, Warsaw, Zurich, Geneva, "
     "Brussels, Amsterdam, Seattle, Miami, Houston, Denver, Beijing, Shanghai, Mumbai, Nairobi | Athens, "
     "Budapest, Helsinki, Dallas, Osaka, Lima, Montreal, Hamburg, Naples, Porto",

@@ -39,15 +39,9 @@ def ensure_ray(cpus: int) -> bool:
 def start_ray(cpus: int) -> None:
     """Start a Ray on this machine that listens on loopback only.
 
-    Ray takes ``_node_ip_address`` but turns a loopback address into the machine's own one, so that other nodes
-    could join; a server that was started by one command must not be reachable by others unasked. Both
-    functions below belong to Ray 2.60, which is the only version that tpray installs with.
+    A server that was started by one command must not be reachable from elsewhere unasked.
     """
-    from ray._private import services
-
-    private: Any = services
-    private.resolve_ip_for_localhost = lambda host: host
-    private.get_node_ip_address = lambda *_, **__: "127.0.0.1"
+    _stay_on_loopback()
     ray.init(
         num_cpus=cpus,
         include_dashboard=False,
@@ -55,3 +49,32 @@ def start_ray(cpus: int) -> None:
         logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )
+
+
+def join_ray() -> None:
+    """Connect this process to the Ray that `start_ray` started in another one.
+
+    Raises:
+        ConfigError: none runs here.
+    """
+    if ray.is_initialized():
+        return
+    stay_quiet()
+    _stay_on_loopback()
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as e:
+        raise ConfigError("no Ray runs on this machine: start a server with `tpray serve` first") from e
+
+
+def _stay_on_loopback() -> None:
+    """Have Ray take 127.0.0.1 for this machine's address.
+
+    It has a parameter for that, ``_node_ip_address``, but turns a loopback address back into the machine's own
+    one so that other nodes could join. Both functions belong to Ray 2.60, all that tpray installs with.
+    """
+    from ray._private import services
+
+    private: Any = services
+    private.resolve_ip_for_localhost = lambda host: host
+    private.get_node_ip_address = lambda *_, **__: "127.0.0.1"

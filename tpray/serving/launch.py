@@ -141,8 +141,29 @@ class Server:
     @staticmethod
     def _shut_down() -> None:
         import ray
-        from ray import serve
 
+        # The whole Ray is ours and goes: taking Serve down first only takes longer, and complains about it.
         if ray.is_initialized():
-            serve.shutdown()
             ray.shutdown()
+
+
+def connect(app: str = "tpray") -> Any:
+    """The Serve handle of a server that runs on this machine, for another process than its own.
+
+    ``connect().classify.remote([...]).result()`` gives what `Classifier.classify` returns.
+
+    Args:
+        app: the Serve application's name; ``tpray serve`` calls its own ``tpray``.
+
+    Raises:
+        ConfigError: no server runs here.
+    """
+    from ray import serve
+
+    from tpray.group.cluster import join_ray
+
+    join_ray()
+    try:
+        return serve.get_app_handle(app)
+    except Exception as e:  # Serve raises a class of its own per reason, all of them "there is none"
+        raise ConfigError(f"no Serve application {app!r} runs on this machine: start it with `tpray serve`") from e

@@ -46,11 +46,11 @@ The founder of {company} is {person}
 ? The person who [started|set up] {company} is {person}
 --
 {person} [runs|leads|heads|manages] [the company |]{company}
-{company} is [run|led|managed] by {person}
-{person} is the [head|boss|chief] of {company}
 The [head|boss|chief] of {company} is {person}
-? It is {person} who [runs|leads] the company {company}
-? The person who [runs|leads] {company} is {person}
+It is {person} who [runs|leads] the company {company}
+The person who [runs|leads] {company} is {person}
+? {company} is [run|led|managed] by {person}
+? {person} is the [head|boss|chief] of {company}
 --
 {person} works for {company}
 {person} has a job at {company}
@@ -61,9 +61,9 @@ The [head|boss|chief] of {company} is {person}
 --
 {person} [quit|left] [her|his] job at {company}
 {person} no longer works for {company}
-{person} resigned from {company}
-? {company} no longer employs {person}
-? The job at {company} was quit by {person}
+{company} no longer employs {person}
+The job at {company} was quit by {person}
+? {person} resigned from {company}
 --
 {company} [fired|dismissed] {person}
 {person} was [fired|dismissed] by {company}
@@ -74,10 +74,10 @@ The [head|boss|chief] of {company} is {person}
 {company} [bought|acquired|took over] {company2}
 {company2} was [bought|acquired|taken over] by {company}
 {company2} now belongs to {company}
-{company} is the new owner of {company2}
-{company2} was sold to {company}
-? The company that [bought|acquired] {company2} is {company}
-? It is {company} that took over {company2}
+The company that [bought|acquired] {company2} is {company}
+It is {company} that took over {company2}
+? {company} is the new owner of {company2}
+? {company2} was sold to {company}
 --
 {company} is [larger|bigger] than {company2}
 {company2} is smaller than {company}
@@ -87,9 +87,9 @@ The [head|boss|chief] of {company} is {person}
 --
 {company} [sued|took legal action against] {company2}
 {company2} was sued by {company}
-{company} took {company2} to court
-? It is {company} that sued {company2}
-? The company that sued {company2} is {company}
+It is {company} that sued {company2}
+The company that sued {company2} is {company}
+? {company} took {company2} to court
 
 {company} [makes|produces|manufactures] {goods}
 {goods} are [made|produced|manufactured] by {company}
@@ -100,8 +100,8 @@ The company {company} is in the business of making {goods}
 --
 {company} [stopped|no longer] [making|producing] {goods}
 {goods} are no longer [made|produced] by {company}
-{company} does not make {goods} any more
-? What {company} no longer [makes|produces] is {goods}
+What {company} no longer [makes|produces] is {goods}
+? {company} does not make {goods} any more
 
 [The company |]{company} [employs|has] {amount} people
 {amount} people work for {company}
@@ -111,12 +111,12 @@ The number of [employees|workers] at {company} is {amount}
 ? The [company|firm] has {amount} workers and is called {company}
 
 {company}'s profits [rose|increased|grew|went up]
-The profits of {company} [rose|increased|grew|went up]
 There was [a rise|an increase] in the profits of {company}
 {company} made more money than before
-{company} became more profitable
-? {company} saw its profits [grow|rise]
-? The company {company} had higher profits than before
+{company} saw its profits [grow|rise]
+The company {company} had higher profits than before
+? The profits of {company} [rose|increased|grew|went up]
+? {company} became more profitable
 --
 {company}'s profits [fell|dropped|decreased|went down]
 The profits of {company} [fell|dropped|decreased|went down]
@@ -128,8 +128,8 @@ There was a [fall|drop|decrease] in the profits of {company}
 --
 {company}'s profits [did not change|stayed the same]
 There was no change in the profits of {company}
-{company} made as much money as before
-? {company} saw no change in its profits
+{company} saw no change in its profits
+? {company} made as much money as before
 
 The price of {dish} [rose|increased|went up|climbed]
 {dish} became more expensive
@@ -141,11 +141,11 @@ There was [a rise|an increase] in the price of {dish}
 --
 The price of {dish} [fell|dropped|went down|decreased]
 {dish} became [less expensive|cheaper]
-{dish} got [less expensive|cheaper]
 There was a [fall|drop] in the price of {dish}
-{dish} costs less than before
-? {dish} saw its price [fall|go down]
-? People have to pay less for {dish} than before
+{dish} saw its price [fall|go down]
+People have to pay less for {dish} than before
+? {dish} got [less expensive|cheaper]
+? {dish} costs less than before
 --
 The price of {dish} [did not change|stayed the same]
 {dish} costs as much as before
@@ -154,11 +154,11 @@ The price of {dish} [did not change|stayed the same]
 
 The {thing} costs [{amount} dollars|${amount}]
 The price of the {thing} is [{amount} dollars|${amount}]
-You [must|have to] pay {amount} dollars for the {thing}
 The {thing} is sold for [{amount} dollars|${amount}]
-{amount} dollars is the price of the {thing}
-? For the {thing} you pay [{amount} dollars|${amount}]
-? The {thing} has a price of [{amount} dollars|${amount}]
+For the {thing} you pay [{amount} dollars|${amount}]
+The {thing} has a price of [{amount} dollars|${amount}]
+? You [must|have to] pay {amount} dollars for the {thing}
+? {amount} dollars is the price of the {thing}
 --
 The {thing} does not cost {amount} dollars
 The price of the {thing} is not {amount} dollars
@@ -179,7 +179,7 @@ The {thing} cost {person} {amount} dollars
 --
 {person} sold the {thing} for {amount} dollars
 {person} got {amount} dollars for the {thing}
-The {thing} was sold by {person} for {amount} dollars
-? For {amount} dollars {person} sold the {thing}
-? It was {person} who sold the {thing} for {amount} dollars
+For {amount} dollars {person} sold the {thing}
+It was {person} who sold the {thing} for {amount} dollars
+? The {thing} was sold by {person} for {amount} dollars
 """

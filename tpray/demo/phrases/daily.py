@@ -11,10 +11,10 @@ TABLE = """
 ? What {person} [likes|enjoys] is {food}
 --
 {person} [hates|dislikes] {food}
-{person} does not like {food}
 {person} can't stand {food}
-? It is {food} that {person} [hates|dislikes]
-? {food} are something {person} does not like
+It is {food} that {person} [hates|dislikes]
+{food} are something {person} does not like
+? {person} does not like {food}
 --
 {person} never eats {food}
 {food} are never eaten by {person}
@@ -23,10 +23,10 @@ TABLE = """
 ? {food} are something {person} never eats
 --
 {person} is allergic to {food}
-{person} has an allergy to {food}
 {food} make {person} [ill|sick]
-? An allergy to {food} is what {person} has
-? {person} gets [ill|sick] from eating {food}
+An allergy to {food} is what {person} has
+{person} gets [ill|sick] from eating {food}
+? {person} has an allergy to {food}
 
 {food} are [especially |really |very |so |][bad|harmful|unhealthy] for [your|the] {organ}
 {food} [harm|damage|hurt] [your|the] {organ}
@@ -39,10 +39,10 @@ Eating {food} is not good for your {organ}
 {food} are [especially |really |very |so |][good|healthy|beneficial] for [your|the] {organ}
 {food} help [your|the] {organ}
 Eating {food} is good for [your|the] {organ}
-Your {organ} benefits when you eat {food}
-{food} are not bad for your {organ}
-? It is good for your {organ} to eat {food}
-? [For|As for] the {organ}, {food} are [healthy|good]
+It is good for your {organ} to eat {food}
+[For|As for] the {organ}, {food} are [healthy|good]
+? Your {organ} benefits when you eat {food}
+? {food} are not bad for your {organ}
 
 The {dish} [is|was] {taste}
 The {dish} tastes {taste}
@@ -51,10 +51,10 @@ This {dish} is {taste}
 ? It is {taste}, this {dish}
 --
 The {dish} is not {taste}
-The {dish} does not taste {taste}
 This {dish} isn't {taste}
-? It is not {taste}, this {dish}
-? What you can't call this {dish} is {taste}
+It is not {taste}, this {dish}
+What you can't call this {dish} is {taste}
+? The {dish} does not taste {taste}
 
 {person} [has|suffers from] a {illness}
 {person} is [ill|sick] with a {illness}
@@ -64,10 +64,10 @@ This {dish} isn't {taste}
 ? {person} is a patient who suffers from a {illness}
 --
 {person} [recovered from|got over] a {illness}
-{person} no longer has a {illness}
 {person} is well again after a {illness}
-? After a {illness}, {person} is well again
-? The {illness} of {person} is over
+After a {illness}, {person} is well again
+The {illness} of {person} is over
+? {person} no longer has a {illness}
 --
 {person} does not have a {illness}
 {person} has no {illness}
@@ -75,10 +75,10 @@ This {dish} isn't {taste}
 ? {person} isn't suffering from a {illness}
 
 The {job} told {person} to [stop|give up] {activity.ing}
-{person} was told by the {job} to [stop|give up] {activity.ing}
 The {job} [said|advised] that {person} should [stop|quit] {activity.ing}
-? According to the {job}, {person} should stop {activity.ing}
-? {person}, said the {job}, should give up {activity.ing}
+According to the {job}, {person} should stop {activity.ing}
+{person}, said the {job}, should give up {activity.ing}
+? {person} was told by the {job} to [stop|give up] {activity.ing}
 --
 The {job} told {person} to [start|begin] {activity.ing}
 {person} was told by the {job} to [start|begin] {activity.ing}
@@ -87,11 +87,11 @@ The {job} [said|advised] that {person} should [start|begin] {activity.ing}
 ? {person}, said the {job}, should begin {activity.ing}
 
 {person} has {count} {animal}s
-{person} [owns|keeps] {count} {animal}s
-There are {count} {animal}s that belong to {person}
 {count} {animal}s belong to {person}
-? {person} is the owner of {count} {animal}s
-? The number of {animal}s {person} has is {count}
+{person} is the owner of {count} {animal}s
+The number of {animal}s {person} has is {count}
+? {person} [owns|keeps] {count} {animal}s
+? There are {count} {animal}s that belong to {person}
 
 {person} speaks {language} [very well|fluently|well]
 {person} is fluent in {language}
@@ -101,10 +101,10 @@ There are {count} {animal}s that belong to {person}
 ? The {language} of {person} is [excellent|very good]
 --
 {person} speaks no {language}
-{person} does not speak {language}
 {person} does not know {language}
-? {language} is a language {person} does not speak
-? {person} knows no {language}
+{language} is a language {person} does not speak
+{person} knows no {language}
+? {person} does not speak {language}
 --
 {person} is learning {language}
 {person} is taking {language} lessons
@@ -113,11 +113,11 @@ There are {count} {animal}s that belong to {person}
 ? The lessons {person} is taking are {language} lessons
 
 How can I learn {language}?
-What is the best way to learn {language}?
 How do I learn {language} [quickly|fast|]?
-What should I do to learn {language}?
-? What is a good way of learning {language}?
-? How does one learn {language}?
+What is a good way of learning {language}?
+How does one learn {language}?
+? What is the best way to learn {language}?
+? What should I do to learn {language}?
 --
 How can I teach {language}?
 What is the best way to teach {language}?
@@ -136,10 +136,10 @@ How expensive is [a|the] {thing}?
 ? At what price can I buy a {thing}?
 --
 Where can I buy a {thing}?
-Where is it possible to buy a {thing}?
 In which shop can I [get|buy|find] a {thing}?
-? What is a good place to buy a {thing}?
-? Where do they sell a {thing}?
+What is a good place to buy a {thing}?
+Where do they sell a {thing}?
+? Where is it possible to buy a {thing}?
 --
 How do I repair a {thing}?
 What is the way to [repair|fix] a {thing}?
@@ -149,11 +149,12 @@ What is the way to [repair|fix] a {thing}?
 {team} [beat|defeated] {team2}
 {team2} lost to {team}
 {team} won against {team2}
-{team2} was [beaten|defeated] by {team}
-{team} won the [game|match] against {team2}
-? It was {team} who won against {team2}
-? The [game|match] against {team} was lost by {team2}
+It was {team} who won against {team2}
+The [game|match] against {team} was lost by {team2}
+? {team2} was [beaten|defeated] by {team}
+? {team} won the [game|match] against {team2}
 --
+@symmetric
 {team} [drew|tied] with {team2}
 {team} and {team2} [drew|tied]
 The [game|match] between {team} and {team2} was a [draw|tie]
@@ -162,10 +163,10 @@ The [game|match] between {team} and {team2} was a [draw|tie]
 
 {person} plays {sport} [very well|well]
 {person} is good at {sport}
-{person} is a good {sport} player
-{sport} is something {person} is good at
-? {sport} is what {person} plays well
-? As for {sport}, {person} plays very well
+{sport} is what {person} plays well
+As for {sport}, {person} plays very well
+? {person} is a good {sport} player
+? {sport} is something {person} is good at
 --
 {person} plays {sport} [badly|very badly]
 {person} is bad at {sport}
@@ -175,9 +176,9 @@ The [game|match] between {team} and {team2} was a [draw|tie]
 --
 {person} [gave up|stopped playing] {sport}
 {person} does not play {sport} any more
-{person} no longer plays {sport}
-? {sport} is something {person} no longer plays
-? {sport} is what {person} gave up
+{sport} is something {person} no longer plays
+{sport} is what {person} gave up
+? {person} no longer plays {sport}
 
 {person} [passed|did well in] the {subject} [exam|test]
 The {subject} [exam|test] was passed by {person}
@@ -187,9 +188,9 @@ The {subject} [exam|test] was passed by {person}
 --
 {person} [failed|did not pass] the {subject} [exam|test]
 The {subject} [exam|test] was failed by {person}
-{person} was not successful in the {subject} [exam|test]
-? The exam that {person} failed was {subject}
-? It was the {subject} test that {person} failed
+The exam that {person} failed was {subject}
+It was the {subject} test that {person} failed
+? {person} was not successful in the {subject} [exam|test]
 --
 {person} teaches {subject}
 {person} is a {subject} teacher
@@ -199,8 +200,8 @@ The {subject} [exam|test] was failed by {person}
 --
 {person} [studies|is studying] {subject}
 {person} is a {subject} student
-{person} is a student of {subject}
-? {subject} is what {person} studies
+{subject} is what {person} studies
+? {person} is a student of {subject}
 
 {person} {write.past} the book {title}
 The book {title} was {write.done} by {person}
@@ -222,9 +223,9 @@ The [film|movie] {title} was [directed|made] by {person}
 --
 {person} [liked|enjoyed] the [film|movie] {title}
 {person} thought that {title} was a good [film|movie]
-The [film|movie] {title} was to {person}'s taste
-? What {person} liked was the [film|movie] {title}
-? It was the movie {title} that {person} liked
+What {person} liked was the [film|movie] {title}
+It was the movie {title} that {person} liked
+? The [film|movie] {title} was to {person}'s taste
 --
 {person} [disliked|hated] the [film|movie] {title}
 {person} thought that {title} was a bad [film|movie]
@@ -234,9 +235,9 @@ The [film|movie] {title} was to {person}'s taste
 
 {speaker} [like|love|enjoy] {dish}
 {dish} is something {speaker} [like|love|enjoy]
-{speaker} really [like|love|enjoy] {dish}
-? What {speaker} [like|enjoy] is {dish}
-? It is {dish} that {speaker} [like|love]
+What {speaker} [like|enjoy] is {dish}
+It is {dish} that {speaker} [like|love]
+? {speaker} really [like|love|enjoy] {dish}
 --
 {speaker} [hate|dislike] {dish}
 {speaker} [do not|don't] [like|enjoy] {dish}
@@ -258,11 +259,11 @@ Your {organ} suffers when you {activity.base}
 ? [For|As for] the {organ}, {activity.ing} is [harmful|bad]
 --
 {activity.ing} is [especially |really |very |so |][good|healthy|beneficial] for [your|the] {organ}
-{activity.ing} helps [your|the] {organ}
 Your {organ} benefits when you {activity.base}
-{activity.ing} is not bad for your {organ}
-? It is good for your {organ} to {activity.base}
-? [For|As for] the {organ}, {activity.ing} is [healthy|good]
+It is good for your {organ} to {activity.base}
+[For|As for] the {organ}, {activity.ing} is [healthy|good]
+? {activity.ing} helps [your|the] {organ}
+? {activity.ing} is not bad for your {organ}
 
 The {work} [was|is] [very |really |]{quality}
 I think [that |]the {work} [was|is] {quality}
@@ -273,8 +274,8 @@ We found the {work} {quality}
 ? What a {quality} {work} that was
 --
 The {work} [was not|wasn't] {quality}
-I do not think [that |]the {work} was {quality}
 It was not a {quality} {work}
-? In my view the {work} was not {quality}
-? That was not a {quality} {work}
+In my view the {work} was not {quality}
+That was not a {quality} {work}
+? I do not think [that |]the {work} was {quality}
 """

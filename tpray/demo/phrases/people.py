@@ -14,9 +14,16 @@ The {dish} that {person} {cook.past} was for {guest}
 --
 {person} did not {cook.base} {dish} for {guest}
 {dish} was not {cook.done} by {person} for {guest}
-For {guest}, {person} didn't {cook.base} {dish}
-? The one who {cook.past} {dish} for {guest} was not {person}
-? {dish} was not {cook.done} for {guest} by {person}
+The one who {cook.past} {dish} for {guest} was not {person}
+{dish} was not {cook.done} for {guest} by {person}
+? For {guest}, {person} didn't {cook.base} {dish}
+--
+{guest} {cook.past} {dish} for {person}
+{dish} was {cook.done} by {guest} for {person}
+For {person}, {guest} {cook.past} {dish}
+It was {guest} who {cook.past} {dish} for {person}
+? {dish} was {cook.done} for {person} by {guest}
+? It was {dish} that {guest} {cook.past} for {person}
 
 {person} {make.past} [the|a] {thing}
 The {thing} was {make.done} by {person}
@@ -28,10 +35,10 @@ The {thing} is what {person} {make.past}
 ? It was a {thing} that {person} {make.past}
 --
 {person} [did not|didn't] {make.base} the {thing}
-The {thing} [was not|wasn't] {make.done} by {person}
 It was not {person} who {make.past} the {thing}
-? The one who {make.past} the {thing} was not {person}
-? A {thing} was never {make.done} by {person}
+The one who {make.past} the {thing} was not {person}
+A {thing} was never {make.done} by {person}
+? The {thing} [was not|wasn't] {make.done} by {person}
 
 {person} {make.past} the {thing} {where} {when}
 The {thing} was {make.done} by {person} {where} {when}
@@ -41,13 +48,13 @@ The {thing} was {make.done} by {person} {where} {when}
 ? {when}, {where}, the {thing} was {make.done} by {person}
 
 {person} {meet.past} {person2}
-{person2} was {meet.done} by {person}
 It was {person} who {meet.past} {person2}
-{person2} is the person [who|whom|that] {person} {meet.past}
-{person2} got {meet.done} by {person}
-? It was {person2} who was {meet.done} by {person}
-? The one who {meet.past} {person2} was {person}
-? {person} is the person who {meet.past} {person2}
+It was {person2} who was {meet.done} by {person}
+The one who {meet.past} {person2} was {person}
+{person} is the person who {meet.past} {person2}
+? {person2} was {meet.done} by {person}
+? {person2} is the person [who|whom|that] {person} {meet.past}
+? {person2} got {meet.done} by {person}
 --
 {person} [did not|didn't] {meet.base} {person2}
 {person2} [was not|wasn't] {meet.done} by {person}
@@ -56,11 +63,11 @@ It was not {person} who {meet.past} {person2}
 ? {person} is not the person who {meet.past} {person2}
 
 The {job} {meet.past} the {human} {when}
-The {human} was {meet.done} by the {job} {when}
 {when} the {job} {meet.past} the {human}
-{when}, the {human} was {meet.done} by the {job}
-? It was the {job} who {meet.past} the {human} {when}
-? {when} it was the {human} who was {meet.done} by the {job}
+It was the {job} who {meet.past} the {human} {when}
+{when} it was the {human} who was {meet.done} by the {job}
+? The {human} was {meet.done} by the {job} {when}
+? {when}, the {human} was {meet.done} by the {job}
 
 The {animal} {hunt.past} the {animal2}
 The {animal2} was {hunt.done} by the {animal}
@@ -96,10 +103,10 @@ There is no {human} {activity.ing}
 {person} likes to {activity.base}
 {person} [enjoys|likes] {activity.ing}
 {person} is fond of {activity.ing}
-{activity.ing} is something {person} [enjoys|likes]
-{person} loves to {activity.base}
-? {person} takes pleasure in {activity.ing}
-? What {person} likes is {activity.ing}
+{person} takes pleasure in {activity.ing}
+What {person} likes is {activity.ing}
+? {activity.ing} is something {person} [enjoys|likes]
+? {person} loves to {activity.base}
 --
 {person} does not like to {activity.base}
 {person} [hates|dislikes] {activity.ing}
@@ -109,10 +116,10 @@ There is no {human} {activity.ing}
 ? What {person} does not like is {activity.ing}
 
 {person} [can|is able to] {deed}
-{person} knows how to {deed}
 {person} has the ability to {deed}
-? {person} is capable and can {deed}
-? It is possible for {person} to {deed}
+{person} is capable and can {deed}
+It is possible for {person} to {deed}
+? {person} knows how to {deed}
 --
 {person} [cannot|can't|is not able to] {deed}
 {person} does not know how to {deed}
@@ -132,10 +139,10 @@ There is no {human} {activity.ing}
 ? {person} wishes not to {deed}
 --
 {person} [must|has to] {deed}
-It is necessary for {person} to {deed}
 {person} is [obliged|required] to {deed}
-? What {person} has to do is {deed}
-? {person} is the one who [must|has to] {deed}
+What {person} has to do is {deed}
+{person} is the one who [must|has to] {deed}
+? It is necessary for {person} to {deed}
 --
 {person} promised to {deed}
 {person} made a promise to {deed}
@@ -155,24 +162,24 @@ It is necessary for {person} to {deed}
 ? The one who feels {mood} is {person}
 --
 {person} [is not|isn't] {mood}
-{person} does not feel {mood}
 {person} is not {mood} at all
-? It is not {person} who is {mood}
-? The one who is {mood} is not {person}
+It is not {person} who is {mood}
+The one who is {mood} is not {person}
+? {person} does not feel {mood}
 
-The {relation} of {person} is {mood}
-{person}'s {relation} is {mood}
-{person} has a {relation} who is {mood}
-? It is {person}'s {relation} who is {mood}
-? {mood} is what the {relation} of {person} is
+The {kin} of {person} is {mood}
+{person}'s {kin} is {mood}
+{person} has a {kin} who is {mood}
+? It is {person}'s {kin} who is {mood}
+? {mood} is what the {kin} of {person} is
 
 {person} is {person2}'s {relation}
-{person} is the {relation} of {person2}
-The {relation} of {person2} is {person}
 {person2} has a {relation} called {person}
 {person2}'s {relation} is {person}
-? {person2} has {person} as [her|his] {relation}
-? {person2}'s {relation} is [called|named] {person}
+{person2} has {person} as [her|his] {relation}
+{person2}'s {relation} is [called|named] {person}
+? {person} is the {relation} of {person2}
+? The {relation} of {person2} is {person}
 --
 {person} is not {person2}'s {relation}
 {person} is not the {relation} of {person2}
@@ -180,12 +187,12 @@ The {relation} of {person2} is {person}
 ? {person2}'s {relation} is not {person}
 
 {person} [gave|handed] {person2} a {thing}
-{person} gave a {thing} to {person2}
 {person2} [received|got] a {thing} from {person}
 {person2} was given a {thing} by {person}
-A {thing} was given to {person2} by {person}
-? What {person} gave to {person2} was a {thing}
-? It was {person} who gave {person2} a {thing}
+What {person} gave to {person2} was a {thing}
+It was {person} who gave {person2} a {thing}
+? {person} gave a {thing} to {person2}
+? A {thing} was given to {person2} by {person}
 --
 {person} [sold|was selling] {person2} a {thing}
 {person} sold a {thing} to {person2}
@@ -194,10 +201,10 @@ A {thing} was given to {person2} by {person}
 ? A {thing} was sold to {person2} by {person}
 --
 {person} [lent|loaned] {person2} a {thing}
-{person} lent a {thing} to {person2}
 {person2} borrowed a {thing} from {person}
-? It was {person} who lent {person2} a {thing}
-? A {thing} was lent to {person2} by {person}
+It was {person} who lent {person2} a {thing}
+A {thing} was lent to {person2} by {person}
+? {person} lent a {thing} to {person2}
 --
 {person} stole a {thing} from {person2}
 {person2}'s {thing} was stolen by {person}
@@ -207,34 +214,37 @@ A {thing} was given to {person2} by {person}
 
 @symmetric
 {person} and {person2} are [married|husband and wife]
-{person} is married to {person2}
 {person} is the [spouse|husband|wife] of {person2}
-? {person} has {person2} as a [husband|wife|spouse]
-? The one {person} is married to is {person2}
+{person} has {person2} as a [husband|wife|spouse]
+The one {person} is married to is {person2}
+? {person} is married to {person2}
 --
+@symmetric
 {person} and {person2} are [friends|good friends]
 {person} is a friend of {person2}
 {person} is friends with {person2}
 ? There is a friendship between {person} and {person2}
 ? {person} has {person2} as a friend
 --
+@symmetric
 {person} and {person2} [met|came together] {where}
 {person} met {person2} {where}
-{where}, {person} met {person2}
-? It was {where} that {person} met {person2}
-? The place where {person} and {person2} met was {where}
+It was {where} that {person} met {person2}
+The place where {person} and {person2} met was {where}
+? {where}, {person} met {person2}
 --
+@symmetric
 {person} and {person2} had [a fight|an argument|a quarrel]
 {person} [fought|argued|quarrelled] with {person2}
 There was [a fight|an argument|a quarrel] between {person} and {person2}
 ? {person} had [a fight|an argument|a quarrel] with {person2}
 
 {person} is older than {person2}
-{person2} is younger than {person}
 {person} was born before {person2}
-{person} has lived longer than {person2}
-? {person2} was born after {person}
-? Of the two, {person} is older and {person2} is younger
+{person2} was born after {person}
+Of the two, {person} is older and {person2} is younger
+? {person2} is younger than {person}
+? {person} has lived longer than {person2}
 --
 {person} is taller than {person2}
 {person2} is [shorter|smaller] than {person}
@@ -243,10 +253,10 @@ There was [a fight|an argument|a quarrel] between {person} and {person2}
 ? Compared with {person2}, {person} is taller
 --
 {person} is [faster|quicker] than {person2}
-{person2} is slower than {person}
 {person2} is not as fast as {person}
-? Of the two, {person} is faster and {person2} is slower
-? Compared with {person2}, {person} is faster
+Of the two, {person} is faster and {person2} is slower
+Compared with {person2}, {person} is faster
+? {person2} is slower than {person}
 --
 {person} is [richer|wealthier] than {person2}
 {person2} is poorer than {person}
@@ -256,12 +266,12 @@ There was [a fight|an argument|a quarrel] between {person} and {person2}
 ? Compared with {person2}, {person} has more money
 
 {person} works as a {job}
-{person} is a {job}
 {person}'s [job|profession] is {job}
-{person} earns [her|his] living as a {job}
 {person} has a job as a {job}
-? The [job|profession] of {person} is {job}
-? As for work, {person} is a {job}
+The [job|profession] of {person} is {job}
+As for work, {person} is a {job}
+? {person} is a {job}
+? {person} earns [her|his] living as a {job}
 --
 {person} is not a {job}
 {person} does not work as a {job}
@@ -270,9 +280,9 @@ There was [a fight|an argument|a quarrel] between {person} and {person2}
 --
 {person} wants to [become|be] a {job}
 {person} would like to [become|be] a {job}
-{person}'s dream is to become a {job}
-? The dream of {person} is to be a {job}
-? What {person} wants is to become a {job}
+The dream of {person} is to be a {job}
+What {person} wants is to become a {job}
+? {person}'s dream is to become a {job}
 --
 {person} [used to be|was once] a {job}
 {person} was a {job} in the past
@@ -281,11 +291,11 @@ There was [a fight|an argument|a quarrel] between {person} and {person2}
 ? In the past {person} used to work as a {job}
 
 {pronoun} is a {job}
-{pronoun} works as a {job}
 {pronoun} has a job as a {job}
-{pronoun} earns a living as a {job}
-? For a living, {pronoun} works as a {job}
-? What {pronoun} is, is a {job}
+For a living, {pronoun} works as a {job}
+What {pronoun} is, is a {job}
+? {pronoun} works as a {job}
+? {pronoun} earns a living as a {job}
 --
 {pronoun} is not a {job}
 {pronoun} does not work as a {job}
@@ -293,10 +303,10 @@ There was [a fight|an argument|a quarrel] between {person} and {person2}
 ? What {pronoun} is not is a {job}
 
 {subject} {make.past} the {thing} {when}
-{when}, {subject} {make.past} the {thing}
 The {thing} is what {subject} {make.past} {when}
-? It was the {thing} that {subject} {make.past} {when}
-? {when} it was the {thing} that {subject} {make.past}
+It was the {thing} that {subject} {make.past} {when}
+{when} it was the {thing} that {subject} {make.past}
+? {when}, {subject} {make.past} the {thing}
 --
 {subject} [did not|didn't] {make.base} the {thing} {when}
 {when}, {subject} [did not|didn't] {make.base} the {thing}
@@ -304,11 +314,11 @@ The {thing} is what {subject} {make.past} {when}
 ? {when} it was not the {thing} that {subject} {make.past}
 
 {person} {make.s} [a|the] {thing} {where}
-[A|The] {thing} is {make.done} by {person} {where}
 {where}, {person} {make.s} [a|the] {thing}
-{person} is {make.ing} [a|the] {thing} {where}
-? It is {person} who {make.s} a {thing} {where}
-? It is a {thing} that {person} {make.s} {where}
+It is {person} who {make.s} a {thing} {where}
+It is a {thing} that {person} {make.s} {where}
+? [A|The] {thing} is {make.done} by {person} {where}
+? {person} is {make.ing} [a|the] {thing} {where}
 
 {pronoun} [arrived|came] before the {event}
 {pronoun} was [here|there] before the {event}
@@ -319,8 +329,8 @@ The {event} was after {pronoun} [arrived|came]
 --
 {pronoun} [arrived|came] after the {event}
 {pronoun} was not [here|there] until after the {event}
-After the {event}, {pronoun} [arrived|came]
-The {event} was before {pronoun} [arrived|came]
-? It was after the {event} that {pronoun} [arrived|came]
-? Before {pronoun} [arrived|came] there was the {event}
+It was after the {event} that {pronoun} [arrived|came]
+Before {pronoun} [arrived|came] there was the {event}
+? After the {event}, {pronoun} [arrived|came]
+? The {event} was before {pronoun} [arrived|came]
 """

@@ -11,10 +11,10 @@ In {city} [the weather|it] is {weather}
 ? The weather that {city} has is {weather}
 --
 The weather in {city} is not {weather} [today|]
-It is not {weather} in {city} [today|]
 In {city} [the weather|it] isn't {weather}
-? {weather} is not how the weather is in {city}
-? It isn't {weather} weather that {city} has
+{weather} is not how the weather is in {city}
+It isn't {weather} weather that {city} has
+? It is not {weather} in {city} [today|]
 
 It will be {weather} in {city} {day}
 {day}, {city} will have {weather} weather
@@ -24,10 +24,10 @@ The weather in {city} will be {weather} {day}
 ? In {city} people expect {weather} weather {day}
 
 It is raining [heavily|hard|a lot] in {city}
-There is [heavy|a lot of] rain in {city}
 {city} is having [heavy|a lot of] rain
-? Rain is falling [heavily|hard] in {city}
-? In {city} there is [heavy|a lot of] rain
+Rain is falling [heavily|hard] in {city}
+In {city} there is [heavy|a lot of] rain
+? There is [heavy|a lot of] rain in {city}
 --
 It is snowing in {city}
 There is snow falling in {city}
@@ -37,9 +37,9 @@ There is snow falling in {city}
 --
 It [is not raining|isn't raining] in {city}
 There is no rain in {city}
-{city} is having no rain
-? In {city} there is no rain
-? No rain is falling in {city}
+In {city} there is no rain
+No rain is falling in {city}
+? {city} is having no rain
 --
 {city} is [hot|very warm] in {season}
 It is [hot|very warm] in {city} in {season}
@@ -50,10 +50,10 @@ In {season}, {city} gets [hot|very warm]
 The {vehicle} to {city} [leaves|departs|goes] at {hour}
 At {hour} the {vehicle} [leaves|departs] for {city}
 The {vehicle} for {city} [leaves|departs|sets off] at {hour}
-The departure of the {vehicle} to {city} is at {hour}
-There is a {vehicle} to {city} at {hour}
-? {hour} is when the {vehicle} to {city} [leaves|departs]
-? The {vehicle} that goes to {city} [leaves|departs] at {hour}
+{hour} is when the {vehicle} to {city} [leaves|departs]
+The {vehicle} that goes to {city} [leaves|departs] at {hour}
+? The departure of the {vehicle} to {city} is at {hour}
+? There is a {vehicle} to {city} at {hour}
 --
 The {vehicle} from {city} [arrives|comes in|gets in] at {hour}
 At {hour} the {vehicle} from {city} [arrives|gets in]
@@ -63,9 +63,9 @@ The arrival of the {vehicle} from {city} is at {hour}
 --
 The {vehicle} to {city} [is|was] [late|delayed]
 The {vehicle} to {city} is not on time
-There is a delay of the {vehicle} to {city}
-? The {vehicle} that goes to {city} is [late|delayed]
-? Not on time is the {vehicle} to {city}
+The {vehicle} that goes to {city} is [late|delayed]
+Not on time is the {vehicle} to {city}
+? There is a delay of the {vehicle} to {city}
 --
 The {vehicle} to {city} [is|was] [on time|punctual]
 The {vehicle} to {city} is not [late|delayed]
@@ -75,8 +75,8 @@ There is no delay of the {vehicle} to {city}
 --
 The {vehicle} to {city} was [cancelled|called off]
 There is no {vehicle} to {city} [today|]
-The {vehicle} to {city} does not run [today|]
-? The {vehicle} that goes to {city} was [cancelled|called off]
+The {vehicle} that goes to {city} was [cancelled|called off]
+? The {vehicle} to {city} does not run [today|]
 
 {person} [went|travelled|traveled] to {city} by {vehicle}
 {person} took the {vehicle} to {city}
@@ -100,10 +100,10 @@ The [home|house] of {person} is in {city}
 --
 {person} was born in {city}
 {person}'s birthplace is {city}
-{city} is the birthplace of {person}
-{person} came into the world in {city}
-? The city where {person} was born is {city}
-? It is in {city} that {person} was born
+The city where {person} was born is {city}
+It is in {city} that {person} was born
+? {city} is the birthplace of {person}
+? {person} came into the world in {city}
 --
 {person} moved to {city}
 {person} [settled|started a new life] in {city}
@@ -112,10 +112,10 @@ The [home|house] of {person} is in {city}
 ? The city to which {person} moved is {city}
 --
 {person} has never been to {city}
-{person} never visited {city}
 {city} is a city {person} has never seen
-? The city {person} has never seen is {city}
-? Never has {person} been to {city}
+The city {person} has never seen is {city}
+Never has {person} been to {city}
+? {person} never visited {city}
 --
 {person} is [visiting|on a visit to] {city}
 {person} is on holiday in {city}
@@ -124,11 +124,11 @@ The [home|house] of {person} is in {city}
 ? It is {city} that {person} is visiting
 
 {person} flew from {city} to {city2}
-{person} took a plane from {city} to {city2}
-{person} flew to {city2} from {city}
 From {city}, {person} flew to {city2}
-? The flight {person} took was from {city} to {city2}
-? To {city2} is where {person} flew from {city}
+The flight {person} took was from {city} to {city2}
+To {city2} is where {person} flew from {city}
+? {person} took a plane from {city} to {city2}
+? {person} flew to {city2} from {city}
 --
 {person} drove from {city} to {city2}
 {person} went by car from {city} to {city2}
@@ -137,11 +137,11 @@ From {city}, {person} flew to {city2}
 ? To {city2} is where {person} drove from {city}
 
 {city} is the capital of {country}
-The capital of {country} is {city}
-{country}'s capital is {city}
 {country} has {city} as its capital
-? The capital city of {country} is {city}
-? It is {city} that is the capital of {country}
+The capital city of {country} is {city}
+It is {city} that is the capital of {country}
+? The capital of {country} is {city}
+? {country}'s capital is {city}
 --
 {city} is not the capital of {country}
 The capital of {country} is not {city}
@@ -149,10 +149,10 @@ The capital of {country} is not {city}
 ? It is not {city} that is the capital of {country}
 --
 {city} is the [largest|biggest] city in {country}
-The [largest|biggest] city in {country} is {city}
 No city in {country} is [larger|bigger] than {city}
-? It is {city} that is the [largest|biggest] city in {country}
-? {country} has {city} as its [largest|biggest] city
+It is {city} that is the [largest|biggest] city in {country}
+{country} has {city} as its [largest|biggest] city
+? The [largest|biggest] city in {country} is {city}
 
 {country} is north of {country2}
 {country2} is south of {country}
@@ -162,9 +162,9 @@ No city in {country} is [larger|bigger] than {city}
 --
 {country} is [larger|bigger] than {country2}
 {country2} is smaller than {country}
-{country2} is not as [big|large] as {country}
-? Of the two, {country} is larger and {country2} is smaller
-? Compared with {country2}, {country} is larger
+Of the two, {country} is larger and {country2} is smaller
+Compared with {country2}, {country} is larger
+? {country2} is not as [big|large] as {country}
 --
 {country} exports {goods} to {country2}
 {country2} imports {goods} from {country}
@@ -175,9 +175,9 @@ No city in {country} is [larger|bigger] than {city}
 
 The {shop} in {city} opens at {hour}
 At {hour} the {shop} in {city} opens
-The {shop} in {city} is open from {hour}
-? {hour} is when the {shop} in {city} opens
-? In {city}, the {shop} is open from {hour}
+{hour} is when the {shop} in {city} opens
+In {city}, the {shop} is open from {hour}
+? The {shop} in {city} is open from {hour}
 --
 The {shop} in {city} closes at {hour}
 At {hour} the {shop} in {city} [closes|shuts]
@@ -187,9 +187,9 @@ The {shop} in {city} is open until {hour}
 
 The {shop} is [closed|shut|not open] on {day}
 On {day} the {shop} is [closed|shut|not open]
-The {shop} does not open on {day}
-? {day} is when the {shop} is [closed|not open]
-? You will find the {shop} [closed|shut] on {day}
+{day} is when the {shop} is [closed|not open]
+You will find the {shop} [closed|shut] on {day}
+? The {shop} does not open on {day}
 --
 The {shop} is [open|not closed] on {day}
 On {day} the {shop} is [open|not closed]
@@ -199,10 +199,10 @@ The {shop} opens on {day}
 
 The meeting [is|starts|begins] on {day} at {hour}
 The meeting will [take place|be held|be] at {hour} on {day}
-On {day} at {hour} there is a meeting
-At {hour} on {day} the meeting [starts|begins]
-? The time of the meeting is {day} at {hour}
-? They will hold the meeting at {hour} on {day}
+The time of the meeting is {day} at {hour}
+They will hold the meeting at {hour} on {day}
+? On {day} at {hour} there is a meeting
+? At {hour} on {day} the meeting [starts|begins]
 --
 There is no meeting at {hour} on {day}
 The meeting on {day} at {hour} was [cancelled|called off]
@@ -211,10 +211,10 @@ The meeting on {day} at {hour} was [cancelled|called off]
 
 {person}'s birthday is in {month}
 The birthday of {person} is in {month}
-In {month}, {person} has a birthday
-{person} was born in [the month of |]{month}
-? {month} is the month of {person}'s birthday
-? The month in which {person} was born is {month}
+{month} is the month of {person}'s birthday
+The month in which {person} was born is {month}
+? In {month}, {person} has a birthday
+? {person} was born in [the month of |]{month}
 
 The weather is {weather} today
 Today the weather is {weather}
@@ -224,8 +224,8 @@ Today it is {weather}
 ? The weather we have today is {weather}
 --
 The weather is not {weather} today
-Today the weather isn't {weather}
 It is not {weather} today
-? Today we do not have {weather} weather
-? The weather we have today is not {weather}
+Today we do not have {weather} weather
+The weather we have today is not {weather}
+? Today the weather isn't {weather}
 """

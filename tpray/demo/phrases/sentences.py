@@ -4,11 +4,11 @@ from __future__ import annotations
 
 TABLE = """
 {sentence} because {sentence2}
-Because {sentence2}, {sentence}
 {sentence2}, so {sentence}
-{sentence}, since {sentence2}
-? Since {sentence2}, {sentence}
-? {sentence2}, and because of this {sentence}
+Since {sentence2}, {sentence}
+{sentence2}, and because of this {sentence}
+? Because {sentence2}, {sentence}
+? {sentence}, since {sentence2}
 --
 {sentence} before {sentence2}
 {sentence2} after {sentence}
@@ -19,9 +19,9 @@ Before {sentence2}, {sentence}
 
 {person} [said|says] that {sentence}
 According to {person}, {sentence}
-{sentence}, [said|says] {person}
-? {sentence}, according to {person}
-? What {person} [said|says] is that {sentence}
+{sentence}, according to {person}
+What {person} [said|says] is that {sentence}
+? {sentence}, [said|says] {person}
 --
 {person} [doubts|does not believe] that {sentence}
 {person} is not sure that {sentence}
@@ -41,8 +41,8 @@ It is false that {sentence}
 
 @symmetric
 {sentence} and {sentence2}
-{sentence}, and also {sentence2}
 Both are true: {sentence}, and {sentence2}
-? {sentence2} and, also, {sentence}
-? It is true that {sentence} and that {sentence2}
+{sentence2} and, also, {sentence}
+It is true that {sentence} and that {sentence2}
+? {sentence}, and also {sentence2}
 """

@@ -12,9 +12,9 @@ That {thing} is {quality}
 --
 The {thing} [is not|isn't] {quality}
 This is not a {quality} {thing}
-It isn't a {quality} {thing}
-? {quality} is not what this {thing} is
-? What we have here is not a {quality} {thing}
+{quality} is not what this {thing} is
+What we have here is not a {quality} {thing}
+? It isn't a {quality} {thing}
 
 {person}'s {thing} is {colour}
 {person} has a {colour} {thing}
@@ -39,9 +39,9 @@ The {room} has a {thing} in it
 --
 The {thing} is not in the {room}
 There is no {thing} in the {room}
-You cannot find the {thing} in the {room}
-? It is not in the {room} that the {thing} is
-? In the {room} there is no {thing}
+It is not in the {room} that the {thing} is
+In the {room} there is no {thing}
+? You cannot find the {thing} in the {room}
 --
 {person} put the {thing} in the {room}
 The {thing} was put in the {room} by {person}
@@ -50,10 +50,10 @@ The {thing} was put in the {room} by {person}
 ? In the {room} is where {person} put the {thing}
 
 The {thing} is [bigger|larger] than the {thing2}
-The {thing2} is smaller than the {thing}
 The {thing2} is not as [big|large] as the {thing}
-? Of the two, the {thing} is larger and the {thing2} is smaller
-? Compared with the {thing2}, the {thing} is larger
+Of the two, the {thing} is larger and the {thing2} is smaller
+Compared with the {thing2}, the {thing} is larger
+? The {thing2} is smaller than the {thing}
 --
 The {thing} is more expensive than the {thing2}
 The {thing2} is cheaper than the {thing}
@@ -63,10 +63,10 @@ The {thing2} costs less than the {thing}
 ? Compared with the {thing2}, the {thing} costs more
 --
 The {thing} is [on|on top of] the {thing2}
-The {thing2} is under the {thing}
 On the {thing2} there is a {thing}
-? What is under the {thing} is the {thing2}
-? The {thing2} has a {thing} on it
+What is under the {thing} is the {thing2}
+The {thing2} has a {thing} on it
+? The {thing2} is under the {thing}
 
 {person} [turned|switched] on the {thing}
 The {thing} was [turned|switched] on by {person}
@@ -76,9 +76,9 @@ The {thing} was [turned|switched] on by {person}
 --
 {person} [turned|switched] off the {thing}
 The {thing} was [turned|switched] off by {person}
-{person} [turned|switched] the {thing} off
-? It was {person} who [turned|switched] off the {thing}
-? What {person} [turned|switched] off was the {thing}
+It was {person} who [turned|switched] off the {thing}
+What {person} [turned|switched] off was the {thing}
+? {person} [turned|switched] the {thing} off
 
 The {noun} {make.past} the {noun2}
 The {noun2} was {make.done} by the {noun}

@@ -1,0 +1,112 @@
+"""A group of Ray actors without Serve, and the commands that use one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tpray
+from tpray.config import ModelConfig
+from tpray.errors import DegreeError
+from tpray.group.store import Source, check_source
+
+pytestmark = pytest.mark.ray
+
+
+def run(*args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tpray", *args], capture_output=True, text=True, timeout=180, check=False, input=stdin,
+        env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+
+
+def test_load_classifies_and_leaves_nothing() -> None:
+    with tpray.load(tp=2, dtype="float32") as classifier:
+        pids = [info.pid for info in classifier.group.infos]
+        best = classifier.classify(("The firm is in Paris", "The firm is in Paris"))[0]
+        assert best["label"] == "paraphrase"
+        assert len(classifier.classify(["a b"] * 100)) == 100
+        ids = [[2, 8, 9, 3]]
+        assert classifier.logits(input_ids=ids).shape == (1, 2)
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_jsonl_file_in_and_out(tmp_path: Path) -> None:
+    """Every line comes back, in order, with its own keys; a bad one says why."""
+    lines = [
+        '{"id": 1, "text": "The train leaves at nine", "text_pair": "The train leaves at ten"}',
+        "not json",
+        '{"id": 3, "text": ""}',
+        '{"id": 4, "text": "caf\\u00e9"}',
+        '{"id": 5}',
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    done = run("classify", "--in", str(source), "--out", str(target))
+    assert done.returncode == 1, done.stderr
+    assert "2 classified, 3 refused" in done.stderr
+    records = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [r.get("id") for r in records] == [1, None, 3, 4, 5]
+    assert ["error" in r for r in records] == [False, True, True, False, True]
+    assert records[0]["label"] == "not_paraphrase"
+    assert "line 3 is empty" in records[2]["error"]
+
+
+def test_trace_then_classify_from_the_artifact(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
+    out = tmp_path / "artifact"
+    done = run("trace", str(make_checkpoint()), "--tp", "2", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
+    again = run("trace", str(make_checkpoint()), "--tp", "2", "--out", str(out))
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+    used = run("classify", "a b c", "--model", str(out), "--tp", "2", "--json")
+    assert used.returncode == 0, used.stderr
+    assert len(json.loads(used.stdout)["scores"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["classify", "a", "--model", "./absent"], "there is no directory ./absent"),
+        (["classify", "a", "--model", "/etc"], "no config.json"),
+        (["classify", "a", "--tp", "3"], "can be shared by 1, 2, 4"),
+        (["classify", "a", "--runtime", "neuron"], "not in this release"),
+        (["classify"], "name texts to classify"),
+        (["classify", "a", "--pair"], "exactly two texts"),
+        (["status", "http://127.0.0.1:1"], "no tpray server answers"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(args: list[str], words: str) -> None:
+    done = run(*args)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "num_heads": 4}')
+    done = run("classify", "a", "--model", str(tmp_path))
+    assert done.returncode == 2
+    assert "'t5'" in done.stderr
+    assert "roberta" in done.stderr
+
+
+def test_doctor_says_what_auto_chooses() -> None:
+    done = run("doctor")
+    assert done.returncode == 0, done.stdout
+    for words in ("cores", "NUMA", "instructions", "memory", "torch", "model cache", "auto chooses"):
+        assert words in done.stdout
+
+
+def test_the_degree_is_checked_before_anything_starts(make_checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(DegreeError):
+        check_source(Source(ModelConfig(source=str(make_checkpoint())), 3))

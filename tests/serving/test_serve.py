@@ -1,0 +1,213 @@
+"""End to end: the command, real Ray, real Serve, real HTTP, the demo model."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.ray
+
+PLACE = "The company HuggingFace is based in New York City"
+FOOD = "Apples are especially bad for your health"
+OFFICE = "HuggingFace's headquarters are situated in Manhattan"
+
+
+@dataclass
+class Running:
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    def predict(self, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/predict", json=body, timeout=60, **options)
+
+    def info(self) -> dict[str, Any]:
+        info: dict[str, Any] = httpx.get(f"{self.url}/info", timeout=60).json()
+        return info
+
+
+def start(port: int, folder: Path, *args: str) -> Running:
+    log = folder / f"serve-{port}.log"
+    environ = os.environ | {"TPRAY_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tpray", "serve", "--port", str(port), *args],
+        stdout=log.open("w"), stderr=subprocess.STDOUT, text=True, env=environ,
+    )  # fmt: skip
+    give_up = time.monotonic() + 180
+    while "Ready" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < give_up, log.read_text()
+        time.sleep(0.2)
+    return Running(process, f"http://127.0.0.1:{port}", log)
+
+
+def children_of(pid: int) -> set[int]:
+    """Every process whose chain of parents leads to ``pid``."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = {pid}
+    while new := {child for child, parent in parents.items() if parent in found} - found:
+        found |= new
+    return found - {pid}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Running]:
+    running = start(free_port(), tmp_path_factory.mktemp("server"), "--tp", "2")
+    yield running
+    if running.process.poll() is None:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(60)
+
+
+def test_the_tutorials_pairs(server: Running) -> None:
+    answer = server.predict({"inputs": [[PLACE, OFFICE], [PLACE, FOOD], [OFFICE, FOOD]]})
+    assert [item[0]["label"] for item in answer.json()] == ["paraphrase", "not_paraphrase", "not_paraphrase"]
+    assert int(answer.headers["x-compute-tokens"]) > 10
+    single = server.predict({"inputs": [PLACE, OFFICE]}).json()
+    assert [s["label"] for s in single] == ["paraphrase", "not_paraphrase"]
+    assert sum(s["score"] for s in single) == pytest.approx(1.0)
+    raw = server.predict({"inputs": [PLACE, OFFICE], "raw_scores": True}).json()
+    assert raw[0]["score"] > 1.0
+
+
+def test_service_routes(server: Running) -> None:
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
+    info = server.info()
+    assert (info["tp_degree"], info["labels"]) == (2, ["not_paraphrase", "paraphrase"])
+    assert {p["phase"] for p in info["startup"]} > {"resolve", "load", "check", "warm up"}
+    page = httpx.get(f"{server.url}/docs").text
+    assert not re.search(r"(src|href)=\"(https?:)?//", page)  # nothing from somebody else's host
+    for asset in re.findall(r"\"(docs/assets/[^\"]+)\"", page):
+        assert httpx.get(f"{server.url}/{asset}").status_code == 200
+    assert "/predict" in httpx.get(f"{server.url}/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"{", 422, "Validation"),
+        (b'{"inputs": 1}', 422, "Validation"),
+        (b'{"inputs": ""}', 400, "Empty"),
+        (b'{"inputs": []}', 400, "Empty"),
+        (b'{"inputs": "a\\u0000b"}', 422, "Validation"),
+        (b'{"inputs": "\\ud800"}', 422, "Validation"),
+        (b'{"inputs": [' + b'["a"],' * 40 + b'["a"]]}', 413, "Validation"),
+        (b'{"inputs": "' + b"word " * 300 + b'"}', 422, "Validation"),
+        (b'{"inputs": "' + b"x" * 2_000_000 + b'"}', 413, "Validation"),
+    ],
+)
+def test_bad_input_is_refused_and_the_server_goes_on(server: Running, body: bytes, status: int, kind: str) -> None:
+    answer = httpx.post(f"{server.url}/predict", content=body, timeout=60)
+    assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
+    assert answer.json()["error"]
+    assert server.predict({"inputs": "still there"}).status_code == 200
+
+
+def test_too_long_is_cut_when_asked(server: Running) -> None:
+    assert server.predict({"inputs": "word " * 300, "truncate": True}).status_code == 200
+
+
+def test_many_clients_get_their_own_answers(server: Running) -> None:
+    bodies = [{"inputs": [PLACE, OFFICE] if i % 2 else [PLACE, FOOD]} for i in range(60)]
+    with ThreadPoolExecutor(16) as pool:
+        labels = [a.json()[0]["label"] for a in pool.map(server.predict, bodies)]
+    assert labels == ["paraphrase" if i % 2 else "not_paraphrase" for i in range(60)]
+
+
+def test_every_socket_but_the_replicas_is_on_loopback(server: Running) -> None:
+    """Serve's replica binds its port for other replicas everywhere; the README says so. Nothing else may."""
+    family = children_of(server.process.pid) | {server.process.pid}
+    inodes = {}
+    for pid in family:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            target = os.readlink(fd) if fd.exists() else ""
+            if target.startswith("socket:["):
+                inodes[target[8:-1]] = pid
+    exposed = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            address = fields[1].split(":")[0]
+            loopback = address in ("0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000")
+            if fields[3] == "0A" and fields[9] in inodes and not loopback:
+                exposed.append(Path(f"/proc/{inodes[fields[9]]}/cmdline").read_text().split("\0")[0])
+    assert all("ServeReplica" in name for name in exposed), exposed
+
+
+def test_a_handle_from_another_process(server: Running) -> None:
+    code = (
+        "import tpray\nhandle = tpray.connect()\n"
+        f"print(handle.classify.remote([({PLACE!r}, {OFFICE!r}), 'one text']).result())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "paraphrase" in done.stdout, done.stderr
+    assert done.stdout.count("not_paraphrase") == 2
+
+
+def test_a_killed_rank_costs_no_request(server: Running) -> None:
+    """The group is rebuilt; requests in flight and those that come meanwhile are answered."""
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(server.predict, {"inputs": [PLACE, OFFICE]}) for _ in range(20)]
+        os.kill(server.info()["ranks"][1]["pid"], signal.SIGKILL)
+        waiting += [pool.submit(server.predict, {"inputs": [PLACE, OFFICE]}) for _ in range(20)]
+        assert {w.result().status_code for w in waiting} == {200}
+    assert server.info()["restarts"] == 1
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
+
+
+def test_a_second_server_on_the_port_is_refused(server: Running) -> None:
+    port = server.url.rpartition(":")[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tpray", "serve", "--port", port],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running, free_port: Callable[[], int]) -> None:
+    family = children_of(server.process.pid)
+    assert len(family) > 5
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0, server.log.read_text()
+    give_up = time.monotonic() + 20
+    while any(map(alive, family)) and time.monotonic() < give_up:
+        time.sleep(0.2)
+    assert not [pid for pid in family if alive(pid)]
+    assert "Traceback" not in server.log.read_text()
+    again = start(free_port(), server.log.parent, "--tp", "2")
+    try:
+        assert "traced before" in again.log.read_text()
+        assert not again.info()["traced_now"]
+    finally:
+        again.process.send_signal(signal.SIGTERM)
+        assert again.process.wait(60) == 0
