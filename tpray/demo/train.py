@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tpray.demo.train", description="Train the demo classifier.")
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: the packaged model)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5000, help=f"batches of {BATCH} pairs (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help=f"batches of {BATCH} pairs (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     options = parser.parse_args(arguments)
     console = Console()

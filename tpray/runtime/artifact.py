@@ -19,9 +19,9 @@ import platform
 import shutil
 from datetime import datetime, timezone
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tpray.config import RuntimeName
@@ -195,11 +195,7 @@ def cache_key(model_digest: str, tp: int, dtype: str, runtime: str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Versions of the packages that shape a program."""
-    import transformers
-
-    from tpray import __version__
-
-    return {"tpray": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {name: version(name) for name in ("tpray", "torch", "transformers")}
 
 
 def now() -> str:
