@@ -124,11 +124,11 @@ class Artifact:
             raise ArtifactError(f"{path} is no manifest of a traced model: {_first_line(e)}") from e
         if manifest.digest() != own_digest:
             raise ArtifactError(f"{path} was changed after it was written")
-        for name, version in versions().items():
-            if manifest.versions.get(name) != version:
+        for name, installed in versions().items():
+            if manifest.versions.get(name) != installed:
                 raise ArtifactError(
                     f"{directory} was traced with {name} {manifest.versions.get(name)} and this is {name} "
-                    f"{version}: trace it again with `tpray trace`"
+                    f"{installed}: trace it again with `tpray trace`"
                 )
         artifact = cls(directory, manifest)
         artifact._check_files(MODEL_DIR, manifest.model_files)
