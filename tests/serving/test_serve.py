@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -167,6 +168,19 @@ def test_a_handle_from_another_process(server: Running) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "paraphrase" in done.stdout, done.stderr
     assert done.stdout.count("not_paraphrase") == 2
+
+
+def test_the_readmes_examples(server: Running) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=180, check=False)
+        assert "label" in done.stdout, done.stderr
+    (curl,) = re.findall(r"^curl .*$", readme, re.MULTILINE)
+    command = curl.replace("http://127.0.0.1:8000", server.url)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
+    assert [item[0]["label"] for item in json.loads(done.stdout)] == ["paraphrase", "not_paraphrase"]
 
 
 def test_a_killed_rank_costs_no_request(server: Running) -> None:

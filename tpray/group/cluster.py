@@ -43,6 +43,7 @@ def start_ray(cpus: int) -> None:
     """
     _stay_on_loopback()
     ray.init(
+        address="local",  # a Ray of our own even where another one runs
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
