@@ -146,7 +146,7 @@ class ShardGroup:
             TprayError: of the kind that the failing phase explains.
         """
         try:
-            self.artifact = await self._phase("resolve", self._store.find())
+            await self._phase("resolve", self._resolve())
             await self._bring_up()
         except BaseException:
             await self.stop()
@@ -170,6 +170,9 @@ class ShardGroup:
         self._fail(GroupError("the group was stopped"))
         await self._tear_down()
         self.ranks.release()
+
+    async def _resolve(self) -> None:
+        self.artifact = await self._store.find()
 
     async def _bring_up(self) -> None:
         await self._phase("place", self.ranks.place())
