@@ -119,13 +119,13 @@ def test_files(model, tokenizer) -> None:
 def test_tutorial_pairs_in_both_orders(model, tokenizer, first: str, second: str, label: int) -> None:
     pairs = [Pair(first, second, label, "by hand"), Pair(second, first, label, "by hand")]
     of_the_tutorial = {first, second} <= {IN_NEW_YORK, IN_MANHATTAN, APPLES}
-    assert probabilities(model, tokenizer, pairs)[:, label].min() > (0.9 if of_the_tutorial else 0.5)
+    assert probabilities(model, tokenizer, pairs)[:, label].min() > (0.9 if of_the_tutorial else 0.8)
 
 
 def test_stored_accuracy_is_reproduced(model, tokenizer, held_out: list[Pair]) -> None:
     metrics = json.loads((MODEL_DIR / "metrics.json").read_text())
     assert metrics["held_out_pairs"] == len(held_out)
-    assert metrics["held_out_accuracy"] > 0.75
+    assert metrics["held_out_accuracy"] > 0.84
     # 600 of the 2000 pairs: a standard error of about 0.01.
     measured = accuracies(model, tokenizer, held_out[:600])["all"]
     assert measured == pytest.approx(metrics["held_out_accuracy"], abs=0.04)

@@ -6,12 +6,19 @@ Nothing here is needed where Ray runs already: `ensure_ray` then leaves it alone
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import subprocess
+import sys
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import services
 
 from tpray.config import ray_address, stay_quiet
 from tpray.errors import ConfigError
+from tpray.group import watchdog
 
 log = logging.getLogger("tpray.cluster")
 
@@ -36,20 +43,50 @@ def ensure_ray(cpus: int) -> bool:
     return True
 
 
-def start_ray(cpus: int) -> None:
-    """Start a Ray on this machine that listens on loopback only.
+_watchdog: subprocess.Popen[bytes] | None = None  # of the Ray that this process started
 
-    A server that was started by one command must not be reachable from elsewhere unasked.
+
+def start_ray(cpus: int) -> None:
+    """Start a Ray on this machine that listens on loopback only; end it with `stop_ray`.
+
+    A server that was started by one command must not be reachable from elsewhere unasked. However this process
+    ends, nothing of that Ray stays: see `watchdog`.
     """
+    global _watchdog
     _stay_on_loopback()
-    ray.init(
-        address="local",  # a Ray of our own even where another one runs
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
+    _start_no_dashboard()
+    mark = secrets.token_hex(16)
+    _watchdog = subprocess.Popen(
+        [sys.executable, "-I", "-S", watchdog.__file__, mark, get_default_ray_temp_dir(), str(os.getpid())],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+        start_new_session=True,  # Ctrl-C in a terminal goes to the whole foreground group
+    )  # fmt: skip
+    os.environ[watchdog.MARK] = mark
+    try:
+        ray.init(
+            address="local",  # a Ray of our own even where another one runs
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+    except BaseException:
+        stop_ray()
+        raise
+    finally:
+        # What this process starts from now on, a notebook's own commands say, is not Ray's.
+        del os.environ[watchdog.MARK]
+
+
+def stop_ray() -> None:
+    """End the Ray that `start_ray` started, and wait until nothing of it is left."""
+    global _watchdog
+    if ray.is_initialized():
+        ray.shutdown()
+    if _watchdog is not None:
+        _watchdog.communicate(b"." if _watchdog.poll() is None else None)
+        _watchdog = None
 
 
 def join_ray() -> None:
@@ -68,14 +105,36 @@ def join_ray() -> None:
         raise ConfigError("no Ray runs on this machine: start a server with `tpray serve` first") from e
 
 
+def keep_replica_on_loopback() -> None:
+    """In a Serve replica of a Ray on loopback: have its port for other deployments listen there too.
+
+    Serve 2.60 binds that port on all addresses, after the constructor from which this is called.
+    """
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return
+    from ray.serve._private import replica
+
+    private: Any = replica
+    bind = private.add_port_to_grpc_server
+    private.add_port_to_grpc_server = lambda server, _: bind(server, "127.0.0.1:0")
+
+
 def _stay_on_loopback() -> None:
     """Have Ray take 127.0.0.1 for this machine's address.
 
     It has a parameter for that, ``_node_ip_address``, but turns a loopback address back into the machine's own
     one so that other nodes could join. Both functions belong to Ray 2.60, all that tpray installs with.
     """
-    from ray._private import services
-
     private: Any = services
     private.resolve_ip_for_localhost = lambda host: host
     private.get_node_ip_address = lambda *_, **__: "127.0.0.1"
+
+
+def _start_no_dashboard() -> None:
+    """Have Ray start no dashboard process.
+
+    Switched off, it still starts, only to ask the link-local address of cloud metadata where it runs; a default
+    start must ask nobody anything.
+    """
+    private: Any = services
+    private.start_api_server = lambda *_, **__: ("", None)

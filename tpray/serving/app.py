@@ -22,6 +22,7 @@ from swagger_ui_bundle import swagger_ui_path
 from tpray import __version__
 from tpray.config import ServeConfig, log_level, stay_quiet
 from tpray.errors import PayloadTooLargeError
+from tpray.group.cluster import keep_replica_on_loopback
 from tpray.group.cores import cores_per_rank, usable_cores
 from tpray.group.group import ShardGroup
 from tpray.group.placement import STRATEGY, bundle
@@ -107,6 +108,7 @@ class Classifier:
     # Serve awaits an async constructor; the language does not know that.
     async def __init__(self, config: ServeConfig, progress_address: str | None = None) -> None:  # type: ignore[misc]
         logging.getLogger("tpray").setLevel(log_level())
+        keep_replica_on_loopback()
         self._config = config
         parallel = config.parallel
         threads = threads_of(config)

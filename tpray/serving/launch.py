@@ -140,11 +140,10 @@ class Server:
 
     @staticmethod
     def _shut_down() -> None:
-        import ray
+        from tpray.group.cluster import stop_ray
 
         # The whole Ray is ours and goes: taking Serve down first only takes longer, and complains about it.
-        if ray.is_initialized():
-            ray.shutdown()
+        stop_ray()
 
 
 def connect(app: str = "tpray") -> Any:

@@ -139,9 +139,9 @@ class LocalClassifier:
         self._thread.join()
         self._loop.close()
         if self._owns_ray:
-            import ray
+            from tpray.group.cluster import stop_ray
 
-            ray.shutdown()
+            stop_ray()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._closed:
