@@ -8,8 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -63,14 +67,15 @@ def start_ray(cpus: int) -> None:
     )  # fmt: skip
     os.environ[watchdog.MARK] = mark
     try:
-        ray.init(
-            address="local",  # a Ray of our own even where another one runs
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
+        with _interrupts_held():  # half of Ray cannot be shut down: its threads crash the process
+            ray.init(
+                address="local",  # a Ray of our own even where another one runs
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+            )
     except BaseException:
         stop_ray()
         raise
@@ -87,6 +92,22 @@ def stop_ray() -> None:
     if _watchdog is not None:
         _watchdog.communicate(b"." if _watchdog.poll() is None else None)
         _watchdog = None
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Within the block Ctrl-C waits; it is raised, or handled, at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's alone
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def join_ray() -> None:

@@ -130,7 +130,7 @@ class ShardWorker:
             ArtifactError: a file is damaged.
         """
         artifact.check_rank(self.rank)
-        self._program = self._runtime.load(artifact.rank_directory(self.rank))
+        self._program = self._runtime.load(artifact.rank_directory(self.rank), self.rank)
 
     def _answer(self, sock: socket.socket) -> None:
         torch.set_num_threads(self.threads)  # OpenMP keeps the number per thread

@@ -44,8 +44,8 @@ class Runtime(Protocol):
         """
         ...
 
-    def load(self, directory: Path) -> Program:
-        """Load what `trace` saved.
+    def load(self, directory: Path, rank: int) -> Program:
+        """Load what `trace` saved for ``rank``, and make it ready to run fast.
 
         Raises:
             ArtifactError: the files do not hold a program of this runtime.

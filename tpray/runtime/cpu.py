@@ -5,17 +5,23 @@ Batch and sequence stay symbolic, so that one program serves every shape without
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
 from tpray.runtime.base import Program
-from tpray.runtime.program import as_callable, load_program, save_program
+from tpray.runtime.packing import Rows, pack_rows, run_packed
+from tpray.runtime.passes import lower
+from tpray.runtime.program import as_module, load_program, save_program
+
+log = logging.getLogger("tpray.runtime.cpu")
 
 
 @cache
@@ -32,6 +38,23 @@ def cpu_flags() -> frozenset[str]:
 def multiplies_bfloat16() -> bool:
     """Whether the cores multiply bfloat16 themselves (AVX512_BF16 or AMX), rather than by way of float32."""
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+class CpuProgram:
+    """A lowered program in two versions that share their weights: packed rows, and padded ones as the fallback."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self.packed = pack_rows(module)
+        self.padded = module
+        self.padded.recompile()
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Logits ``[B, L]`` for inputs int64 ``[B, S]``."""
+        rows = None if self.packed is None else Rows.of(attention_mask)
+        if self.packed is None or rows is None:
+            result: Tensor = self.padded(input_ids, attention_mask, token_type_ids)
+            return result
+        return run_packed(self.packed, rows, (input_ids, attention_mask, token_type_ids))
 
 
 class CpuRuntime:
@@ -64,8 +87,10 @@ class CpuRuntime:
             )
         save_program(program, directory)
 
-    def load(self, directory: Path) -> Program:
-        return as_callable(load_program(directory))
+    def load(self, directory: Path, rank: int) -> Program:
+        module = as_module(load_program(directory))
+        log.info("rank %d lowered: %s", rank, ", ".join(f"{n} {name}" for name, n in lower(module, rank).items()))
+        return CpuProgram(module)
 
     def warm_up_shapes(self, max_length: int) -> Sequence[tuple[int, int]]:
         """oneDNN compiles a kernel per shape on first use; these cover the common ones."""

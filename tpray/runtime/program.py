@@ -10,7 +10,6 @@ Source: torch/_export/serde of torch 2.13. It is private, which is one reason wh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from tpray.errors import ArtifactError
 
@@ -70,9 +70,9 @@ def load_program(directory: Path) -> ExportedProgram:
     )
 
 
-def as_callable(program: ExportedProgram) -> Callable[..., Tensor]:
-    """The program as a function of its inputs, without per-call checks of their shapes."""
-    module = program.module(check_guards=False)
+def as_module(program: ExportedProgram) -> GraphModule:
+    """The program as a graph to run or to rewrite, without per-call checks of its inputs' shapes."""
+    module: GraphModule = program.module(check_guards=False)
     # eval() is refused on exported modules: training or not was settled when they were traced.
     return module
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
@@ -101,24 +100,34 @@ class Server:
 
         from tpray.serving.app import APP_NAME, application
 
-        serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
-        for name in (
-            "ray",
-            "ray.serve",
-        ):  # what went wrong reaches the user as an error, the rest is in their files
+        logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
+        try:
+            serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
+        finally:
+            logging.disable(logging.NOTSET)
+        for name in ("ray", "ray.serve"):  # Serve has just configured them; the rest is in their files
             logging.getLogger(name).setLevel(logging.ERROR)
         receiver = Receiver()
         try:
-            app = application(self.config, receiver.address)
-            with ThreadPoolExecutor(1) as pool:
-                running: Future[Any] = pool.submit(serve.run, app, name=APP_NAME, route_prefix="/")
-                while not running.done():
-                    self._hear(receiver.poll(0.1))
-                running.result()
-        except RuntimeError as e:
-            raise GroupError(f"the application did not start: {str(e).strip().splitlines()[-1]}") from e
+            target = serve.RunTarget(application(self.config, receiver.address), name=APP_NAME, route_prefix="/")
+            # Not blocking, so that Ctrl-C need not wait until a large model is up.
+            serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+            while not self._is_up():
+                self._hear(receiver.poll(0.2))
         finally:
             receiver.close()
+
+    @staticmethod
+    def _is_up() -> bool:
+        from ray import serve
+
+        from tpray.serving.app import APP_NAME
+
+        overview = serve.status().applications[APP_NAME]
+        if overview.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            lines = (overview.message.strip() or "Serve does not say why").splitlines()
+            raise GroupError(f"the application did not start: {lines[-1]}")
+        return overview.status == "RUNNING"
 
     def _hear(self, message: PhaseReport | TprayError | None) -> None:
         if isinstance(message, TprayError):
