@@ -35,6 +35,7 @@ from tpray.group.ranks import Ranks
 from tpray.group.store import ArtifactStore, Source
 from tpray.group.wire import Array, Frame, FrameParser, Kind
 from tpray.group.worker import RankInfo
+from tpray.parallel_layers.collective import SharedMemoryCollective
 from tpray.runtime.artifact import Artifact
 from tpray.runtime.base import INPUT_NAMES, runtime_for
 from tpray.runtime.canary import check_canary
@@ -227,14 +228,16 @@ class ShardGroup:
 
     async def _connect(self) -> None:
         listener = wire.Listener()
-        store = os.memfd_create("tpray-store")
         limit_s = PHASES["connect"]
+        memory, store = os.memfd_create("tpray-memory"), os.memfd_create("tpray-store")
         try:
-            accepting = asyncio.to_thread(listener.accept, self.ranks.tp, [store], limit_s)
+            os.ftruncate(memory, SharedMemoryCollective.shared_bytes(self.ranks.tp))
+            accepting = asyncio.to_thread(listener.accept, self.ranks.tp, [memory, store], limit_s)
             joining = self.ranks.call("connect", listener.address, listener.token, limit_s)
             sockets = (await asyncio.gather(accepting, joining))[0]
         finally:
             listener.close()
+            os.close(memory)
             os.close(store)
         self.error = None
         self.failed.clear()

@@ -27,7 +27,7 @@ from tpray.group import cores, lease, wire
 from tpray.group.wire import Frame, Kind
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import Checkpoint
-from tpray.parallel_layers.collective import Collective, GlooCollective, SingleRank
+from tpray.parallel_layers.collective import Collective, SingleRank, join
 from tpray.parallel_layers.layers import is_sharded
 from tpray.runtime.artifact import Artifact, Canary, RankRecord, record_files
 from tpray.runtime.base import DTYPES, Program, runtime_for
@@ -96,11 +96,8 @@ class ShardWorker:
 
     def connect(self, address: str, token: str, timeout_s: float) -> None:
         """Join the wire and the group's collective, and start answering steps."""
-        sock, (store_fd,) = wire.connect(address, token, self.rank, 1, timeout_s)
-        if self.tp > 1:
-            self._collective = GlooCollective(self.rank, self.tp, store_fd, timeout_s)
-        else:
-            os.close(store_fd)
+        sock, (memory_fd, store_fd) = wire.connect(address, token, self.rank, 2, timeout_s)
+        self._collective = join(self.rank, self.tp, memory_fd, store_fd, timeout_s)
         threading.Thread(target=self._answer, args=(sock,), name=f"tpray-rank-{self.rank}", daemon=True).start()
 
     def trace(self, checkpoint: Checkpoint, dtype: str, max_length: int, directory: Path) -> RankRecord:
