@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -50,8 +51,12 @@ def ensure_ray(cpus: int) -> bool:
 _watchdog: subprocess.Popen[bytes] | None = None  # of the Ray that this process started
 
 
-def start_ray(cpus: int) -> None:
+def start_ray(cpus: int, folder: Path | None = None) -> None:
     """Start a Ray on this machine that listens on loopback only; end it with `stop_ray`.
+
+    Args:
+        cpus: how many CPUs Ray may hand out.
+        folder: a folder that is removed with this Ray.
 
     A server that was started by one command must not be reachable from elsewhere unasked. However this process
     ends, nothing of that Ray stays: see `watchdog`.
@@ -60,8 +65,9 @@ def start_ray(cpus: int) -> None:
     _stay_on_loopback()
     _start_no_dashboard()
     mark = secrets.token_hex(16)
+    arguments = [mark, get_default_ray_temp_dir(), str(os.getpid()), *([str(folder)] if folder else [])]
     _watchdog = subprocess.Popen(
-        [sys.executable, "-I", "-S", watchdog.__file__, mark, get_default_ray_temp_dir(), str(os.getpid())],
+        [sys.executable, "-I", "-S", watchdog.__file__, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
         start_new_session=True,  # Ctrl-C in a terminal goes to the whole foreground group
     )  # fmt: skip

@@ -89,12 +89,14 @@ def clean_up(mark: str, temp_dir: Path, starter: int, since: float, ended_well: 
 
 
 def main() -> None:
-    mark, temp_dir, starter = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    mark, temp_dir, starter, *folders = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
     since = time.time() - 1  # an older folder belongs to another process that had the same id
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     ended_well = os.read(0, 1) != b""  # blocks until a byte says so, or the pipe closes
     clean_up(mark, temp_dir, starter, since, ended_well)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
+from urllib.request import urlopen
 
 from tpray.config import ServeConfig
 from tpray.errors import ConfigError, GroupError, TprayError
 from tpray.group.cores import usable_cores
 from tpray.group.group import PhaseReport
 from tpray.group.store import Source, check_source
+from tpray.serving import haproxy
 from tpray.serving.progress import Receiver
 
 log = logging.getLogger("tpray.launch")
@@ -87,7 +93,9 @@ class Server:
                 parallel.tp * config.replicas, needed, cores,
             )  # fmt: skip
         try:
-            start_ray(max(cores, needed))
+            folder = Path(tempfile.mkdtemp(prefix="tpray-"))
+            os.environ |= {name: os.environ.get(name, value) for name, value in haproxy.settings(folder).items()}
+            start_ray(max(cores, needed), folder)
             catch_signals()  # Ray has put a handler of its own in their place
             self._deploy()
         except BaseException:
@@ -114,8 +122,21 @@ class Server:
             serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
             while not self._is_up():
                 self._hear(receiver.poll(0.2))
+            self._wait_until_reachable()
         finally:
             receiver.close()
+
+    def _wait_until_reachable(self, timeout_s: float = 30.0) -> None:
+        """HAProxy learns of the replica a moment after Serve has it running."""
+        give_up = time.monotonic() + timeout_s
+        while True:
+            try:
+                with urlopen(f"{self.url}/info", timeout=timeout_s):
+                    return
+            except OSError as e:
+                if time.monotonic() > give_up:
+                    raise GroupError(f"the model is up, but {self.url} does not answer: {e}") from e
+                time.sleep(0.05)
 
     @staticmethod
     def _is_up() -> bool:
