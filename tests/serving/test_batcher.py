@@ -29,12 +29,13 @@ async def echo(inputs: Sequence[Array]) -> StepResult:
 def with_batcher(
     work: Callable[[Batcher], Awaitable[None]],
     step: Callable[[Sequence[Array]], Awaitable[StepResult]] = echo,
+    packs_rows: bool = False,
     **limits: float,
 ) -> None:
     async def run() -> None:
         ready = asyncio.Event()
         ready.set()
-        batcher = Batcher(step, ready, BatchConfig(**limits), pad_id=0)
+        batcher = Batcher(step, ready, BatchConfig(**limits), 0, packs_rows)
         try:
             await asyncio.wait_for(work(batcher), 10)
         finally:
@@ -124,3 +125,18 @@ def test_rows_of_a_dead_group_are_replayed_once() -> None:
         assert calls == 4
 
     with_batcher(work, dies)
+
+
+def test_packed_rows_go_in_the_order_they_came() -> None:
+    """Where padding costs nothing there is no reason to sort; a step is filled up to its tokens."""
+    steps: list[list[int]] = []
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        steps.append(inputs[1].sum(axis=1).tolist())
+        return await echo(inputs)
+
+    async def work(batcher: Batcher) -> None:
+        await batcher.submit([row(n) for n in (5, 90, 3, 40, 60, 120, 1)], 5)
+        assert steps == [[5, 90, 3], [40, 60], [120], [1]]
+
+    with_batcher(work, step, packs_rows=True, max_step_tokens=100)

@@ -131,6 +131,7 @@ class ShardGroup:
         self.parity = float("nan")
         self.artifact: Artifact | None = None
         self.traced = False
+        self.packs_rows = False
         self.error: GroupError | None = GroupError("the group was not started")
         self.failed = asyncio.Event()
         self.step_timeout_s = step_timeout_s
@@ -183,14 +184,15 @@ class ShardGroup:
         if self.artifact is None:
             self.artifact = await self._phase("trace", self._trace())
         try:
-            await self._phase("load", self.ranks.call("load", self.artifact))
+            packs = await self._phase("load", self.ranks.call("load", self.artifact))
         except ArtifactError as e:
             if not self._store.caches:
                 raise
             log.warning("%s; tracing it again", e)
             self._store.discard()
             self.artifact = await self._phase("trace", self._trace())
-            await self._phase("load", self.ranks.call("load", self.artifact))
+            packs = await self._phase("load", self.ranks.call("load", self.artifact))
+        self.packs_rows = all(packs)
         await self._phase("check", self._check())
         await self._phase("warm up", self._warm_up())
 

@@ -120,14 +120,15 @@ class ShardWorker:
 
         return make_canary(checkpoint)
 
-    def load(self, artifact: Artifact) -> None:
-        """Check this rank's files and load its program.
+    def load(self, artifact: Artifact) -> bool:
+        """Check this rank's files and load its program; whether that packs rows.
 
         Raises:
             ArtifactError: a file is damaged.
         """
         artifact.check_rank(self.rank)
         self._program = self._runtime.load(artifact.rank_directory(self.rank), self.rank)
+        return self._program.packs_rows
 
     def _answer(self, sock: socket.socket) -> None:
         torch.set_num_threads(self.threads)  # OpenMP keeps the number per thread

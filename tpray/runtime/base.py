@@ -6,7 +6,7 @@ Legend: B batch, S sequence, L labels. A program's inputs are ``input_ids``, ``a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +16,14 @@ from torch import Tensor, nn
 from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
 
-Program = Callable[..., Tensor]
-"""A loaded program: takes the inputs, runs every collective inside, returns the output."""
+
+class Program(Protocol):
+    """A loaded program: takes the inputs, runs every collective inside, returns the output."""
+
+    packs_rows: bool  # whether it leaves padding out, so that rows of any lengths go well together
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor: ...
+
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 

@@ -45,6 +45,7 @@ class CpuProgram:
 
     def __init__(self, module: GraphModule) -> None:
         self.packed = pack_rows(module)
+        self.packs_rows = self.packed is not None
         self.padded = module
         self.padded.recompile()
 

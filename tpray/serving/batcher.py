@@ -1,9 +1,9 @@
 """One bounded queue in front of a group, and how steps are formed from it.
 
-When the group can take a step, and not before, the oldest rows up to a token budget leave the queue; they are
-sorted by length and cut into steps whose padding is bounded. Two steps are in flight, so that the ranks never
-wait for this process. Rows whose caller left, or whose time ran out, cost no step. Rows of a step that died
-with its group go back to the head of the queue, once.
+When the group can take a step, and not before, the oldest rows up to a token budget leave the queue. A group whose
+program packs rows takes them as they came; for any other they are sorted by length and cut into steps whose padding
+is bounded. Two steps are in flight, so that the ranks never wait for this process. Rows whose caller left, or whose
+time ran out, cost no step. Rows of a step that died with its group go back to the head of the queue, once.
 
 Iteration-level batching of a queue by tokens is TEI's and Orca's (Yu et al., OSDI 2022) idea; an encoder needs
 one step a row, so what remains of it is to form a batch only when it can start.
@@ -89,10 +89,14 @@ class Batcher:
         ready: set while the group can take steps.
         config: the limits.
         pad_id: the token id that fills short rows.
+        packs_rows: whether padding costs the group nothing.
     """
 
-    def __init__(self, step: Step, ready: asyncio.Event, config: BatchConfig, pad_id: int) -> None:
+    def __init__(
+        self, step: Step, ready: asyncio.Event, config: BatchConfig, pad_id: int, packs_rows: bool = False
+    ) -> None:
         self._step, self._ready, self._config, self._pad_id = step, ready, config, pad_id
+        self._packs_rows = packs_rows
         self._queue: deque[Row] = deque()
         self._formed: deque[list[Row]] = deque()
         self._admitted = 0
@@ -165,12 +169,15 @@ class Batcher:
                 self._arrival.clear()
                 await self._arrival.wait()
             limits = self._config
-            self._formed.extend(cut_steps(self._take(), limits.max_step_tokens, limits.max_padding))
+            if self._packs_rows:
+                self._formed.append(self._take(min(limits.max_step_tokens, limits.max_batch_tokens)))
+            else:
+                rows = self._take(limits.max_batch_tokens)
+                self._formed.extend(cut_steps(rows, limits.max_step_tokens, limits.max_padding))
 
-    def _take(self) -> list[Row]:
-        """The oldest rows that somebody still waits for, up to the token budget and at least one."""
+    def _take(self, budget: int) -> list[Row]:
+        """The oldest rows that somebody still waits for, up to ``budget`` tokens and at least one."""
         taken: list[Row] = []
-        budget = self._config.max_batch_tokens
         while self._queue and (not taken or len(self._queue[0]) <= budget):
             row = self._queue.popleft()
             if _wanted(row):
