@@ -15,8 +15,9 @@ serve: .venv/serve.stamp
 test: .venv/dev.stamp
 	$(BIN)/pytest
 
-bench:
-	@echo "make bench: the benchmark is not in this release yet"; exit 1
+# BENCH=--short is a quick look.
+bench: .venv/bench.stamp
+	$(BIN)/python -m tests.bench $(BENCH)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -32,6 +33,10 @@ check: .venv/dev.stamp
 
 .venv/dev.stamp: .venv/serve.stamp
 	$(INSTALL) -e '.[test]'
+	touch $@
+
+.venv/bench.stamp: .venv/serve.stamp
+	$(INSTALL) -e '.[bench]'
 	touch $@
 
 clean:

@@ -1,0 +1,194 @@
+"""The parts of a step on their own: fan-out, all-reduce, matrix products, memory and idle CPU of ranks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench import traffic
+
+
+def median_s(work: Callable[[], Any], repeat: int = 7, warm_up: int = 2) -> float:
+    """The median time of ``work``, seconds."""
+    times = []
+    for i in range(repeat + warm_up):
+        started = time.perf_counter()
+        work()
+        if i >= warm_up:
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def gemm_ceiling(dtype: torch.dtype, threads: int) -> float:
+    """GFLOP/s of oneDNN on the feed-forward's first product for [8, 128], the best of several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, weight = torch.randn(1024, 768).to(dtype), torch.randn(3072, 768).to(dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1024)
+        linear = torch.ops.mkldnn._linear_pointwise
+        with torch.inference_mode():
+            seconds = median_s(lambda: linear(x, packed, None, "none", [], ""), 25)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * 1024 * 768 * 3072 / seconds / 1e9
+
+
+_ALL_REDUCE = """
+import os, statistics, sys, time, torch
+from tpray.parallel_layers.collective import GlooCollective, SharedMemoryCollective
+rank, kind, fd = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+cores = sorted(os.sched_getaffinity(0)); os.sched_setaffinity(0, {cores[rank % len(cores)]})
+member = (SharedMemoryCollective if kind == "shared" else GlooCollective)(rank, 2, fd, 60.0)
+for dtype in (torch.float32, torch.bfloat16):
+    x = torch.randn(128, 768).to(dtype)
+    times = []
+    for i in range(500):
+        started = time.perf_counter(); member.all_reduce(x); times.append(time.perf_counter() - started)
+    print(statistics.median(times[100:]) * 1e6)
+"""
+
+
+def all_reduce_us() -> dict[str, list[float]]:
+    """Microseconds of an all-reduce of [128, 768] between two processes, float32 and bfloat16, each way."""
+    from tpray.parallel_layers.collective import SharedMemoryCollective
+
+    found = {}
+    for kind in ("shared", "gloo"):
+        fd = os.memfd_create(kind)
+        if kind == "shared":
+            os.ftruncate(fd, SharedMemoryCollective.shared_bytes(2))
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", _ALL_REDUCE, str(rank), kind, str(fd)],
+                pass_fds=[fd], stdout=subprocess.PIPE, text=True,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        found[kind] = [float(line) for line in ranks[0].communicate(timeout=120)[0].split()]
+        ranks[1].wait(timeout=60)
+        os.close(fd)
+    return found
+
+
+def fan_out_us() -> tuple[float, float]:
+    """Microseconds of an empty step to two ranks and back, over the group's wire and as plain actor calls."""
+    import numpy as np
+    import ray
+
+    from tpray.group import wire
+    from tpray.group.cluster import start_ray, stop_ray
+    from tpray.group.wire import Frame, Kind
+
+    payload = (np.zeros((4, 32), dtype=np.int64),)
+    script = (
+        "import sys\nfrom tpray.group import wire\nfrom tpray.group.wire import Frame, Kind\n"
+        "sock, _ = wire.connect('\\0' + sys.argv[1], sys.argv[2], int(sys.argv[3]), 1, 60.0)\n"
+        "while (frame := wire.receive(sock)) is not None:\n"
+        "    sock.sendall(Frame(Kind.RESULT, frame.step, frame.tensors).encode())\n"
+    )
+    listener = wire.Listener()
+    arguments = [listener.address[1:], listener.token]
+    peers = [subprocess.Popen([sys.executable, "-c", script, *arguments, str(rank)]) for rank in range(2)]
+    fd = os.memfd_create("unused")
+    sockets = listener.accept(2, [fd], 60.0)
+
+    def step() -> None:
+        frame = Frame(Kind.STEP, 1, payload).encode()
+        for sock in sockets:
+            sock.sendall(frame)
+        for sock in sockets:
+            wire.receive(sock)
+
+    over_wire = median_s(step, 2000, 200) * 1e6
+    for sock in sockets:
+        sock.close()
+    for peer in peers:
+        peer.wait(timeout=30)
+
+    class Echo:
+        def step(self, inputs: Any) -> Any:
+            return inputs
+
+    start_ray(2)
+    try:
+        actors = [ray.remote(Echo).options(num_cpus=0).remote() for _ in range(2)]
+        over_ray = median_s(lambda: ray.get([a.step.remote(payload) for a in actors]), 1000, 100) * 1e6
+    finally:
+        stop_ray()
+    return over_wire, over_ray
+
+
+def group_figures(model: Path, tp: int, dtype: str, threads: int, short: bool) -> dict[str, Any]:
+    """A loaded group in process: latency of two shapes, tokens/s on the traffic, memory, idle CPU, phases."""
+    import tpray
+
+    batches = traffic.batches(16, 2 if short else 6)
+    tokens = sum(int(mask.sum()) for _, mask, _ in batches)
+    one, eight = (torch.full((rows, 128), 7) for rows in (1, 8))
+    with tpray.load(model, tp=tp, dtype=dtype, cores=threads) as classifier:
+        group = classifier.group
+        figures: dict[str, Any] = {
+            "startup_s": {phase.name: round(phase.seconds, 2) for phase in classifier.phases},
+            "latency_1_128_ms": median_s(lambda: classifier.logits(input_ids=one), 9) * 1e3,
+            "latency_8_128_ms": median_s(lambda: classifier.logits(input_ids=eight), 5) * 1e3,
+        }
+
+        async def everything() -> None:  # as the batcher does it: two steps in flight
+            slots = asyncio.Semaphore(2)
+
+            async def step(batch: Any) -> None:
+                async with slots:
+                    await group.step([x.numpy() for x in batch])
+
+            await asyncio.gather(*map(step, batches))
+
+        seconds = median_s(lambda: classifier._run(everything()), 3, 1)
+        figures["tokens_per_s"] = tokens / seconds
+        assert group.artifact is not None
+        records = group.artifact.manifest.ranks
+        figures["sharded_bytes"] = [record.sharded_bytes for record in records]
+        figures["replicated_bytes"] = [record.replicated_bytes for record in records]
+        figures["resident_bytes"] = [_resident(info.pid) for info in group.infos]
+        before, wait_s = _cpu_s([info.pid for info in group.infos]), 3.0 if short else 10.0
+        time.sleep(wait_s)
+        used = _cpu_s([info.pid for info in group.infos]) - before
+        figures["idle_cpu_share"] = used / wait_s
+    return figures
+
+
+def engine_figures(run: Any, short: bool) -> dict[str, float]:
+    """The same for another engine in this process."""
+    batches = traffic.batches(16, 2 if short else 6)
+    tokens = sum(int(mask.sum()) for _, mask, _ in batches)
+    one, eight = (torch.full((rows, 128), 7) for rows in (1, 8))
+
+    def all_batches() -> None:
+        for batch in batches:
+            run(*batch)
+
+    return {
+        "latency_1_128_ms": median_s(lambda: run(one, torch.ones_like(one), one * 0), 9) * 1e3,
+        "latency_8_128_ms": median_s(lambda: run(eight, torch.ones_like(eight), eight * 0), 5) * 1e3,
+        "tokens_per_s": tokens / median_s(all_batches, 3, 1),
+    }
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cpu_s(pids: list[int]) -> float:
+    """User and system time that processes have used, of every thread, seconds."""
+    ticks = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in pids)
+    return sum(int(t) for pair in ticks for t in pair) / os.sysconf("SC_CLK_TCK")
