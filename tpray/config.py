@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DtypeName = Literal["auto", "float32", "bfloat16"]
+DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 RuntimeName = Literal["auto", "cpu", "neuron", "neuron-xla"]
 
 DEMO_DIR = Path(__file__).parent / "demo" / "model"

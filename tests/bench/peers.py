@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from starlette.requests import Request  # FastAPI looks annotations up in the module
+from starlette.responses import JSONResponse
 
 THREADS = 2
 NEEDS = {"pipeline": "transformers", "openvino": "openvino", "onnxruntime": "onnxruntime"}
@@ -127,9 +129,8 @@ def serve_peer(engine: str, model: Path, port: int, front: str) -> None:
 
 
 def _application(engine: str, model: str) -> Any:
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI
     from ray import serve
-    from starlette.responses import JSONResponse
 
     api = FastAPI()
 

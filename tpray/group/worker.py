@@ -127,7 +127,7 @@ class ShardWorker:
             ArtifactError: a file is damaged.
         """
         artifact.check_rank(self.rank)
-        self._program = self._runtime.load(artifact.rank_directory(self.rank), self.rank)
+        self._program = self._runtime.load(artifact, self.rank)
         return self._program.packs_rows
 
     def _answer(self, sock: socket.socket) -> None:

@@ -60,6 +60,14 @@ class Plan:
             f"the sharding plan says nothing about the layer {path}; add a rule for it to tpray's plan table"
         )
 
+    def is_sharded(self, path: str) -> bool:
+        """Whether the linear layer at ``path`` is split: one of those that make up nearly all of the work.
+
+        The others (pooler, classification head) see one token per row and decide the label: they keep their
+        precision where the sharded ones are quantised.
+        """
+        return self.split_of(path) in (Split.COLUMN, Split.ROW)
+
     def valid_degrees(self, config: Any) -> list[int]:
         """Every tensor-parallel degree that divides the heads and the feed-forward, ascending."""
         heads, feed_forward = getattr(config, self.heads), getattr(config, self.feed_forward)

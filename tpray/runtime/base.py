@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
+from tpray.runtime.artifact import Artifact
 
 
 class Program(Protocol):
@@ -27,7 +28,8 @@ class Program(Protocol):
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+"""What a program is traced in. int8 is bfloat16 until it is loaded: weights are quantised there."""
 
 
 class Runtime(Protocol):
@@ -50,7 +52,7 @@ class Runtime(Protocol):
         """
         ...
 
-    def load(self, directory: Path, rank: int) -> Program:
+    def load(self, artifact: Artifact, rank: int) -> Program:
         """Load what `trace` saved for ``rank``, and make it ready to run fast.
 
         Raises:

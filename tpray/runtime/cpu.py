@@ -6,7 +6,7 @@ Batch and sequence stay symbolic, so that one program serves every shape without
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from torch.fx import GraphModule
 
 from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
+from tpray.parallel_layers.plan import plan_for
+from tpray.runtime import passes
+from tpray.runtime.artifact import Artifact
 from tpray.runtime.base import Program
-from tpray.runtime.packing import Rows, pack_rows, run_packed
-from tpray.runtime.passes import lower
+from tpray.runtime.int8 import mark_int8, quantise_linears
+from tpray.runtime.packing import Rows, pack_rows, plain_copy, run_packed
 from tpray.runtime.program import as_module, load_program, save_program
 
 log = logging.getLogger("tpray.runtime.cpu")
@@ -40,14 +43,35 @@ def multiplies_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
+def multiplies_int8() -> bool:
+    """Whether the cores multiply 8-bit integers four at a time (VNNI or AMX)."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & cpu_flags())
+
+
+def lower(module: GraphModule, rank: int, in_int8: Callable[[str], bool] | None = None) -> dict[str, int]:
+    """Run every pass in its order; how many matches each found. in_int8: which layers, by their paths, to quantise."""
+    steps: dict[str, Callable[[], int]] = {
+        "no-ops removed": lambda: passes.remove_no_ops(module),
+        "linears chosen for int8": lambda: 0 if in_int8 is None else mark_int8(module, in_int8),
+        "sibling linears merged": lambda: passes.merge_sibling_linears(module),
+        "additions moved before all-reduces": lambda: passes.add_before_reducing(module, rank),
+        "linears quantised": lambda: quantise_linears(module),
+        "linears packed": lambda: passes.pack_linears(module),
+        "activations fused": lambda: passes.fuse_activations(module),
+        "residuals fused": lambda: passes.fuse_residuals(module),
+        "masks converted": lambda: passes.convert_masks(module),
+    }
+    return {name: step() for name, step in steps.items()}
+
+
 class CpuProgram:
     """A lowered program in two versions that share their weights: packed rows, and padded ones as the fallback."""
 
     def __init__(self, module: GraphModule) -> None:
         self.packed = pack_rows(module)
         self.packs_rows = self.packed is not None
-        self.padded = module
-        self.padded.recompile()
+        # Made anew, so that the tensors that lowering has replaced are let go.
+        self.padded = GraphModule(module, plain_copy(module))
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """Logits ``[B, L]`` for inputs int64 ``[B, S]``."""
@@ -65,10 +89,12 @@ class CpuRuntime:
 
     def choose_dtype(self, asked: DtypeName) -> str:
         """``auto`` is bfloat16 where the cores multiply it natively, else float32."""
-        if asked == "bfloat16" and not multiplies_bfloat16():
+        able = [name for name, can in (("int8", multiplies_int8()), ("bfloat16", multiplies_bfloat16())) if can]
+        if asked not in ("auto", "float32", *able):
+            lacks = {"int8": "no AVX512_VNNI, AVX_VNNI or AMX", "bfloat16": "no AVX512_BF16 or AMX"}[asked]
             raise ConfigError(
-                "this CPU does not multiply bfloat16 itself (no AVX512_BF16 or AMX), which makes it slower "
-                "than float32: use --dtype float32 or auto"
+                f"this CPU does not multiply {asked} itself ({lacks}), which makes it slower than float32: use "
+                f"--dtype {', '.join([*able, 'float32'])} or auto"
             )
         if asked == "auto":
             return "bfloat16" if multiplies_bfloat16() else "float32"
@@ -88,9 +114,12 @@ class CpuRuntime:
             )
         save_program(program, directory)
 
-    def load(self, directory: Path, rank: int) -> Program:
-        module = as_module(load_program(directory))
-        log.info("rank %d lowered: %s", rank, ", ".join(f"{n} {name}" for name, n in lower(module, rank).items()))
+    def load(self, artifact: Artifact, rank: int) -> Program:
+        module = as_module(load_program(artifact.rank_directory(rank)))
+        model = artifact.manifest.model
+        in_int8 = plan_for(model.model_type).is_sharded if artifact.manifest.dtype == "int8" else None
+        found = lower(module, rank, in_int8)
+        log.info("rank %d lowered: %s", rank, ", ".join(f"{n} {name}" for name, n in found.items()))
         return CpuProgram(module)
 
     def warm_up_shapes(self, max_length: int) -> Sequence[tuple[int, int]]:

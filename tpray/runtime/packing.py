@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from tpray.runtime.int8 import int8_linear
 from tpray.runtime.passes import aten, calls, mkldnn, tensor_of, tpray_ops
 
 _SCORES_IN_CACHE = 4_000_000  # elements: 8 MB
@@ -120,14 +121,14 @@ _TOKEN_WISE = {
     aten.mul.Tensor, aten.div.Tensor, aten.ne.Scalar, aten.eq.Scalar, aten.to.dtype, aten.to.dtype_layout,
     aten.to.device, aten.type_as.default, aten.view.default, aten.reshape.default, aten.contiguous.default,
     aten.sym_size.int, aten.split_with_sizes.default, mkldnn._linear_pointwise.default,
-    mkldnn._linear_pointwise.binary, tpray_ops.all_reduce.default, operator.getitem,
+    mkldnn._linear_pointwise.binary, int8_linear, tpray_ops.all_reduce.default, operator.getitem,
 }  # fmt: skip
 """Operators that compute each token from itself, whatever B and S are."""
 
 
 _ROW_WISE = {
     aten.layer_norm.default, aten.gelu.default, aten.linear.default, mkldnn._linear_pointwise.default,
-    mkldnn._linear_pointwise.binary, aten.add.Tensor, tpray_ops.all_reduce.default,
+    mkldnn._linear_pointwise.binary, int8_linear, aten.add.Tensor, tpray_ops.all_reduce.default,
 }  # fmt: skip
 """Those whose tensor arguments are all tokens ``[1, T, H]`` or weights."""
 
@@ -137,9 +138,7 @@ def pack_rows(module: GraphModule) -> GraphModule | None:
 
     Returns None if the graph mixes tokens in a way that is not known here, or needs the mask for anything else.
     """
-    graph = Graph()
-    output = graph.graph_copy(module.graph, {})
-    graph.output(output[0] if isinstance(output, tuple) else output)
+    graph = plain_copy(module)
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     mask = next((node for node in graph.nodes if node.op == "placeholder" and node.name == "attention_mask"), None)
     with graph.inserting_after(last):
@@ -151,6 +150,17 @@ def pack_rows(module: GraphModule) -> GraphModule | None:
     hoist_row_starts(graph)
     graph.lint()
     return GraphModule(module, graph)
+
+
+def plain_copy(module: GraphModule) -> Graph:
+    """The graph without the exported program's packing of its result: it returns a tensor, not a tuple of one.
+
+    A new `GraphModule` of it holds the tensors that it uses and no others.
+    """
+    graph = Graph()
+    output = graph.graph_copy(module.graph, {})
+    graph.output(output[0] if isinstance(output, tuple) else output)
+    return graph
 
 
 def hoist_row_starts(graph: Graph) -> int:

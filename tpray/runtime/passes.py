@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,6 +45,18 @@ def tensor_of(module: GraphModule, node: object) -> torch.Tensor | None:
     return found if isinstance(found, torch.Tensor) else None
 
 
+def add_tensor(module: GraphModule, name: str, value: torch.Tensor) -> Node:
+    """Give ``module`` a tensor of its own; the node that fetches it, inserted where the graph inserts now."""
+    module.register_buffer(name, value, persistent=False)
+    return module.graph.get_attr(name)
+
+
+def tidy(module: GraphModule) -> None:
+    """Drop the nodes that nobody uses any more, and check the graph."""
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+
+
 def remove_no_ops(module: GraphModule) -> int:
     """Drop what computes nothing at inference: dropout, checks of dtypes, slices of everything, unused nodes."""
     found = 0
@@ -65,22 +76,23 @@ def remove_no_ops(module: GraphModule) -> int:
 
 def merge_sibling_linears(module: GraphModule) -> int:
     """q, k and v of the same x as one linear layer of ``[3 O, I]``; its output is cut into views."""
-    siblings: dict[tuple[Any, bool], list[Any]] = defaultdict(list)
+    siblings: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
     for node in nodes_calling(module, aten.linear.default):
         x, weight, *bias = node.args
         if tensor_of(module, weight) is not None and all(tensor_of(module, b) is not None for b in bias):
-            siblings[x, bool(bias)].append(node)
+            siblings[x, bool(bias), node.meta.get("int8", False)].append(node)
     merged = 0
-    for (x, biased), group in siblings.items():
+    for (x, biased, _), group in siblings.items():
         if len(group) < 2:
             continue
         parts: list[list[Any]] = [[tensor_of(module, argument) for argument in node.args[1:]] for node in group]
         name = f"merged_{merged}"
         with module.graph.inserting_before(group[0]):
-            arguments = [_new_tensor(module, f"{name}_weight", torch.cat([part[0] for part in parts]))]
+            arguments = [add_tensor(module, f"{name}_weight", torch.cat([part[0] for part in parts]))]
             if biased:
-                arguments.append(_new_tensor(module, f"{name}_bias", torch.cat([part[1] for part in parts])))
+                arguments.append(add_tensor(module, f"{name}_bias", torch.cat([part[1] for part in parts])))
             linear = module.graph.call_function(aten.linear.default, (x, *arguments))
+            linear.meta["int8"] = group[0].meta.get("int8", False)
             sizes = [part[0].shape[0] for part in parts]
             pieces = module.graph.call_function(aten.split_with_sizes.default, (linear, sizes, -1))
             for index, node in enumerate(group):
@@ -88,7 +100,7 @@ def merge_sibling_linears(module: GraphModule) -> int:
         for node in group:
             module.graph.erase_node(node)
         merged += 1
-    _tidy(module)
+    tidy(module)
     return merged
 
 
@@ -121,12 +133,14 @@ def add_before_reducing(module: GraphModule, rank: int) -> int:
             else:
                 total = module.graph.call_function(aten.linear.default, linear.args)
             for made in [total, *total.all_input_nodes]:
+                if calls(made, aten.linear.default):
+                    made.meta["int8"] = linear.meta.get("int8", False)
                 made.meta.setdefault("val", reduce.meta.get("val"))
             new = module.graph.call_function(tpray_ops.all_reduce.default, (total,))
             new.meta = dict(reduce.meta)
         last.replace_all_uses_with(new)
         found += 1
-    _tidy(module)
+    tidy(module)
     return found
 
 
@@ -141,13 +155,13 @@ def pack_linears(module: GraphModule) -> int:
             continue
         with module.graph.inserting_before(node):
             # The batch size only steers the choice of a blocked layout; that of many rows serves few as well.
-            own = _new_tensor(module, f"packed_{packed}", mkldnn._reorder_linear_weight(value.detach().clone(), 256))
+            own = add_tensor(module, f"packed_{packed}", mkldnn._reorder_linear_weight(value.detach().clone(), 256))
             linear = module.graph.call_function(mkldnn._linear_pointwise.default, (x, own, bias, "none", [], ""))
         linear.meta = dict(node.meta)
         node.replace_all_uses_with(linear)
         module.graph.erase_node(node)
         packed += 1
-    _tidy(module)
+    tidy(module)
     return packed
 
 
@@ -163,7 +177,7 @@ def fuse_activations(module: GraphModule) -> int:
                 user.replace_all_uses_with(linear)
                 module.graph.erase_node(user)
                 fused += 1
-    _tidy(module)
+    tidy(module)
     return fused
 
 
@@ -186,7 +200,7 @@ def fuse_residuals(module: GraphModule) -> int:
             module.graph.erase_node(linear)
             fused += 1
             break
-    _tidy(module)
+    tidy(module)
     return fused
 
 
@@ -203,27 +217,13 @@ def convert_masks(module: GraphModule) -> int:
                 converted[mask] = module.graph.call_function(additive_mask, (mask, query.meta["val"].dtype))
                 converted[mask].meta["val"] = mask.meta["val"].to(query.meta["val"].dtype)
         attention.replace_input_with(mask, converted[mask])
-    _tidy(module)
+    tidy(module)
     return len(converted)
 
 
 def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """0 where the boolean ``mask`` allows attention, minus infinity elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
-
-
-def lower(module: GraphModule, rank: int) -> dict[str, int]:
-    """Run every pass in its order; how many matches each found, for the log."""
-    passes: dict[str, Callable[[], int]] = {
-        "no-ops removed": lambda: remove_no_ops(module),
-        "sibling linears merged": lambda: merge_sibling_linears(module),
-        "additions moved before all-reduces": lambda: add_before_reducing(module, rank),
-        "linears packed": lambda: pack_linears(module),
-        "activations fused": lambda: fuse_activations(module),
-        "residuals fused": lambda: fuse_residuals(module),
-        "masks converted": lambda: convert_masks(module),
-    }
-    return {name: run() for name, run in passes.items()}
 
 
 def _only_user(node: Any, target: object) -> Any:
@@ -245,13 +245,3 @@ def _fetch(module: GraphModule, node: Any) -> Node:
     again = module.graph.get_attr(str(node.target))
     again.meta = dict(node.meta)
     return again
-
-
-def _new_tensor(module: GraphModule, name: str, value: torch.Tensor) -> Node:
-    module.register_buffer(name, value, persistent=False)
-    return module.graph.get_attr(name)
-
-
-def _tidy(module: GraphModule) -> None:
-    module.graph.eliminate_dead_code()
-    module.graph.lint()
