@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
@@ -10,10 +11,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from tpray.config import ModelConfig
 from tpray.demo import MODEL_DIR
 from tpray.demo.data import Pair, families, held_out_pairs, templates, training_pairs
-from tpray.demo.evaluate import accuracies, probabilities
+from tpray.demo.evaluate import accuracies, encode, probabilities
 from tpray.demo.world import ENTITIES, entities, listed_words
+from tpray.group.group import ShardGroup
+from tpray.group.ranks import ThreadRanks
+from tpray.group.store import Source
+from tpray.runtime.cpu import multiplies_bfloat16, multiplies_int8
 
 IN_NEW_YORK = "The company HuggingFace is based in New York City"
 IN_MANHATTAN = "HuggingFace's headquarters are situated in Manhattan"
@@ -129,3 +135,27 @@ def test_stored_accuracy_is_reproduced(model, tokenizer, held_out: list[Pair]) -
     # 600 of the 2000 pairs: a standard error of about 0.01.
     measured = accuracies(model, tokenizer, held_out[:600])["all"]
     assert measured == pytest.approx(metrics["held_out_accuracy"], abs=0.04)
+
+
+@pytest.mark.skipif(not (multiplies_int8() and multiplies_bfloat16()), reason="this CPU has no VNNI or bfloat16")
+def test_int8_labels_agree_with_float32(model, tokenizer, held_out: list[Pair]) -> None:
+    """On at least 99 % of the held-out pairs, at tp 1 and tp 2."""
+
+    async def labels(tp: int) -> torch.Tensor:
+        group = ShardGroup(Source(ModelConfig(dtype="int8"), tp), ThreadRanks(tp))
+        await group.start()
+        try:
+            parts = []
+            for start in range(0, len(held_out), 50):
+                inputs = encode(tokenizer, held_out[start : start + 50])
+                arrays = [inputs[name].numpy() for name in ("input_ids", "attention_mask", "token_type_ids")]
+                parts.append(torch.from_numpy((await group.step(arrays)).logits).argmax(-1))
+            return torch.cat(parts)
+        finally:
+            await group.stop()
+
+    expected = probabilities(model, tokenizer, held_out).argmax(-1)
+    for tp in (1, 2):
+        agreement = (asyncio.run(labels(tp)) == expected).float().mean().item()
+        assert agreement >= 0.99, f"tp {tp}: {agreement:.4f}"
+        print(f"tp {tp}: {agreement:.4f}")

@@ -13,7 +13,7 @@ import pytest
 
 import tpray
 from tpray.config import ModelConfig
-from tpray.errors import DegreeError
+from tpray.errors import ConfigError, DegreeError
 from tpray.group.store import Source, check_source
 
 pytestmark = pytest.mark.ray
@@ -110,3 +110,9 @@ def test_doctor_says_what_auto_chooses() -> None:
 def test_the_degree_is_checked_before_anything_starts(make_checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(DegreeError):
         check_source(Source(ModelConfig(source=str(make_checkpoint())), 3))
+
+
+def test_a_model_larger_than_memory_is_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpray.group.store.available_bytes", lambda: 2**20)
+    with pytest.raises(ConfigError, match=r"GiB and this machine has 0\.0 GiB"):
+        check_source(Source(ModelConfig(), 1))

@@ -53,13 +53,39 @@ def check_source(source: Source) -> Checkpoint | Artifact:
     if artifacts.is_artifact(directory):
         found = Artifact.open(directory)
         _check_agrees(found.manifest, source)
+        _check_memory(sum(r.sharded_bytes + r.replicated_bytes for r in found.manifest.ranks), str(directory))
         return found
     checkpoint = resolve(directory if name is None else name, source.model.revision)
     plan = plan_for(checkpoint.config.model_type)
     checkpoint.check_classifier()
     plan.check_degree(checkpoint.config, source.tp)
     runtime_for(source.runtime).choose_dtype(source.model.dtype)
+    _check_memory(checkpoint.size_bytes, checkpoint.source)
     return checkpoint
+
+
+def _check_memory(needed: int, name: str) -> None:
+    """Refuse what cannot fit: a group holds its weights once, all ranks together."""
+    available = available_bytes()
+    if needed > available:
+        raise ConfigError(
+            f"the weights of {name} are {needed / 2**30:.1f} GiB and this machine has {available / 2**30:.1f} GiB of "
+            "memory available: free some, or use a larger machine"
+        )
+
+
+def available_bytes() -> int:
+    """The memory that a new process may use without swapping: the system's, or less if a control group limits it.
+
+    Source: MemAvailable of proc(5); memory.max and memory.current of the kernel's cgroup v2 documentation.
+    """
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return free
+    return min(free, limit - used)
 
 
 def _check_agrees(manifest: Manifest, source: Source) -> None:

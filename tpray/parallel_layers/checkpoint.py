@@ -78,6 +78,11 @@ class Checkpoint:
             raise CheckpointError(f"{self.source}: the index names files that are missing: {', '.join(missing)}")
         return found
 
+    @property
+    def size_bytes(self) -> int:
+        """How large the weights are on disk."""
+        return sum(path.stat().st_size for path in set(self.weight_files.values()))
+
     def _files(self) -> list[Path]:
         for name in WEIGHT_NAMES:
             for candidate in (self.directory / name, self.directory / f"{name}.index.json"):

@@ -63,7 +63,7 @@ def remove_no_ops(module: GraphModule) -> int:
     nodes: list[Any] = list(module.graph.nodes)  # torch's types let a node's argument be anything
     for node in nodes:
         whole = calls(node, aten.slice.Tensor) and node.args[2:] == (0, _EVERYTHING)
-        if whole or calls(node, aten.dropout.default):
+        if whole or calls(node, aten.dropout.default) or calls(node, aten.alias.default):
             node.replace_all_uses_with(node.args[0])
         elif not calls(node, aten._assert_tensor_metadata.default):
             continue
