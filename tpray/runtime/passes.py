@@ -58,12 +58,14 @@ def tidy(module: GraphModule) -> None:
 
 
 def remove_no_ops(module: GraphModule) -> int:
-    """Drop what computes nothing at inference: dropout, checks of dtypes, slices of everything, unused nodes."""
+    """Drop what computes nothing at inference: dropout, checks of dtypes, casts to the same dtype, slices of
+    everything, unused nodes."""
     found = 0
     nodes: list[Any] = list(module.graph.nodes)  # torch's types let a node's argument be anything
     for node in nodes:
         whole = calls(node, aten.slice.Tensor) and node.args[2:] == (0, _EVERYTHING)
-        if whole or calls(node, aten.dropout.default) or calls(node, aten.alias.default):
+        same = calls(node, aten.to.dtype) and len(node.args) == 2 and _dtype(node.args[0]) is node.args[1]
+        if whole or same or calls(node, aten.dropout.default) or calls(node, aten.alias.default):
             node.replace_all_uses_with(node.args[0])
         elif not calls(node, aten._assert_tensor_metadata.default):
             continue
@@ -210,7 +212,7 @@ def convert_masks(module: GraphModule) -> int:
     for attention in nodes_calling(module, aten.scaled_dot_product_attention.default):
         mask = attention.args[3] if len(attention.args) > 3 else None
         query = attention.args[0]
-        if not isinstance(mask, Node) or not isinstance(query, Node) or not _is_boolean(mask):
+        if not isinstance(mask, Node) or not isinstance(query, Node) or _dtype(mask) is not torch.bool:
             continue
         if mask not in converted:
             with module.graph.inserting_after(mask):
@@ -237,8 +239,9 @@ def _same_shape(one: object, other: object) -> bool:
     return bool(one.meta["val"].shape == other.meta["val"].shape)
 
 
-def _is_boolean(node: Node) -> bool:
-    return "val" in node.meta and node.meta["val"].dtype is torch.bool
+def _dtype(node: Any) -> torch.dtype | None:
+    """What ``node`` computes in, as the export recorded it."""
+    return node.meta["val"].dtype if "val" in node.meta else None
 
 
 def _fetch(module: GraphModule, node: Any) -> Node:
