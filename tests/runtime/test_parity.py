@@ -1,12 +1,13 @@
 """Every architecture, traced and loaded again, against the stock model; ranks are threads on the real wire.
 
 Bounds: float32 differs by the order of additions only, 1e-5 of logits near 1; a row beside others of other
-lengths is computed by other kernels, 1e-6 of a score.
+lengths is computed by other kernels, 1e-6 of a score. bfloat16 has 8 bits: 2e-2 of the largest logit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from tpray.config import ModelConfig
+from tpray.config import DtypeName, ModelConfig
 from tpray.errors import ParityError
 from tpray.group.group import ShardGroup
 from tpray.group.ranks import ThreadRanks
 from tpray.group.store import Source
 from tpray.parallel_layers.plan import PLANS
 from tpray.runtime.canary import check_canary
+from tpray.runtime.cpu import multiplies_bfloat16
 
 
 def rows(lengths: list[int], pad_id: int) -> list[np.ndarray]:
@@ -41,36 +43,82 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
-@pytest.mark.parametrize("model_type", PLANS)
-def test_sharded_logits_equal_the_stock_models(model_type: str, tp: int, make_checkpoint: Callable[..., Path]) -> None:
+def stock_logits(directory: Path, batch: list[np.ndarray]) -> np.ndarray:
+    """What transformers' own model answers, unsharded and in float32."""
     from transformers import AutoModelForSequenceClassification
 
-    directory = make_checkpoint(model_type)
     stock = AutoModelForSequenceClassification.from_pretrained(directory).eval()
-    batch = rows([1, 33, 7, 78, 16], stock.config.pad_token_id)
     named = dict(zip(("input_ids", "attention_mask", "token_type_ids"), map(torch.from_numpy, batch), strict=True))
     if getattr(stock.config, "type_vocab_size", 0) < 2:
         del named["token_type_ids"]
     with torch.no_grad():
-        expected = stock(**named).logits.numpy()
+        logits: np.ndarray = stock(**named).logits.numpy()
+    return logits
 
-    async def run() -> tuple[np.ndarray, list[np.ndarray]]:
-        group = ShardGroup(Source(ModelConfig(source=str(directory), dtype="float32"), tp), ThreadRanks(tp))
+
+def group_logits(
+    directory: Path, dtype: DtypeName, tp: int, batches: list[list[np.ndarray]]
+) -> tuple[list[np.ndarray], bool]:
+    """What a group of ``tp`` ranks answers to each batch, and whether it packs rows."""
+
+    async def run() -> tuple[list[np.ndarray], bool]:
+        group = ShardGroup(Source(ModelConfig(source=str(directory), dtype=dtype), tp), ThreadRanks(tp))
         await group.start()
         try:
-            together = (await group.step(batch)).logits
-            alone = []
-            for i, length in enumerate(batch[1].sum(1)):
-                alone.append((await group.step([part[i : i + 1, :length] for part in batch])).logits[0])
-            return together, alone
+            return [(await group.step(batch)).logits for batch in batches], group.packs_rows
         finally:
             await group.stop()
 
-    together, alone = asyncio.run(run())
+    return asyncio.run(run())
+
+
+def pad_id_of(directory: Path) -> int:
+    found: int = json.loads((directory / "config.json").read_text()).get("pad_token_id") or 0
+    return found
+
+
+def each_alone(batch: list[np.ndarray]) -> list[list[np.ndarray]]:
+    lengths = batch[1].sum(1)
+    return [[part[i : i + 1, :length] for part in batch] for i, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+@pytest.mark.parametrize("model_type", PLANS)
+def test_sharded_logits_equal_the_stock_models(model_type: str, tp: int, make_checkpoint: Callable[..., Path]) -> None:
+    directory = make_checkpoint(model_type)
+    batch = rows([1, 33, 7, 78, 16], pad_id_of(directory))
+    expected = stock_logits(directory, batch)
+    (together, *alone), packs = group_logits(directory, "float32", tp, [batch, *each_alone(batch)])
+    assert packs, "this architecture lost its fast path"
     np.testing.assert_allclose(together, expected, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(np.stack(alone), expected, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(softmax(np.stack(alone)), softmax(together), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(np.concatenate(alone), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(softmax(np.concatenate(alone)), softmax(together), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", PLANS)
+def test_padding_that_cannot_be_packed_gives_the_same_logits(
+    model_type: str, make_checkpoint: Callable[..., Path]
+) -> None:
+    directory = make_checkpoint(model_type)
+    batch = [part[:, ::-1].copy() for part in rows([9, 33, 7], pad_id_of(directory))]  # padding on the left
+    expected = stock_logits(directory, batch)
+    (logits,), _ = group_logits(directory, "float32", 2, [batch])
+    np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU has neither AVX512_BF16 nor AMX")
+@pytest.mark.parametrize("tp", [2])
+@pytest.mark.parametrize("model_type", PLANS)
+def test_bfloat16_logits_are_near_the_float32_ones(
+    model_type: str, tp: int, make_checkpoint: Callable[..., Path]
+) -> None:
+    directory = make_checkpoint(model_type)
+    batch = rows([1, 33, 7, 78, 16], pad_id_of(directory))
+    expected = stock_logits(directory, batch)
+    (together, *alone), _ = group_logits(directory, "bfloat16", tp, [batch, *each_alone(batch)])
+    bound = 2e-2 * np.abs(expected).max()
+    np.testing.assert_allclose(together, expected, atol=bound, rtol=0)
+    np.testing.assert_allclose(np.concatenate(alone), expected, atol=bound, rtol=0)
 
 
 def test_the_canary_refuses_wrong_logits_and_nan(make_checkpoint: Callable[..., Path]) -> None:
