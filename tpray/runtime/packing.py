@@ -197,7 +197,7 @@ def _rewrite(module: GraphModule, graph: Graph, rows: Node) -> None:
             if len(node.args) <= 4 and set(node.kwargs) <= {"scale"}:  # neither dropout nor causal
                 new = packed_attention, (*node.args[:3], rows, node.kwargs.get("scale"))
         elif calls(node, aten.slice.Tensor) and _is_position_table(tensor_of(module, node.args[0])):
-            if tuple(node.args[1:3]) == (1, 0):
+            if node.args[1] == 1 and not node.args[2]:
                 new = row_positions, (node.args[0], rows)
         elif calls(node, aten.cumsum.default) and node.args[1] == 1:
             new = row_cumsum, (node.args[0], rows)

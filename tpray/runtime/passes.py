@@ -63,7 +63,7 @@ def remove_no_ops(module: GraphModule) -> int:
     found = 0
     nodes: list[Any] = list(module.graph.nodes)  # torch's types let a node's argument be anything
     for node in nodes:
-        whole = calls(node, aten.slice.Tensor) and node.args[2:] == (0, _EVERYTHING)
+        whole = calls(node, aten.slice.Tensor) and not node.args[2] and node.args[3:] == (_EVERYTHING,)
         same = calls(node, aten.to.dtype) and len(node.args) == 2 and _dtype(node.args[0]) is node.args[1]
         if whole or same or calls(node, aten.dropout.default) or calls(node, aten.alias.default):
             node.replace_all_uses_with(node.args[0])
