@@ -143,6 +143,8 @@ def _over_http(command: list[str], extra: list[str] | None, loads: list[Load], s
         generator = Generator(f"http://127.0.0.1:{port}", [list(pair) for pair in traffic.pairs(512)], 60.0)
         asyncio.run(generator.run([loads[-1]], seconds / 2, 0.0, 10**6))  # warms the server up
         outcomes: list[Outcome] = asyncio.run(generator.run(loads, seconds, 0.0, 10**6))
+        if not any(o.per_second for o in outcomes):
+            raise RuntimeError(f"every request failed: {dict(outcomes[0].errors)}")
         per_second = outcomes[[o.load.concurrency for o in outcomes].index(32)].per_second
         if not short and "tpray" in " ".join(command):
             open_loops = [Load(rate=round(per_second * share, 1)) for share in (0.5, 0.8, 1.2)]

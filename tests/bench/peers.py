@@ -4,7 +4,7 @@ Behind Serve each is one replica with two threads and ``serve.batch`` (16 reques
 it; FRONT is ``proxy`` (Serve's default) or ``haproxy``.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Serve ships the ingress class by value, and FastAPI could not resolve names.
 
 import os
 import sys
