@@ -1,45 +1,143 @@
 """The one sharding table: which layer of which architecture is split, and how.
 
 Read it bottom-up: `PLANS` maps a ``config.model_type`` to a `Plan`; a plan is a list of rules, the first
-whose pattern matches a module's path decides; a leaf module that no rule mentions is an error, so that
-nothing is left whole by accident.
+whose pattern matches a layer's path decides; a layer that no rule mentions is an error, so that nothing is
+left whole by accident.
 
 The pairs follow Megatron-LM (arXiv:1909.08053, section 3): a column-parallel layer feeds a row-parallel
-one, so that attention costs one all-reduce and the feed-forward another. Attention is cut between heads.
-Upstream's tutorial shards attention only; here the feed-forward, two thirds of a layer, is sharded too.
+one, so that attention costs one all-reduce and the feed-forward another. Attention is cut between heads, the
+feed-forward anywhere; neither has to divide evenly. Upstream's tutorial shards attention only; here the
+feed-forward, two thirds of a layer, is sharded too.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from tpray.errors import DegreeError, UnsupportedModelError
+from tpray.errors import ConfigError, DegreeError, UnsupportedModelError
 
 
 class Split(str, Enum):
-    """What happens to a module's parameters."""
+    """What happens to a layer's parameters."""
 
-    COLUMN = "column"  # linear, cut by output features; the output stays cut
-    ROW = "row"  # linear, cut by input features; all-reduce after it
+    COLUMN = "column"  # cut by output features; the output stays cut
+    ROW = "row"  # cut by input features; all-reduce after it
     VOCAB = "vocab"  # embedding, cut by rows; all-reduce after it
     REPLICATED = "replicated"  # whole on every rank
+
+
+class Unit(str, Enum):
+    """What must not be cut in two."""
+
+    HEAD = "head"
+    KEY_VALUE_HEAD = "key/value head"  # shared by several query heads in grouped-query attention
+    FEATURE = "feature"
+
+
+class Cut(Enum):
+    """What a rule says of a layer: (split, unit, how many layers of one size are fused in it).
+
+    In a plan file a cut goes by its name in lower case.
+    """
+
+    QUERY = (Split.COLUMN, Unit.HEAD, 1)  # also what holds q, k and v of each head side by side
+    KEY_VALUE = (Split.COLUMN, Unit.KEY_VALUE_HEAD, 1)
+    QKV = (Split.COLUMN, Unit.HEAD, 3)  # all heads' q, then all heads' k, then all heads' v
+    ATTENTION_OUTPUT = (Split.ROW, Unit.HEAD, 1)
+    UP = (Split.COLUMN, Unit.FEATURE, 1)
+    GATE_UP = (Split.COLUMN, Unit.FEATURE, 2)
+    DOWN = (Split.ROW, Unit.FEATURE, 1)
+    VOCAB = (Split.VOCAB, Unit.FEATURE, 1)
+    REPLICATED = (Split.REPLICATED, Unit.FEATURE, 1)
+
+    @property
+    def split(self) -> Split:
+        return self.value[0]
+
+    @property
+    def unit(self) -> Unit:
+        return self.value[1]
+
+    @property
+    def parts(self) -> int:
+        return self.value[2]
+
+
+class Rule(NamedTuple):
+    """What happens to the layers whose dotted path matches ``pattern`` (`fnmatch` style). why: if it stays whole."""
+
+    pattern: str
+    cut: Cut
+    why: str = ""
+
+
+def deal(count: int, rank: int, size: int) -> tuple[int, int]:
+    """Which [start, stop) of ``count`` things belong to ``rank``: neighbours, and none has two more than another."""
+    return count * rank // size, count * (rank + 1) // size
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank holds: [start, stop) of the attention heads and of the key/value heads that they use."""
+
+    rank: int
+    size: int
+    all_heads: int
+    all_key_value_heads: int
+    heads: tuple[int, int]
+    key_value_heads: tuple[int, int]
+
+    @classmethod
+    def of(cls, heads: int, key_value_heads: int, rank: int, size: int) -> Share:
+        """The share of ``rank`` of ``size``.
+
+        A key/value head stays with the query heads that use it. When there are more ranks than key/value heads,
+        each goes to several ranks, which share its query heads out. Source: the grouped-query attention of
+        arXiv:2305.13245, section 2.2, whose remark on tensor parallelism names the replication.
+        """
+        group = heads // key_value_heads
+        if size <= key_value_heads:
+            start, stop = deal(key_value_heads, rank, size)
+            return cls(rank, size, heads, key_value_heads, (start * group, stop * group), (start, stop))
+        owner = next(k for k in range(key_value_heads) if rank < deal(size, k, key_value_heads)[1])
+        first, last = deal(size, owner, key_value_heads)
+        start, stop = deal(group, rank - first, last - first)
+        own = owner * group + start, owner * group + stop
+        return cls(rank, size, heads, key_value_heads, own, (owner, owner + 1))
+
+    def scaled(self, value: int) -> int:
+        """A number that counts all heads, or their features, as one of this rank's own heads."""
+        return value * (self.heads[1] - self.heads[0]) // self.all_heads
+
+    def bounds(self, cut: Cut, full: int) -> tuple[tuple[int, int], ...]:
+        """Which [start, stop) pieces of a dimension of ``full`` features are this rank's."""
+        part = full // cut.parts
+        if cut.unit is Unit.FEATURE:
+            start, stop = deal(part, self.rank, self.size)
+        else:
+            by_query = cut.unit is Unit.HEAD
+            width = part // (self.all_heads if by_query else self.all_key_value_heads)
+            start, stop = (edge * width for edge in (self.heads if by_query else self.key_value_heads))
+        return tuple((i * part + start, i * part + stop) for i in range(cut.parts))
 
 
 @dataclass(frozen=True)
 class Plan:
     """How one architecture is sharded.
 
-    rules: (pattern, split) pairs; a pattern is `fnmatch` style over a module's dotted path.
-    heads, feed_forward: the config's attributes that the degree must divide.
-    pad_shifts_positions: position ids start behind ``pad_token_id``, which costs that many of the table.
+    rules: the first that matches decides. local: (pattern, attributes) of modules that count all heads or their
+    features, and must count a rank's own. pad_shifts_positions: position ids start behind ``pad_token_id``, which
+    costs that many of the table.
     """
 
-    rules: tuple[tuple[str, Split], ...]
-    heads: str = "num_attention_heads"
-    feed_forward: str = "intermediate_size"
+    rules: tuple[Rule, ...]
+    local: tuple[tuple[str, tuple[str, ...]], ...] = ()
     pad_shifts_positions: bool = False
 
     def max_length(self, config: Any) -> int:
@@ -47,17 +145,18 @@ class Plan:
         positions: int = config.max_position_embeddings
         return positions - (config.pad_token_id + 1 if self.pad_shifts_positions else 0)
 
-    def split_of(self, path: str) -> Split:
-        """How the module at ``path`` is split.
+    def rule_for(self, path: str) -> Rule:
+        """The rule that decides on the layer, or the parameter, at ``path``.
 
         Raises:
-            UnsupportedModelError: no rule mentions it.
+            UnsupportedModelError: none mentions it.
         """
-        for pattern, split in self.rules:
-            if fnmatchcase(path, pattern):
-                return split
+        for rule in self.rules:
+            if fnmatchcase(path, rule.pattern):
+                return rule
         raise UnsupportedModelError(
-            f"the sharding plan says nothing about the layer {path}; add a rule for it to tpray's plan table"
+            f"the sharding plan says nothing about the layer {path}: give a plan of your own with a rule for it "
+            "(--plan FILE), or add one to tpray's table"
         )
 
     def is_sharded(self, path: str) -> bool:
@@ -66,67 +165,275 @@ class Plan:
         The others (pooler, classification head) see one token per row and decide the label: they keep their
         precision where the sharded ones are quantised.
         """
-        return self.split_of(path) in (Split.COLUMN, Split.ROW)
+        return self.rule_for(path).cut.split in (Split.COLUMN, Split.ROW)
 
-    def valid_degrees(self, config: Any) -> list[int]:
-        """Every tensor-parallel degree that divides the heads and the feed-forward, ascending."""
-        heads, feed_forward = getattr(config, self.heads), getattr(config, self.feed_forward)
-        return [tp for tp in range(1, heads + 1) if heads % tp == 0 and feed_forward % tp == 0]
+    def shards_heads(self) -> bool:
+        """Whether attention is cut, rather than whole on every rank."""
+        return any(rule.cut.unit is not Unit.FEATURE for rule in self.rules)
+
+    def share(self, config: Any, rank: int, size: int) -> Share:
+        """What ``rank`` of ``size`` holds of a model of this ``config``."""
+        if not self.shards_heads():
+            return Share.of(size, size, rank, size)
+        heads: int = config.num_attention_heads
+        return Share.of(heads, getattr(config, "num_key_value_heads", None) or heads, rank, size)
 
     def check_degree(self, config: Any, tp: int) -> None:
-        """Raise `DegreeError`, naming the degrees that would do, unless ``tp`` divides the model."""
-        degrees = self.valid_degrees(config)
-        if tp not in degrees:
+        """Raise `DegreeError`, naming the degrees that would do, if ``tp`` leaves a rank without an attention head."""
+        if self.shards_heads() and tp > config.num_attention_heads:
             raise DegreeError(
-                f"tp {tp} does not divide this {config.model_type}: {getattr(config, self.heads)} attention "
-                f"heads and a feed-forward of {getattr(config, self.feed_forward)} can be shared by "
-                f"{', '.join(map(str, degrees))} ranks"
+                f"tp {tp} is more than the {config.num_attention_heads} attention heads of this {config.model_type}, "
+                f"and a head is not cut: use 1 to {config.num_attention_heads} ranks"
             )
 
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a plan file holds it."""
+        return {
+            "rules": [[rule.pattern, rule.cut.name.lower(), rule.why] for rule in self.rules],
+            "local": [[pattern, list(names)] for pattern, names in self.local],
+            "pad_shifts_positions": self.pad_shifts_positions,
+        }
 
-_BERT = Plan(
-    rules=(
-        ("*.attention.self.query", Split.COLUMN),
-        ("*.attention.self.key", Split.COLUMN),
-        ("*.attention.self.value", Split.COLUMN),
-        ("*.attention.output.dense", Split.ROW),
-        ("*.intermediate.dense", Split.COLUMN),
-        ("*.layer.*.output.dense", Split.ROW),
-        ("*.LayerNorm", Split.REPLICATED),
-        ("*.embeddings.*", Split.REPLICATED),  # small beside the layers, and a collective less
-        ("*.embeddings_project", Split.REPLICATED),
-        ("*.pooler.dense", Split.REPLICATED),  # one token per row
-        ("classifier", Split.REPLICATED),
-        ("classifier.*", Split.REPLICATED),
-    )
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Plan:
+        """Read what `to_json` gives; ``why``, ``local`` and ``pad_shifts_positions`` may be left out.
+
+        Raises:
+            ConfigError: it is no plan; the message says what is wrong and shows one that would do.
+        """
+        shape = '{"rules": [["*.attention.query", "query"], ...], "local": [["*.attention", ["num_heads"]]]}'
+        try:
+            unknown = set(stored) - {"rules", "local", "pad_shifts_positions"}
+            if unknown:
+                raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
+            rules = tuple(Rule(str(pattern), Cut[cut.upper()], *why) for pattern, cut, *why in stored["rules"])
+            local = tuple((str(pattern), tuple(names)) for pattern, names in stored.get("local", ()))
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            names = ", ".join(cut.name.lower() for cut in Cut)
+            raise ConfigError(f"this is no sharding plan ({e}); it looks like {shape}, with the cuts {names}") from e
+        return cls(rules, local, bool(stored.get("pad_shifts_positions", False)))
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a JSON file.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no plan.
+    """
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"the sharding plan {path} cannot be read: {e}") from e
+    return Plan.from_json(stored if isinstance(stored, dict) else {})
+
+
+_SMALL = "small beside the layers, and a collective less"
+_ONE_TOKEN = "works on one token per row"  # noqa: S105  # no password
+
+_NORMS = (
+    Rule("*LayerNorm*", Cut.REPLICATED, "a vector"),
+    Rule("*layer_norm*", Cut.REPLICATED, "a vector"),
+    Rule("*norm", Cut.REPLICATED, "a vector"),
 )
+_EMBEDDINGS = (
+    Rule("*embeddings.*", Cut.REPLICATED, _SMALL),
+    Rule("*.embeddings_project", Cut.REPLICATED, _SMALL),
+)
+_HEAD = (
+    Rule("*pooler*", Cut.REPLICATED, _ONE_TOKEN),
+    Rule("classifier*", Cut.REPLICATED, _ONE_TOKEN),
+    Rule("pre_classifier", Cut.REPLICATED, _ONE_TOKEN),
+    Rule("score", Cut.REPLICATED, _ONE_TOKEN),
+)
+_REST = _NORMS + _EMBEDDINGS + _HEAD
+
+_BERT_ATTENTION = (
+    Rule("*.attention.self.query", Cut.QUERY),
+    Rule("*.attention.self.key", Cut.QUERY),
+    Rule("*.attention.self.value", Cut.QUERY),
+    Rule("*.attention.output.dense", Cut.ATTENTION_OUTPUT),
+)
+_BERT_FEED_FORWARD = (
+    Rule("*.intermediate.dense", Cut.UP),
+    Rule("*.layer.*.output.dense", Cut.DOWN),
+)
+_BERT = Plan(_BERT_ATTENTION + _BERT_FEED_FORWARD + _REST)
+_COUNTS_HEADS = (("*.attention.self", ("num_attention_heads", "all_head_size")),)
 
 _ROBERTA = replace(_BERT, pad_shifts_positions=True)
 
+_XLM_ROBERTA = replace(
+    _ROBERTA,  # a vocabulary of 250,000 is two thirds of the model
+    rules=(Rule("*.embeddings.word_embeddings", Cut.VOCAB), *_ROBERTA.rules),
+)
+
 _DISTILBERT = Plan(
-    rules=(
-        ("*.attention.q_lin", Split.COLUMN),
-        ("*.attention.k_lin", Split.COLUMN),
-        ("*.attention.v_lin", Split.COLUMN),
-        ("*.attention.out_lin", Split.ROW),
-        ("*.ffn.lin1", Split.COLUMN),
-        ("*.ffn.lin2", Split.ROW),
-        ("*_layer_norm", Split.REPLICATED),
-        ("*.embeddings.*", Split.REPLICATED),
-        ("pre_classifier", Split.REPLICATED),
-        ("classifier", Split.REPLICATED),
+    (
+        Rule("*.attention.q_lin", Cut.QUERY),
+        Rule("*.attention.k_lin", Cut.QUERY),
+        Rule("*.attention.v_lin", Cut.QUERY),
+        Rule("*.attention.out_lin", Cut.ATTENTION_OUTPUT),
+        Rule("*.ffn.lin1", Cut.UP),
+        Rule("*.ffn.lin2", Cut.DOWN),
+        *_REST,
+    )
+)
+
+_ALBERT = Plan(
+    (
+        Rule("*.attention.query", Cut.QUERY),
+        Rule("*.attention.key", Cut.QUERY),
+        Rule("*.attention.value", Cut.QUERY),
+        Rule("*.attention.dense", Cut.ATTENTION_OUTPUT),
+        Rule("*.ffn", Cut.UP),
+        Rule("*.ffn_output", Cut.DOWN),
+        Rule("*.embedding_hidden_mapping_in", Cut.REPLICATED, _SMALL),
+        *_REST,
+    )
+)
+
+_MPNET = Plan(
+    (
+        Rule("*.attention.attn.[qkv]", Cut.QUERY),
+        Rule("*.attention.attn.o", Cut.ATTENTION_OUTPUT),
+        Rule("*.relative_attention_bias", Cut.QUERY),
+        *_BERT_FEED_FORWARD,
+        *_REST,
     ),
-    heads="n_heads",
-    feed_forward="hidden_dim",
+    local=(("*.attention.attn", ("num_attention_heads", "all_head_size")),),
+    pad_shifts_positions=True,
+)
+
+_DEBERTA = Plan(
+    (
+        Rule("*.attention.self.in_proj", Cut.QUERY),
+        Rule("*.attention.self.[qv]_bias", Cut.QUERY),
+        Rule("*.attention.self.pos_proj", Cut.QUERY),
+        Rule("*.attention.self.pos_q_proj", Cut.QUERY),
+        Rule("*.attention.output.dense", Cut.ATTENTION_OUTPUT),
+        *_BERT_FEED_FORWARD,
+        Rule("*.rel_embeddings", Cut.REPLICATED, _SMALL),
+        *_REST,
+    ),
+    local=_COUNTS_HEADS,
+)
+
+_DEBERTA_V2 = Plan(
+    (
+        Rule("*.attention.self.*_proj", Cut.QUERY),
+        Rule("*.attention.output.dense", Cut.ATTENTION_OUTPUT),
+        *_BERT_FEED_FORWARD,
+        Rule("*.rel_embeddings", Cut.REPLICATED, _SMALL),
+        Rule("*.encoder.conv.*", Cut.REPLICATED, "one convolution over all features"),
+        *_REST,
+    ),
+    local=_COUNTS_HEADS,
+)
+
+_MODERNBERT = Plan(
+    (
+        Rule("*.attn.Wqkv", Cut.QKV),
+        Rule("*.attn.Wo", Cut.ATTENTION_OUTPUT),
+        Rule("*.mlp.Wi", Cut.GATE_UP),
+        Rule("*.mlp.Wo", Cut.DOWN),
+        Rule("head.*", Cut.REPLICATED, _ONE_TOKEN),
+        *_REST,
+    )
+)
+
+_CONVBERT = Plan(
+    (
+        Rule("*.attention.*", Cut.REPLICATED, "its convolution makes one head's kernels from every head's features"),
+        *_BERT_FEED_FORWARD,
+        *_REST,
+    )
+)
+
+_NYSTROMFORMER = Plan(
+    (Rule("*.attention.self.conv", Cut.QUERY), *_BERT.rules),
+    local=(
+        *_COUNTS_HEADS,
+        ("*.attention.self.conv", ("in_channels", "out_channels", "groups")),
+    ),
+)
+
+_XLM = Plan(
+    (
+        Rule("*.attentions.*.[qkv]_lin", Cut.QUERY),
+        Rule("*.attentions.*.out_lin", Cut.ATTENTION_OUTPUT),
+        Rule("*.ffns.*.lin1", Cut.UP),
+        Rule("*.ffns.*.lin2", Cut.DOWN),
+        Rule("*_embeddings", Cut.REPLICATED, _SMALL),
+        Rule("*.embeddings", Cut.REPLICATED, _SMALL),
+        Rule("sequence_summary.*", Cut.REPLICATED, _ONE_TOKEN),
+        *_REST,
+    ),
+    local=(("*.attentions.*", ("n_heads",)),),
+)
+
+_ESM = replace(
+    _ROBERTA,
+    rules=(
+        *_ROBERTA.rules,
+        Rule("*.contact_head.regression", Cut.REPLICATED, "not part of classification"),
+    ),
+)
+
+_DECODER = Plan(
+    (
+        Rule("*.self_attn.q_proj", Cut.QUERY),
+        Rule("*.self_attn.[kv]_proj", Cut.KEY_VALUE),
+        Rule("*.self_attn.o_proj", Cut.ATTENTION_OUTPUT),
+        Rule("*.mlp.gate_proj", Cut.UP),
+        Rule("*.mlp.up_proj", Cut.UP),
+        Rule("*.mlp.down_proj", Cut.DOWN),
+        Rule("*.embed_tokens", Cut.VOCAB),
+        *_REST,
+    )
+)
+
+_NOMIC_BERT = Plan((*_DECODER.rules, *_REST))
+
+_GPT2 = Plan(
+    (
+        Rule("*.attn.c_attn", Cut.QKV),
+        Rule("*.attn.c_proj", Cut.ATTENTION_OUTPUT),
+        Rule("*.mlp.c_fc", Cut.UP),
+        Rule("*.mlp.c_proj", Cut.DOWN),
+        Rule("*.wte", Cut.VOCAB),
+        Rule("*.wpe", Cut.REPLICATED, _SMALL),
+        Rule("*.ln_*", Cut.REPLICATED, "a vector"),
+        *_REST,
+    ),
+    local=(("*.attn", ("num_heads", "split_size")),),
 )
 
 PLANS: dict[str, Plan] = {
     "bert": _BERT,
     "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
+    "xlm-roberta": _XLM_ROBERTA,
     "camembert": _ROBERTA,
     "electra": _BERT,
     "distilbert": _DISTILBERT,
+    "albert": _ALBERT,
+    "mpnet": _MPNET,
+    "deberta": _DEBERTA,
+    "deberta-v2": _DEBERTA_V2,
+    "modernbert": _MODERNBERT,
+    "roformer": replace(_BERT, local=_COUNTS_HEADS),
+    "ernie": _BERT,
+    "convbert": _CONVBERT,
+    "nystromformer": _NYSTROMFORMER,
+    "xlm": _XLM,
+    "flaubert": _XLM,
+    "esm": _ESM,
+    "layoutlm": _BERT,
+    "nomic_bert": _NOMIC_BERT,
+    "gpt2": _GPT2,
+    "llama": _DECODER,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+    "gemma": _DECODER,
 }
 
 
@@ -140,5 +447,6 @@ def plan_for(model_type: str) -> Plan:
         return PLANS[model_type]
     except KeyError:
         raise UnsupportedModelError(
-            f"no sharding plan for the architecture {model_type!r}; tpray can shard {', '.join(PLANS)}"
+            f"no sharding plan for the architecture {model_type!r}: give one of your own (--plan FILE); tpray has "
+            f"them for {', '.join(PLANS)}"
         ) from None
