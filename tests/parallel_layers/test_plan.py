@@ -12,7 +12,7 @@ from tpray.errors import DegreeError, UnsupportedModelError
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import resolve
 from tpray.parallel_layers.layers import is_sharded
-from tpray.parallel_layers.plan import PLANS, Plan, Split, plan_for
+from tpray.parallel_layers.plan import PLANS, Cut, Plan, Rule, plan_for
 from tpray.parallel_layers.shard import build_shard
 
 
@@ -39,7 +39,7 @@ def test_an_unknown_architecture_is_named_with_the_known() -> None:
 
 def test_a_layer_that_no_rule_mentions_is_an_error() -> None:
     with pytest.raises(UnsupportedModelError, match=r"new\.layer"):
-        Plan(rules=(("*.query", Split.COLUMN),)).split_of("new.layer")
+        Plan((Rule("*.query", Cut.QUERY),)).rule_for("new.layer")
 
 
 def test_roberta_loses_positions_to_its_padding(make_checkpoint: Callable[..., Path]) -> None:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from tpray.config import DEMO_DIR, ModelConfig, RuntimeName, cache_dir
 from tpray.errors import ArtifactError, ConfigError
 from tpray.parallel_layers.checkpoint import Checkpoint, resolve
-from tpray.parallel_layers.plan import plan_for
 from tpray.runtime import artifact as artifacts
 from tpray.runtime.artifact import Artifact, Manifest, ModelRecord
 from tpray.runtime.base import INPUT_NAMES, runtime_for
@@ -56,9 +55,8 @@ def check_source(source: Source) -> Checkpoint | Artifact:
         _check_memory(sum(r.sharded_bytes + r.replicated_bytes for r in found.manifest.ranks), str(directory))
         return found
     checkpoint = resolve(directory if name is None else name, source.model.revision)
-    plan = plan_for(checkpoint.config.model_type)
     checkpoint.check_classifier()
-    plan.check_degree(checkpoint.config, source.tp)
+    checkpoint.plan.check_degree(checkpoint.config, source.tp)
     runtime_for(source.runtime).choose_dtype(source.model.dtype)
     _check_memory(checkpoint.size_bytes, checkpoint.source)
     return checkpoint
@@ -161,7 +159,7 @@ class ArtifactStore:
     async def _trace(self, ranks: Ranks, directory: Path) -> Artifact:
         assert self._checkpoint is not None
         checkpoint, config = self._checkpoint, self._checkpoint.config
-        max_length = plan_for(config.model_type).max_length(config)
+        max_length = checkpoint.plan.max_length(config)
         staging = directory.parent / f".{directory.name}.tracing"
         shutil.rmtree(staging, ignore_errors=True)  # of a tracer that crashed: the lock is ours
         try:

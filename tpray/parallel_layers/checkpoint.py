@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tpray.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from tpray.parallel_layers import parallel_state
-from tpray.parallel_layers.layers import is_sharded, mark_sharded, shard_bounds
+from tpray.parallel_layers.layers import mark_sharded, partition_of
+from tpray.parallel_layers.plan import Plan, plan_for
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 TEXT_FILES = (
@@ -33,12 +33,23 @@ TEXT_FILES = (
 class Checkpoint:
     """A classifier's files on this machine.
 
-    source: what the user named. directory: where the files are. revision: the Hub's commit, if any.
+    source: what the user named. directory: where the files are. revision: the Hub's commit, if any. own_plan: how to
+    shard it, if the user says so.
     """
 
     source: str
     directory: Path
     revision: str | None = None
+    own_plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """How it is sharded: the user's plan, or the table's.
+
+        Raises:
+            UnsupportedModelError: the table has none for its architecture.
+        """
+        return self.own_plan or plan_for(self.config.model_type)
 
     @cached_property
     def config(self) -> Any:
@@ -108,6 +119,11 @@ class Checkpoint:
             raise UnsupportedModelError(
                 f"{self.source}: transformers has no sequence classifier of the type {self.config.model_type!r}"
             )
+        if self.plan.reads_last_token and self.config.pad_token_id is None:
+            raise CheckpointError(
+                f"{self.source}: config.json names no pad_token_id, without which a {self.config.model_type} classifier "
+                "cannot find the last token of a row: add the tokenizer's"
+            )
 
 
 def resolve(source: str | Path, revision: str | None = None) -> Checkpoint:
@@ -164,7 +180,6 @@ def load_shard(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) ->
     Raises:
         CheckpointError: tensors are missing or have other shapes than the model's; the first are named.
     """
-    state = parallel_state.current()
     available = {_canonical(name): (path, name) for name, path in checkpoint.weight_files.items()}
     wanted = dict(module.named_parameters()) | _persistent_buffers(module)
     missing = [name for name in wanted if name not in available]
@@ -179,25 +194,27 @@ def load_shard(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) ->
         path, stored = available[name]
         if path not in readers:
             readers[path] = _open(path)
-        value = _read(readers[path], stored, name, target, state.rank, state.size)
+        value = _read(readers[path], stored, name, target)
         _assign(module, name, value.to(dtype) if value.is_floating_point() else value)
 
 
-def _read(reader: _Reader, stored: str, name: str, target: Tensor, rank: int, size: int) -> Tensor:
+def _read(reader: _Reader, stored: str, name: str, target: Tensor) -> Tensor:
+    part = partition_of(target)
     full = list(target.shape)
-    if is_sharded(target):
-        full[target.partition_dim] *= size  # type: ignore[attr-defined]
+    if part is not None:
+        full[part.dim] = part.full
+        full = full[::-1] if part.transposed else full
     if list(reader.shape(stored)) != full:
         raise CheckpointError(
             f"the tensor {name} has the shape {list(reader.shape(stored))} in {reader.path.name} and {full} in "
             "the model that config.json describes"
         )
-    if not is_sharded(target):
+    if part is None:
         return reader.whole(stored)
-    dim: int = target.partition_dim  # type: ignore[attr-defined]
-    stride: int = target.partition_stride  # type: ignore[attr-defined]
-    pieces = [reader.piece(stored, dim, *bounds) for bounds in shard_bounds(full[dim], rank, size, stride)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+    dim = 1 - part.dim if part.transposed else part.dim
+    pieces = [reader.piece(stored, dim, *bounds) for bounds in part.bounds]
+    own = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+    return own.t().contiguous() if part.transposed else own
 
 
 def _assign(module: nn.Module, name: str, value: Tensor) -> None:
@@ -208,8 +225,9 @@ def _assign(module: nn.Module, name: str, value: Tensor) -> None:
         return
     old = parent._parameters[leaf]
     parameter = nn.Parameter(value, requires_grad=False)
-    if old is not None and is_sharded(old):
-        mark_sharded(parameter, old.partition_dim, old.partition_stride)  # type: ignore[attr-defined]
+    part = None if old is None else partition_of(old)
+    if part is not None:
+        mark_sharded(parameter, part)
     parent._parameters[leaf] = parameter
 
 

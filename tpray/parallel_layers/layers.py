@@ -7,29 +7,55 @@ Names, arguments and meaning follow neuronx-distributed's ``parallel_layers.laye
 Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053). They are for inference: no gradient crosses a
 collective.
 
-A sharded parameter carries three attributes, the same as upstream, and they are all that the checkpoint
-reader needs: ``tensor_model_parallel`` (True), ``partition_dim``, ``partition_stride``.
+A sharded parameter carries upstream's three attributes, ``tensor_model_parallel`` (True), ``partition_dim`` and
+``partition_stride``, and one of tpray's, ``partition``: all that reading and writing checkpoints needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tpray.errors import DegreeError
+from tpray.errors import ConfigError, DegreeError
 from tpray.parallel_layers import collective, parallel_state
 
 InitMethod = Callable[[Tensor], object]
+Bounds = Sequence[tuple[int, int]]
 
 
-def mark_sharded(parameter: nn.Parameter, dim: int, stride: int = 1) -> None:
-    """Say that ``parameter`` is this rank's part of a larger one, cut along dim."""
+@dataclass(frozen=True)
+class Partition:
+    """Which part of a whole tensor a parameter is: along ``dim`` of ``full`` elements, these [start, stop) pieces.
+
+    transposed: checkpoints hold the whole tensor with its two dimensions exchanged.
+    """
+
+    dim: int
+    full: int
+    bounds: tuple[tuple[int, int], ...]
+    transposed: bool = False
+
+    @property
+    def own(self) -> int:
+        """How many elements along ``dim`` this part has."""
+        return sum(stop - start for start, stop in self.bounds)
+
+
+def mark_sharded(parameter: nn.Parameter, partition: Partition, stride: int = 1) -> None:
+    """Say that ``parameter`` is this rank's part of a larger one."""
     parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # upstream's way to carry this
-    parameter.partition_dim = dim  # type: ignore[attr-defined]
+    parameter.partition_dim = partition.dim  # type: ignore[attr-defined]
     parameter.partition_stride = stride  # type: ignore[attr-defined]
+    parameter.partition = partition  # type: ignore[attr-defined]
+
+
+def partition_of(parameter: Tensor) -> Partition | None:
+    """What `mark_sharded` said; None for a parameter that is whole."""
+    return getattr(parameter, "partition", None)
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -37,24 +63,15 @@ def is_sharded(parameter: Tensor) -> bool:
     return bool(getattr(parameter, "tensor_model_parallel", False))
 
 
-def shard_bounds(full: int, rank: int, size: int, stride: int = 1) -> Iterator[tuple[int, int]]:
-    """Which [start, stop) pieces of a dimension of ``full`` elements belong to ``rank``.
+def shard_bounds(full: int, rank: int, size: int, stride: int = 1) -> tuple[tuple[int, int], ...]:
+    """Which [start, stop) pieces of a dimension of ``full`` elements belong to ``rank``, all ranks alike.
 
     With stride s the dimension is cut into s * T chunks and a rank owns every T-th, so that fused
     parameters (q, k and v in one) are cut inside each of their parts.
     """
     chunk = full // size // stride
-    for part in range(stride):
-        start = (part * size + rank) * chunk
-        yield start, start + chunk
-
-
-def _divide(what: str, full: int, size: int, stride: int = 1) -> int:
-    if full % (size * stride):
-        raise DegreeError(
-            f"{what} of {full} does not divide into {size} ranks" + (f" with stride {stride}" if stride > 1 else "")
-        )
-    return full // size
+    starts = ((part * size + rank) * chunk for part in range(stride))
+    return tuple((start, start + chunk) for start in starts)
 
 
 class _ParallelLayer(nn.Module):
@@ -65,17 +82,27 @@ class _ParallelLayer(nn.Module):
         self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
         self.tp_size = parallel_state.get_tensor_model_parallel_size()
 
+    def _partition(self, what: str, dim: int, full: int, stride: int = 1, bounds: Bounds | None = None) -> Partition:
+        if bounds is not None:
+            return Partition(dim, full, tuple(bounds))
+        if full % (self.tp_size * stride):
+            raise DegreeError(
+                f"{what} of {full} does not divide into {self.tp_size} ranks"
+                + (f" with stride {stride}" if stride > 1 else "")
+            )
+        return Partition(dim, full, shard_bounds(full, self.tp_rank, self.tp_size, stride))
+
     def _parameter(
         self,
         shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device | str | None,
-        sharded_dim: int | None,
+        partition: Partition | None,
         stride: int = 1,
     ) -> nn.Parameter:
         parameter = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
-        if sharded_dim is not None:
-            mark_sharded(parameter, sharded_dim, stride)
+        if partition is not None:
+            mark_sharded(parameter, partition, stride)
         return parameter
 
 
@@ -92,6 +119,8 @@ class ColumnParallelLinear(_ParallelLayer):
         stride: see `shard_bounds`.
         init_method: called on the weight; the default is `torch.nn.Linear`'s.
         skip_bias_add: return ``(x W^T, b)`` instead, for a caller that fuses the addition.
+        bounds: this rank's [start, stop) pieces of the output features, where shares differ from rank to rank;
+            then T need not divide O, and the output cannot be gathered.
 
     Parameters: weight ``[O/T, I]``; bias ``[O/T]``, or ``[O]`` when the output is gathered: it is added
     after the gather then.
@@ -113,17 +142,20 @@ class ColumnParallelLinear(_ParallelLayer):
         stride: int = 1,
         init_method: InitMethod | None = None,
         skip_bias_add: bool = False,
+        bounds: Bounds | None = None,
     ) -> None:
         super().__init__()
+        if gather_output and bounds is not None:
+            raise ConfigError("shares that differ cannot be gathered: bounds need gather_output=False")
         self.input_size, self.output_size = input_size, output_size
         self.gather_output, self.skip_bias_add = gather_output, skip_bias_add
-        own = _divide("an output size", output_size, self.tp_size, stride)
-        self.weight = self._parameter((own, input_size), dtype, device, 0, stride)
+        part = self._partition("an output size", 0, output_size, stride, bounds)
+        self.weight = self._parameter((part.own, input_size), dtype, device, part, stride)
         self.bias = None
         if bias and gather_output:
             self.bias = self._parameter((output_size,), dtype, device, None)
         elif bias:
-            self.bias = self._parameter((own,), dtype, device, 0, stride)
+            self.bias = self._parameter((part.own,), dtype, device, part, stride)
         _init(self.weight, self.bias, init_method)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
@@ -149,6 +181,8 @@ class RowParallelLinear(_ParallelLayer):
         reduce_output: False leaves the partial sum of this rank, for a caller that reduces later.
         reduce_dtype: what the all-reduce carries, when wider than x; sums of narrower tensors are
             accumulated in float32 in any case.
+        bounds: this rank's [start, stop) pieces of the input features, where shares differ from rank to rank;
+            then T need not divide I.
 
     Parameters: weight ``[O, I/T]``, bias ``[O]``.
 
@@ -171,21 +205,21 @@ class RowParallelLinear(_ParallelLayer):
         skip_bias_add: bool = False,
         reduce_output: bool = True,
         reduce_dtype: torch.dtype | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         super().__init__()
         self.input_size, self.output_size = input_size, output_size
         self.input_is_parallel, self.skip_bias_add = input_is_parallel, skip_bias_add
         self.reduce_output, self.reduce_dtype, self.stride = reduce_output, reduce_dtype, stride
-        own = _divide("an input size", input_size, self.tp_size, stride)
-        self.weight = self._parameter((output_size, own), dtype, device, 1, stride)
+        self.part = self._partition("an input size", 1, input_size, stride, bounds)
+        self.weight = self._parameter((output_size, self.part.own), dtype, device, self.part, stride)
         self.bias = self._parameter((output_size,), dtype, device, None) if bias else None
         _init(self.weight, self.bias, init_method)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """x ``[..., I/T]`` or ``[..., I]`` -> ``[..., O]``, the same on every rank when reduced."""
         if not self.input_is_parallel and self.tp_size > 1:
-            bounds = shard_bounds(self.input_size, self.tp_rank, self.tp_size, self.stride)
-            x = torch.cat([x[..., start:stop] for start, stop in bounds], dim=-1)
+            x = torch.cat([x[..., start:stop] for start, stop in self.part.bounds], dim=-1)
         y = F.linear(x, self.weight)
         if self.reduce_output and self.tp_size > 1:
             wide = self.reduce_dtype or y.dtype
@@ -204,6 +238,7 @@ class ParallelEmbedding(_ParallelLayer):
             all-reduce adds the zeros of the others; True: each holds D/T columns and an all-gather joins
             them.
         dtype, device, init_method: as in `ColumnParallelLinear`; the default start is normal(0, 1).
+        bounds: this rank's [start, stop) of the vocabulary, one piece, where shares differ from rank to rank.
 
     Parameters: weight ``[V/T, D]`` or ``[V, D/T]``.
 
@@ -220,16 +255,20 @@ class ParallelEmbedding(_ParallelLayer):
         device: torch.device | str | None = None,
         init_method: InitMethod | None = None,
         shard_across_embedding: bool = False,
+        bounds: Bounds | None = None,
     ) -> None:
         super().__init__()
+        if shard_across_embedding and bounds is not None:
+            raise ConfigError("shares that differ cannot be gathered: bounds are of the vocabulary")
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx, self.shard_across_embedding = padding_idx, shard_across_embedding
         if shard_across_embedding:
-            width = _divide("an embedding width", embedding_dim, self.tp_size)
-            self.weight = self._parameter((num_embeddings, width), dtype, device, 1)
+            part = self._partition("an embedding width", 1, embedding_dim)
+            self.weight = self._parameter((num_embeddings, part.own), dtype, device, part)
         else:
-            rows = _divide("a vocabulary", num_embeddings, self.tp_size)
-            self.weight = self._parameter((rows, embedding_dim), dtype, device, 0)
+            part = self._partition("a vocabulary", 0, num_embeddings, bounds=bounds)
+            self.weight = self._parameter((part.own, embedding_dim), dtype, device, part)
+        self.part = part
         with torch.no_grad():
             (init_method or nn.init.normal_)(self.weight)
 
@@ -239,8 +278,8 @@ class ParallelEmbedding(_ParallelLayer):
             return F.embedding(ids, self.weight)
         if self.shard_across_embedding:
             return collective.all_gather(F.embedding(ids, self.weight), dim=-1)
-        first = self.tp_rank * self.weight.shape[0]
-        foreign = (ids < first) | (ids >= first + self.weight.shape[0])
+        ((first, last),) = self.part.bounds
+        foreign = (ids < first) | (ids >= last)
         found = F.embedding((ids - first).masked_fill(foreign, 0), self.weight)
         return collective.all_reduce(found.masked_fill(foreign.unsqueeze(-1), 0.0))
 

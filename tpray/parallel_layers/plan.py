@@ -133,12 +133,13 @@ class Plan:
 
     rules: the first that matches decides. local: (pattern, attributes) of modules that count all heads or their
     features, and must count a rank's own. pad_shifts_positions: position ids start behind ``pad_token_id``, which
-    costs that many of the table.
+    costs that many of the table. reads_last_token: the label is read from a row's last token, as decoders do.
     """
 
     rules: tuple[Rule, ...]
     local: tuple[tuple[str, tuple[str, ...]], ...] = ()
     pad_shifts_positions: bool = False
+    reads_last_token: bool = False
 
     def max_length(self, config: Any) -> int:
         """How many tokens, special ones included, a row may have."""
@@ -192,18 +193,20 @@ class Plan:
             "rules": [[rule.pattern, rule.cut.name.lower(), rule.why] for rule in self.rules],
             "local": [[pattern, list(names)] for pattern, names in self.local],
             "pad_shifts_positions": self.pad_shifts_positions,
+            "reads_last_token": self.reads_last_token,
         }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Plan:
-        """Read what `to_json` gives; ``why``, ``local`` and ``pad_shifts_positions`` may be left out.
+        """Read what `to_json` gives; everything but the rules' patterns and cuts may be left out.
 
         Raises:
             ConfigError: it is no plan; the message says what is wrong and shows one that would do.
         """
         shape = '{"rules": [["*.attention.query", "query"], ...], "local": [["*.attention", ["num_heads"]]]}'
         try:
-            unknown = set(stored) - {"rules", "local", "pad_shifts_positions"}
+            flags = {name: bool(stored.get(name, False)) for name in ("pad_shifts_positions", "reads_last_token")}
+            unknown = set(stored) - {"rules", "local", *flags}
             if unknown:
                 raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
             rules = tuple(Rule(str(pattern), Cut[cut.upper()], *why) for pattern, cut, *why in stored["rules"])
@@ -211,7 +214,7 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             names = ", ".join(cut.name.lower() for cut in Cut)
             raise ConfigError(f"this is no sharding plan ({e}); it looks like {shape}, with the cuts {names}") from e
-        return cls(rules, local, bool(stored.get("pad_shifts_positions", False)))
+        return cls(rules, local, **flags)
 
 
 def read_plan(path: Path) -> Plan:
@@ -389,10 +392,11 @@ _DECODER = Plan(
         Rule("*.mlp.down_proj", Cut.DOWN),
         Rule("*.embed_tokens", Cut.VOCAB),
         *_REST,
-    )
+    ),
+    reads_last_token=True,
 )
 
-_NOMIC_BERT = Plan((*_DECODER.rules, *_REST))
+_NOMIC_BERT = Plan(_DECODER.rules)
 
 _GPT2 = Plan(
     (
@@ -406,6 +410,7 @@ _GPT2 = Plan(
         *_REST,
     ),
     local=(("*.attn", ("num_heads", "split_size")),),
+    reads_last_token=True,
 )
 
 PLANS: dict[str, Plan] = {

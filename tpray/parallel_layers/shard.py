@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import Checkpoint, load_shard
-from tpray.parallel_layers.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
-from tpray.parallel_layers.plan import Plan, Split, plan_for
+from tpray.parallel_layers.layers import (
+    ColumnParallelLinear,
+    ParallelEmbedding,
+    Partition,
+    RowParallelLinear,
+    mark_sharded,
+    partition_of,
+)
+from tpray.parallel_layers.plan import Cut, Plan, Rule, Share, Split
 
 
 class ShardedClassifier(nn.Module):
@@ -26,9 +36,12 @@ class ShardedClassifier(nn.Module):
         accepted = inspect.signature(model.forward).parameters
         types: int = getattr(model.config, "type_vocab_size", 0)
         self.takes_token_types = "token_type_ids" in accepted and types > 1
+        self.keeps_a_cache = "use_cache" in accepted
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        extra = {"token_type_ids": token_type_ids} if self.takes_token_types else {}
+        extra: dict[str, Any] = {"token_type_ids": token_type_ids} if self.takes_token_types else {}
+        if self.keeps_a_cache:
+            extra["use_cache"] = False
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)
         logits: Tensor = output.logits
         return logits.float()
@@ -43,37 +56,120 @@ def build_shard(checkpoint: Checkpoint, dtype: torch.dtype) -> ShardedClassifier
     Raises:
         UnsupportedModelError, DegreeError, CheckpointError: see `plan` and `checkpoint`.
     """
-    from transformers import AutoModelForSequenceClassification
-
     checkpoint.check_classifier()
-    plan = plan_for(checkpoint.config.model_type)
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(checkpoint.config, attn_implementation="sdpa")
-    model.eval()
-    apply_plan(model, plan, dtype)
+    model = empty_model(checkpoint.config)
+    apply_plan(model, checkpoint.plan, dtype)
     _restore_buffers(model)
     load_shard(model, checkpoint, dtype)
     return ShardedClassifier(model).eval()
 
 
-def apply_plan(model: nn.Module, plan: Plan, dtype: torch.dtype) -> None:
-    """Replace in place, in a model on the meta device, every layer that ``plan`` splits."""
-    for path, module in list(model.named_modules()):
-        if any(True for _ in module.children()) or not list(module.parameters(recurse=False)):
+def empty_model(config: Any) -> Any:
+    """The stock classifier of this configuration on the meta device, with fused attention where it has one."""
+    from transformers import AutoModelForSequenceClassification
+
+    make = AutoModelForSequenceClassification.from_config
+    with torch.device("meta"):
+        try:
+            return make(config, attn_implementation="sdpa").eval()
+        except ValueError:  # says transformers of an architecture without it
+            return make(config, attn_implementation="eager").eval()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the plan says of one layer. path: of the layer; of the parameter, if its module has layers of its own."""
+
+    path: str
+    rule: Rule
+
+
+def decide(model: nn.Module, plan: Plan) -> list[Decision]:
+    """The rule for every layer that has parameters.
+
+    Raises:
+        UnsupportedModelError: a layer that no rule mentions.
+    """
+    found = []
+    for path, module in model.named_modules():
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        if own and any(True for _ in module.children()):
+            paths = [f"{path}.{name}" for name in own]
+        else:
+            paths = [path] if own else []
+        found += [Decision(each, plan.rule_for(each)) for each in paths]
+    return found
+
+
+def apply_plan(model: Any, plan: Plan, dtype: torch.dtype) -> None:
+    """Replace in place, in a model on the meta device, every layer that ``plan`` splits.
+
+    Raises:
+        UnsupportedModelError: a layer that no rule mentions.
+        DegreeError: a rank would be left without an attention head.
+    """
+    state = parallel_state.current()
+    plan.check_degree(model.config, state.size)
+    share = plan.share(model.config, state.rank, state.size)
+    for path, rule in ((d.path, d.rule) for d in decide(model, plan)):
+        parent_path, _, leaf = path.rpartition(".")
+        parent = model.get_submodule(parent_path)
+        if rule.cut is Cut.REPLICATED:
             continue
-        split = plan.split_of(path)
-        if split is not Split.REPLICATED:
-            parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, _parallel(module, split, dtype))
+        if leaf in parent._parameters:
+            _slice_parameter(parent, leaf, 0, rule.cut, share)
+        else:
+            setattr(parent, leaf, _parallel(getattr(parent, leaf), rule.cut, share, dtype))
+    if plan.shards_heads():
+        _count_own_heads(model, plan, share)
 
 
-def _parallel(module: Any, split: Split, dtype: torch.dtype) -> nn.Module:
-    if split is Split.VOCAB:
-        return ParallelEmbedding(module.num_embeddings, module.embedding_dim, dtype=dtype, device="meta")
-    sizes = module.in_features, module.out_features, module.bias is not None
-    if split is Split.COLUMN:
-        return ColumnParallelLinear(*sizes, gather_output=False, dtype=dtype, device="meta")
-    return RowParallelLinear(*sizes, input_is_parallel=True, dtype=dtype, device="meta")
+def _parallel(module: Any, cut: Cut, share: Share, dtype: torch.dtype) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Embedding) and cut.split is Split.VOCAB:
+        bounds = share.bounds(cut, module.num_embeddings)
+        sizes = module.num_embeddings, module.embedding_dim
+        return ParallelEmbedding(*sizes, dtype=dtype, device="meta", bounds=bounds)
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            _slice_parameter(module, name, parameter.dim() - 1 if isinstance(module, nn.Embedding) else 0, cut, share)
+        return module  # type: ignore[no-any-return]
+    transposed = isinstance(module, Conv1D)  # GPT-2's linear layer, whose weight is [I, O]
+    outputs, inputs = module.weight.shape[::-1] if transposed else module.weight.shape
+    options: dict[str, Any] = {"bias": module.bias is not None, "dtype": dtype, "device": "meta"}
+    layer: ColumnParallelLinear | RowParallelLinear
+    if cut.split is Split.COLUMN:
+        bounds = share.bounds(cut, outputs)
+        layer = ColumnParallelLinear(inputs, outputs, gather_output=False, bounds=bounds, **options)
+    else:
+        bounds = share.bounds(cut, inputs)
+        layer = RowParallelLinear(inputs, outputs, input_is_parallel=True, bounds=bounds, **options)
+    part = partition_of(layer.weight)
+    if transposed and part is not None:
+        mark_sharded(layer.weight, replace(part, transposed=True))
+    return layer
+
+
+def _slice_parameter(module: nn.Module, name: str, dim: int, cut: Cut, share: Share) -> None:
+    whole = module.get_parameter(name)
+    part = Partition(dim, whole.shape[dim], share.bounds(cut, whole.shape[dim]))
+    shape = list(whole.shape)
+    shape[dim] = part.own
+    parameter = nn.Parameter(whole.new_empty(shape), requires_grad=False)
+    mark_sharded(parameter, part)
+    module._parameters[name] = parameter
+
+
+def _count_own_heads(model: nn.Module, plan: Plan, share: Share) -> None:
+    for path, module in model.named_modules():
+        for pattern, names in plan.local:
+            if fnmatchcase(path, pattern):
+                for name in names:
+                    setattr(module, name, share.scaled(getattr(module, name)))
+        if hasattr(module, "num_key_value_groups"):  # how often a key/value head is repeated for its query heads
+            own, shared = (stop - start for start, stop in (share.heads, share.key_value_heads))
+            module.num_key_value_groups = own // shared
 
 
 def _restore_buffers(model: Any) -> None:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from tpray.errors import ParityError
 from tpray.parallel_layers.checkpoint import Checkpoint
-from tpray.parallel_layers.plan import plan_for
 from tpray.runtime.artifact import Canary
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 2e-1}
@@ -24,7 +23,7 @@ def make_canary(checkpoint: Checkpoint) -> Canary:
     from transformers import AutoModelForSequenceClassification
 
     config = checkpoint.config
-    inputs = _inputs(config, plan_for(config.model_type).max_length(config))
+    inputs = _inputs(config, checkpoint.plan.max_length(config))
     model = AutoModelForSequenceClassification.from_pretrained(
         checkpoint.directory, dtype=torch.float32, local_files_only=True
     ).eval()
