@@ -121,8 +121,8 @@ class Checkpoint:
             )
         if self.plan.reads_last_token and self.config.pad_token_id is None:
             raise CheckpointError(
-                f"{self.source}: config.json names no pad_token_id, without which a {self.config.model_type} classifier "
-                "cannot find the last token of a row: add the tokenizer's"
+                f"{self.source}: config.json names no pad_token_id, without which a {self.config.model_type} "
+                "classifier cannot find the last token of a row: add the tokenizer's"
             )
 
 

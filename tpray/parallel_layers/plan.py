@@ -231,7 +231,7 @@ def read_plan(path: Path) -> Plan:
 
 
 _SMALL = "small beside the layers, and a collective less"
-_ONE_TOKEN = "works on one token per row"  # noqa: S105  # no password
+_ONE_TOKEN = "works on one token per row"
 
 _NORMS = (
     Rule("*LayerNorm*", Cut.REPLICATED, "a vector"),
