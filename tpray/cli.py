@@ -33,7 +33,7 @@ from tpray.errors import (
 )
 
 if TYPE_CHECKING:
-    from tpray.group.group import PhaseReport
+    from tpray.group.life import PhaseReport
     from tpray.serving.bench import Outcome
     from tpray.serving.local import LocalClassifier
 

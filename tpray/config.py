@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,6 +34,7 @@ class ModelConfig(_Frozen):
 
     source: str | None = None
     revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
+    plan: Path | dict[str, Any] | None = Field(None, description="how to shard it: a plan file, or what it holds")
     dtype: DtypeName = "auto"
 
 

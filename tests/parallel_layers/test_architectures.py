@@ -1,4 +1,4 @@
-"""Every architecture of the plan table, sharded unevenly too, against the stock model; ranks are threads, nothing traced."""
+"""Every architecture of the plan table, sharded unevenly too, against the stock model; ranks are threads."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 
 from tpray.config import BatchConfig
 from tpray.errors import DeadlineError, GroupError, OverloadedError
-from tpray.group.group import StepResult
+from tpray.group.life import StepResult
 from tpray.group.wire import Array
 from tpray.serving.batcher import Batcher, Row, cut_steps, pad
 from tpray.serving.text import Encoded

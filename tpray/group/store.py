@@ -14,13 +14,15 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpray.config import DEMO_DIR, ModelConfig, RuntimeName, cache_dir
 from tpray.errors import ArtifactError, ConfigError
 from tpray.parallel_layers.checkpoint import Checkpoint, resolve
+from tpray.parallel_layers.plan import read_plan
+from tpray.parallel_layers.shard import check_plan
 from tpray.runtime import artifact as artifacts
 from tpray.runtime.artifact import Artifact, Manifest, ModelRecord
 from tpray.runtime.base import INPUT_NAMES, runtime_for
@@ -48,13 +50,18 @@ def check_source(source: Source) -> Checkpoint | Artifact:
         ModelNotFoundError, CheckpointError, UnsupportedModelError, DegreeError, ConfigError, ArtifactError.
     """
     name = source.model.source
+    own_plan = None if source.model.plan is None else read_plan(source.model.plan)
     directory = DEMO_DIR if name is None else Path(name).expanduser()
     if artifacts.is_artifact(directory):
+        if own_plan is not None:
+            raise ConfigError(f"{directory} is traced already: a sharding plan is for a checkpoint")
         found = Artifact.open(directory)
         _check_agrees(found.manifest, source)
         _check_memory(sum(r.sharded_bytes + r.replicated_bytes for r in found.manifest.ranks), str(directory))
         return found
-    checkpoint = resolve(directory if name is None else name, source.model.revision)
+    checkpoint = replace(resolve(directory if name is None else name, source.model.revision), own_plan=own_plan)
+    if own_plan is not None:
+        check_plan(checkpoint)
     checkpoint.check_classifier()
     checkpoint.plan.check_degree(checkpoint.config, source.tp)
     runtime_for(source.runtime).choose_dtype(source.model.dtype)
@@ -122,8 +129,9 @@ class ArtifactStore:
             return found
         self._checkpoint = found
         self._dtype = self._runtime.choose_dtype(self._source.model.dtype)
-        digest = await asyncio.to_thread(lambda: found.digest)
-        key = artifacts.cache_key(digest, self._source.tp, self._dtype, self._runtime.name)
+        key = await asyncio.to_thread(
+            artifacts.cache_key, found, self._source.tp, self._dtype, self._runtime.name
+        )  # reads every weight once
         self._directory = self._source.out or cache_dir() / "artifacts" / key
         return self._open() if self._source.out is None else None
 
@@ -180,6 +188,7 @@ class ArtifactStore:
                     max_length=max_length,
                     labels=tuple(config.id2label[i] for i in range(config.num_labels)),
                     problem_type=config.problem_type,
+                    plan=checkpoint.plan.to_json(),
                 ),
                 runtime=self._runtime.name,
                 tp=ranks.tp,

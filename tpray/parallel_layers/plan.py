@@ -217,16 +217,18 @@ class Plan:
         return cls(rules, local, **flags)
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan in a JSON file.
+def read_plan(plan: Path | Mapping[str, Any]) -> Plan:
+    """The plan in a JSON file, or in what such a file holds.
 
     Raises:
-        ConfigError: the file cannot be read, or holds no plan.
+        ConfigError: the file cannot be read, or it is no plan.
     """
+    if isinstance(plan, Mapping):
+        return Plan.from_json(plan)
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(plan.read_text())
     except (OSError, ValueError) as e:
-        raise ConfigError(f"the sharding plan {path} cannot be read: {e}") from e
+        raise ConfigError(f"the sharding plan {plan} cannot be read: {e}") from e
     return Plan.from_json(stored if isinstance(stored, dict) else {})
 
 

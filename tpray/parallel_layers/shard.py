@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpray.errors import ConfigError
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import Checkpoint, load_shard
 from tpray.parallel_layers.layers import (
@@ -99,6 +100,25 @@ def decide(model: nn.Module, plan: Plan) -> list[Decision]:
             paths = [path] if own else []
         found += [Decision(each, plan.rule_for(each)) for each in paths]
     return found
+
+
+def check_plan(checkpoint: Checkpoint) -> None:
+    """Refuse a plan that does not fit the model, before any weight is read.
+
+    Raises:
+        UnsupportedModelError: a layer that no rule mentions.
+        ConfigError: a rule that decides on no layer.
+    """
+    model, plan = empty_model(checkpoint.config), checkpoint.plan
+    used = {decision.rule for decision in decide(model, plan)}
+    idle = [rule.pattern for rule in plan.rules if rule not in used]
+    idle += [pattern for pattern, _ in plan.local if not any(fnmatchcase(p, pattern) for p, _ in model.named_modules())]
+    if idle:
+        layers = ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        raise ConfigError(
+            f"the sharding plan's pattern {idle[0]!r} matches no layer that an earlier rule has left over; the linear "
+            f"layers of {checkpoint.source} are {layers[:400]}"
+        )
 
 
 def apply_plan(model: Any, plan: Plan, dtype: torch.dtype) -> None:

@@ -17,16 +17,19 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tpray.config import RuntimeName
 from tpray.errors import ArtifactError
 from tpray.parallel_layers.checkpoint import TEXT_FILES, Checkpoint, file_digest
+from tpray.parallel_layers.plan import Plan
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -59,6 +62,12 @@ class ModelRecord(_Frozen):
     max_length: int
     labels: tuple[str, ...]
     problem_type: str | None
+    plan: dict[str, Any]
+
+    @property
+    def sharding(self) -> Plan:
+        """How its layers are split."""
+        return Plan.from_json(self.plan)
 
 
 class RankRecord(_Frozen):
@@ -78,66 +87,64 @@ class Canary(_Frozen):
     logits: tuple[tuple[float, ...], ...]
 
 
-class Manifest(_Frozen):
-    """What vouches for an artifact.
+class TensorRecord(_Frozen):
+    """A tensor that goes into a program or comes out of it; dtype by torch's name for it (float32, say)."""
 
-    versions: of the packages that shape a program. shapes: of the program's inputs and output.
-    """
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ProgramRecord(_Frozen):
+    """One program of a function: it takes inputs of these shapes and no others."""
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+
+
+class _Manifest(_Frozen):
+    """What every artifact says of itself. versions: of the packages that shape a program."""
 
     format: int = FORMAT
     created: str
     versions: dict[str, str]
     machine: str
-    model: ModelRecord
     runtime: RuntimeName
     tp: int
-    dtype: str
-    shapes: dict[str, tuple[str, ...]]
-    model_files: dict[str, FileRecord]
     ranks: tuple[RankRecord, ...]
-    canary: Canary
 
     def digest(self) -> str:
         """SHA-256 of this manifest's own content."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-class Artifact:
-    """An artifact that is complete on disk."""
+class Manifest(_Manifest):
+    """What vouches for a traced classifier. shapes: of the program's inputs and output."""
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self.directory, self.manifest = directory, manifest
+    model: ModelRecord
+    dtype: str
+    shapes: dict[str, tuple[str, ...]]
+    model_files: dict[str, FileRecord]
+    canary: Canary
 
-    @classmethod
-    def open(cls, directory: Path) -> Artifact:
-        """Read the manifest and check it, the versions and the files in ``model/``; not the ranks' files.
 
-        Raises:
-            ArtifactError: something is missing, altered or of another version; the file is named.
-        """
-        path = directory / MANIFEST_FILE
-        try:
-            stored = json.loads(path.read_bytes())
-            own_digest = stored.pop("digest")
-            manifest = Manifest.model_validate(stored)
-        except (OSError, KeyError, TypeError, ValueError, ValidationError, AttributeError) as e:
-            raise ArtifactError(f"{path} is no manifest of a traced model: {_first_line(e)}") from e
-        if manifest.digest() != own_digest:
-            raise ArtifactError(f"{path} was changed after it was written")
-        for name, installed in versions().items():
-            if manifest.versions.get(name) != installed:
-                raise ArtifactError(
-                    f"{directory} was traced with {name} {manifest.versions.get(name)} and this is {name} "
-                    f"{installed}: trace it again with `tpray trace`"
-                )
-        artifact = cls(directory, manifest)
-        artifact._check_files(MODEL_DIR, manifest.model_files)
-        return artifact
+class FunctionManifest(_Manifest):
+    """What vouches for a traced model of the user's own.
 
-    @property
-    def model_directory(self) -> Path:
-        """Where the configuration and the tokenizer are."""
-        return self.directory / MODEL_DIR
+    aliases: names of the state tensors -> which output of the program becomes their next value.
+    """
+
+    programs: tuple[ProgramRecord, ...]
+    aliases: dict[str, int]
+
+
+M = TypeVar("M", bound=_Manifest)
+
+
+class _Folder:
+    """An artifact's folder: the files of its ranks, compared with the manifest's records."""
+
+    def __init__(self, directory: Path, ranks: Sequence[RankRecord]) -> None:
+        self.directory, self._ranks = directory, ranks
 
     def rank_directory(self, rank: int) -> Path:
         """Where rank ``rank``'s program is."""
@@ -149,7 +156,7 @@ class Artifact:
         Raises:
             ArtifactError: one is missing or altered; it is named.
         """
-        self._check_files(f"rank_{rank:02d}", self.manifest.ranks[rank].files)
+        self._check_files(f"rank_{rank:02d}", self._ranks[rank].files)
 
     def _check_files(self, folder: str, files: dict[str, FileRecord]) -> None:
         for name, record in files.items():
@@ -158,6 +165,66 @@ class Artifact:
                 raise ArtifactError(f"{path} is missing")
             if path.stat().st_size != record.size_bytes or file_digest(path) != record.sha256:
                 raise ArtifactError(f"{path} is damaged or was changed after tracing")
+
+
+class Artifact(_Folder):
+    """A traced classifier that is complete on disk."""
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        super().__init__(directory, manifest.ranks)
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, directory: Path) -> Artifact:
+        """Read the manifest and check it, the versions and the files in ``model/``; not the ranks' files.
+
+        Raises:
+            ArtifactError: something is missing, altered or of another version; the file is named.
+        """
+        artifact = cls(directory, _read_manifest(directory, Manifest))
+        artifact._check_files(MODEL_DIR, artifact.manifest.model_files)
+        return artifact
+
+    @property
+    def model_directory(self) -> Path:
+        """Where the configuration and the tokenizer are."""
+        return self.directory / MODEL_DIR
+
+
+class FunctionArtifact(_Folder):
+    """A traced model of the user's own that is complete on disk."""
+
+    def __init__(self, directory: Path, manifest: FunctionManifest) -> None:
+        super().__init__(directory, manifest.ranks)
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, directory: Path) -> FunctionArtifact:
+        """Read the manifest and check it and the versions; not the ranks' files.
+
+        Raises:
+            ArtifactError: something is missing, altered or of another version; the file is named.
+        """
+        return cls(directory, _read_manifest(directory, FunctionManifest))
+
+
+def _read_manifest(directory: Path, kind: type[M]) -> M:
+    path = directory / MANIFEST_FILE
+    try:
+        stored = json.loads(path.read_bytes())
+        own_digest = stored.pop("digest")
+        manifest = kind.model_validate(stored)
+    except (OSError, KeyError, TypeError, ValueError, ValidationError, AttributeError) as e:
+        raise ArtifactError(f"{path} is no manifest of a traced model: {_first_line(e)}") from e
+    if manifest.digest() != own_digest:
+        raise ArtifactError(f"{path} was changed after it was written")
+    for name, installed in versions().items():
+        if manifest.versions.get(name) != installed:
+            raise ArtifactError(
+                f"{directory} was traced with {name} {manifest.versions.get(name)} and this is {name} "
+                f"{installed}: trace it again"
+            )
+    return manifest
 
 
 def is_artifact(directory: Path) -> bool:
@@ -180,15 +247,16 @@ def copy_model_files(checkpoint: Checkpoint, directory: Path) -> dict[str, FileR
     return record_files(directory)
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
+def write_manifest(directory: Path, manifest: _Manifest) -> None:
     """Write the manifest and its own digest; the last file of an artifact."""
     stored = {"digest": manifest.digest(), **manifest.model_dump(mode="json")}
     (directory / MANIFEST_FILE).write_text(json.dumps(stored, indent=1) + "\n")
 
 
-def cache_key(model_digest: str, tp: int, dtype: str, runtime: str) -> str:
+def cache_key(checkpoint: Checkpoint, tp: int, dtype: str, runtime: str) -> str:
     """The content address of an artifact: the same key means the same programs."""
-    parts = [str(FORMAT), model_digest, str(tp), dtype, runtime, _code_digest(), *versions().values()]
+    plan = json.dumps(checkpoint.plan.to_json(), sort_keys=True)
+    parts = [str(FORMAT), checkpoint.digest, plan, str(tp), dtype, runtime, _code_digest(), *versions().values()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -16,7 +16,6 @@ from torch.fx import GraphModule
 
 from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
-from tpray.parallel_layers.plan import plan_for
 from tpray.runtime import passes
 from tpray.runtime.artifact import Artifact
 from tpray.runtime.base import Program
@@ -116,8 +115,7 @@ class CpuRuntime:
 
     def load(self, artifact: Artifact, rank: int) -> Program:
         module = as_module(load_program(artifact.rank_directory(rank)))
-        model = artifact.manifest.model
-        in_int8 = plan_for(model.model_type).is_sharded if artifact.manifest.dtype == "int8" else None
+        in_int8 = artifact.manifest.model.sharding.is_sharded if artifact.manifest.dtype == "int8" else None
         found = lower(module, rank, in_int8)
         log.info("rank %d lowered: %s", rank, ", ".join(f"{n} {name}" for name, n in found.items()))
         return CpuProgram(module)

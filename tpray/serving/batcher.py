@@ -21,7 +21,7 @@ import numpy as np
 
 from tpray.config import BatchConfig
 from tpray.errors import DeadlineError, GroupError, OverloadedError
-from tpray.group.group import StepResult
+from tpray.group.life import StepResult
 from tpray.group.wire import Array
 from tpray.serving.text import Encoded
 

@@ -57,7 +57,9 @@ class Engine:
 
     async def start(self) -> None:
         """Start the group, load the tokenizer, open the queue."""
-        artifact = await self.group.start()
+        await self.group.start()
+        artifact = self.group.artifact
+        assert artifact is not None, "a group that started has an artifact"
         try:
             model = artifact.manifest.model
             self._codec = await asyncio.to_thread(TextCodec, artifact.model_directory, model)

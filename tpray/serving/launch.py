@@ -19,7 +19,7 @@ from urllib.request import urlopen
 from tpray.config import ServeConfig
 from tpray.errors import ConfigError, GroupError, TprayError
 from tpray.group.cores import usable_cores
-from tpray.group.group import PhaseReport
+from tpray.group.life import PhaseReport
 from tpray.group.store import Source, check_source
 from tpray.serving import haproxy
 from tpray.serving.progress import Receiver
