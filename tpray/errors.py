@@ -9,7 +9,8 @@
     ├── DeadlineError              the request's time ran out before its answer was ready
     ├── ConfigError                a setting that cannot work, named with those that would
     │   ├── DegreeError            the tensor-parallel degree does not divide the model
-    │   └── UnsupportedModelError  the sharding plan has no row for this architecture
+    │   ├── UnsupportedModelError  the sharding plan has no row for this architecture
+    │   └── TraceError             a model of the user's own that raised, or cannot be traced; the line is shown
     ├── ModelNotFoundError         no such Hub id, directory or artifact, or no network to fetch it
     ├── CheckpointError            files that are no checkpoint, or do not match the architecture
     ├── ArtifactError              a traced artifact that is damaged, altered or of another version
@@ -66,6 +67,10 @@ class DegreeError(ConfigError):
 
 class UnsupportedModelError(ConfigError):
     """The sharding plan has no row for this architecture."""
+
+
+class TraceError(ConfigError):
+    """A model of the user's own raised while it was built, or cannot be traced; the line is shown."""
 
 
 class ModelNotFoundError(TprayError):

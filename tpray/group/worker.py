@@ -17,20 +17,22 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from tpray.config import RuntimeName, cache_dir
 from tpray.errors import GroupError
 from tpray.group import cores, lease, wire
-from tpray.group.wire import Frame, Kind
+from tpray.group.wire import Array, Frame, Kind
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.parallel_layers.collective import Collective, SingleRank, join
 from tpray.parallel_layers.layers import is_sharded
-from tpray.runtime.artifact import Artifact, Canary, RankRecord, record_files
+from tpray.runtime.artifact import Artifact, Canary, FunctionArtifact, ProgramRecord, RankRecord, record_files
 from tpray.runtime.base import DTYPES, Program, runtime_for
+from tpray.runtime.function import FlatModel, explain, name_aliases
 
 log = logging.getLogger("tpray.group.worker")
 
@@ -44,6 +46,19 @@ class RankInfo:
     cores: tuple[int, ...]
     threads: int
     peak_bytes: int
+
+
+MakeModel = Callable[[], Any]
+"""Returns a model, or a model and its io_aliases; called on every rank, with parallel_state set."""
+
+
+@dataclass(frozen=True)
+class FunctionTrace:
+    """What a rank traced of a user's own model. aliases: names of its state -> the output that is their next value."""
+
+    record: RankRecord
+    programs: tuple[ProgramRecord, ...]
+    aliases: dict[str, int]
 
 
 class ShardWorker:
@@ -114,6 +129,47 @@ class ShardWorker:
             size[is_sharded(tensor)] += tensor.nbytes
         return RankRecord(files=record_files(directory), sharded_bytes=size[True], replicated_bytes=size[False])
 
+    def trace_function(
+        self, make: MakeModel, examples: list[tuple[Tensor, ...]], folder: str, directory: Path
+    ) -> FunctionTrace:
+        """Build a model of the user's own and trace it for each of ``examples``. folder: where ``make`` runs.
+
+        Raises:
+            TraceError: ``make`` or the model raised, or cannot be traced.
+            ConfigError: the io_aliases do not fit the model.
+        """
+        directory.mkdir(parents=True)
+        os.chdir(folder)
+        with parallel_state.use(self.rank, self.tp):
+            try:
+                made = make()
+            except Exception as e:
+                raise explain(e, f"rank {self.rank}: {getattr(make, '__name__', 'the function')} raised") from e
+            model, aliases = made if isinstance(made, tuple) else (made, {})
+            flat = FlatModel(model).eval()
+            try:
+                programs = self._runtime.trace_function(flat, examples, directory)
+            except Exception as e:
+                raise explain(
+                    e, f"rank {self.rank}: {type(model).__name__} cannot be traced; what a model does must not depend on "
+                    "values in its tensors (use torch.where for a choice by value, and shapes for a size)"
+                ) from e  # fmt: skip
+            names = name_aliases(flat, aliases, programs[0].outputs)
+        size = {True: 0, False: 0}
+        for tensor in flat.parameters():
+            size[is_sharded(tensor)] += tensor.nbytes
+        record = RankRecord(files=record_files(directory), sharded_bytes=size[True], replicated_bytes=size[False])
+        return FunctionTrace(record, tuple(programs), names)
+
+    def load_function(self, artifact: FunctionArtifact) -> None:
+        """Check this rank's files and load its programs.
+
+        Raises:
+            ArtifactError: a file is damaged.
+        """
+        artifact.check_rank(self.rank)
+        self._program = self._runtime.load_function(artifact, self.rank)
+
     def make_canary(self, checkpoint: Checkpoint) -> Canary:
         """The unsharded model's answer to a fixed input; see `runtime.canary`."""
         from tpray.runtime.canary import make_canary
@@ -147,12 +203,19 @@ class ShardWorker:
         try:
             if self._program is None:
                 _refuse("a step came before the program was loaded")
-            output = self._program(*(torch.from_numpy(array) for array in frame.tensors))
+            outputs = self._program(*(torch.from_numpy(array) for array in frame.tensors))
         except Exception as e:  # noqa: BLE001  # whatever a program raises must reach the owner, not end the thread
             log.error("rank %d: step %d failed\n%s", self.rank, frame.step, traceback.format_exc())
             return Frame(Kind.ERROR, frame.step, text=f"{type(e).__name__}: {e}")
         micros = int((time.perf_counter() - started) * 1e6)
-        return Frame(Kind.RESULT, frame.step, (output.numpy(),) if self.rank == 0 else (), micros)
+        sent = tuple(map(_as_array, outputs)) if self.rank == 0 else ()
+        return Frame(Kind.RESULT, frame.step, sent, micros)
+
+
+def _as_array(output: Tensor) -> Array:
+    """numpy has no bfloat16: it travels as float32, which holds every value of it."""
+    array: Array = (output.float() if output.dtype is torch.bfloat16 else output).numpy()
+    return array
 
 
 def _refuse(reason: str) -> NoReturn:

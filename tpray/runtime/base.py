@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
-from tpray.runtime.artifact import Artifact
+from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
 
 
 class Program(Protocol):
-    """A loaded program: takes the inputs, runs every collective inside, returns the output."""
+    """A loaded program: takes the inputs, runs every collective inside, returns the outputs."""
 
     packs_rows: bool  # whether it leaves padding out, so that rows of any lengths go well together
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor: ...
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]: ...
 
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -57,6 +57,20 @@ class Runtime(Protocol):
 
         Raises:
             ArtifactError: the files do not hold a program of this runtime.
+        """
+        ...
+
+    def trace_function(
+        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
+    ) -> list[ProgramRecord]:
+        """Trace a model of the user's own, once for each of ``examples``, and save the programs in ``directory``."""
+        ...
+
+    def load_function(self, artifact: FunctionArtifact, rank: int) -> Program:
+        """Load what `trace_function` saved for ``rank``.
+
+        Raises:
+            ArtifactError: the files do not hold programs of this runtime.
         """
         ...
 

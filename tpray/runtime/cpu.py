@@ -17,11 +17,12 @@ from torch.fx import GraphModule
 from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
 from tpray.runtime import passes
-from tpray.runtime.artifact import Artifact
+from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
 from tpray.runtime.base import Program
+from tpray.runtime.function import FunctionProgram, record_of
 from tpray.runtime.int8 import mark_int8, quantise_linears
 from tpray.runtime.packing import Rows, pack_rows, plain_copy, run_packed
-from tpray.runtime.program import as_module, load_program, save_program
+from tpray.runtime.program import as_module, load_programs, save_programs
 
 log = logging.getLogger("tpray.runtime.cpu")
 
@@ -72,13 +73,18 @@ class CpuProgram:
         # Made anew, so that the tensors that lowering has replaced are let go.
         self.padded = GraphModule(module, plain_copy(module))
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """Logits ``[B, L]`` for inputs int64 ``[B, S]``."""
-        rows = None if self.packed is None else Rows.of(attention_mask)
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Logits ``[B, L]`` for ids, mask and types int64 ``[B, S]``."""
+        rows = None if self.packed is None else Rows.of(inputs[1])
         if self.packed is None or rows is None:
-            result: Tensor = self.padded(input_ids, attention_mask, token_type_ids)
-            return result
-        return run_packed(self.packed, rows, (input_ids, attention_mask, token_type_ids))
+            return (self.padded(*inputs),)
+        return (run_packed(self.packed, rows, inputs),)
+
+
+def _outputs(program: torch.export.ExportedProgram) -> list[Tensor]:
+    """What the program returns to its caller, as the trace recorded it; not the buffers that it changes."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    return [nodes[name].meta["val"] for name in program.graph_signature.user_outputs if isinstance(name, str)]
 
 
 class CpuRuntime:
@@ -111,14 +117,34 @@ class CpuRuntime:
             program = torch.export.export(
                 shard, example, dynamic_shapes=({0: batch, 1: sequence},) * len(example), strict=False
             )
-        save_program(program, directory)
+        save_programs([program], directory)
 
     def load(self, artifact: Artifact, rank: int) -> Program:
-        module = as_module(load_program(artifact.rank_directory(rank)))
+        module = as_module(load_programs(artifact.rank_directory(rank))[0])
         in_int8 = artifact.manifest.model.sharding.is_sharded if artifact.manifest.dtype == "int8" else None
         found = lower(module, rank, in_int8)
         log.info("rank %d lowered: %s", rank, ", ".join(f"{n} {name}" for name, n in found.items()))
         return CpuProgram(module)
+
+    def trace_function(
+        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
+    ) -> list[ProgramRecord]:
+        with torch.no_grad():
+            programs = [torch.export.export(module, example, strict=False) for example in examples]
+        save_programs(programs, directory)
+        return [
+            ProgramRecord(inputs=tuple(map(record_of, example)), outputs=tuple(map(record_of, _outputs(program))))
+            for example, program in zip(examples, programs, strict=True)
+        ]
+
+    def load_function(self, artifact: FunctionArtifact, rank: int) -> FunctionProgram:
+        records = artifact.manifest.programs
+        loaded = load_programs(artifact.rank_directory(rank), len(records))
+        state = dict(loaded[0].state_dict)
+        modules = [as_module(program) for program in loaded]
+        for module in modules:
+            lower(module, rank)
+        return FunctionProgram(modules, records, {state[name]: i for name, i in artifact.manifest.aliases.items()})
 
     def warm_up_shapes(self, max_length: int) -> Sequence[tuple[int, int]]:
         """oneDNN compiles a kernel per shape on first use; these cover the common ones."""

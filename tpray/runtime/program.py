@@ -10,6 +10,7 @@ Source: torch/_export/serde of torch 2.13. It is private, which is one reason wh
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,53 +22,65 @@ from torch.fx import GraphModule
 
 from tpray.errors import ArtifactError
 
-GRAPH_FILE = "program.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 ALLOWED = ("aten", "tpray", "_operator", "math")
 """Namespaces whose operators a stored graph may call: arithmetic, and this package's collectives."""
 
 
-def save_program(program: ExportedProgram, directory: Path) -> None:
-    """Write ``program`` to `GRAPH_FILE` and `WEIGHTS_FILE` in ``directory``."""
+def graph_file(number: int) -> str:
+    """What the file of program ``number``, from 0, is called."""
+    return f"program_{number}.json"
+
+
+def save_programs(programs: Sequence[ExportedProgram], directory: Path) -> None:
+    """Write programs of one module, traced for different shapes; its tensors are stored once."""
     from torch._export.serde import serialize as serde
 
-    program._guards_code = []
-    parts = serde.ExportedProgramSerializer().serialize(
-        program, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
-    )
-    (directory / GRAPH_FILE).write_bytes(serde._to_json_bytes(parts.exported_program))
-    tensors = {f"state/{name}": value for name, value in program.state_dict.items()}
-    tensors |= {f"constant/{name}": value for name, value in program.constants.items()}
+    tensors: dict[str, Tensor] = {}
+    for number, program in enumerate(programs):
+        program._guards_code = []
+        parts = serde.ExportedProgramSerializer().serialize(
+            program, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
+        )
+        (directory / graph_file(number)).write_bytes(serde._to_json_bytes(parts.exported_program))
+        tensors |= {f"state/{name}": value for name, value in program.state_dict.items()}
+        constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
+        tensors |= {f"constant_{number}/{name}": value for name, value in constants.items()}
     # safetensors refuses tensors that share memory, as an expanded buffer does with itself
     save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, directory / WEIGHTS_FILE)
 
 
-def load_program(directory: Path) -> ExportedProgram:
-    """Read what `save_program` wrote. Weights are memory-mapped: groups of one artifact share their pages.
+def load_programs(directory: Path, count: int = 1) -> list[ExportedProgram]:
+    """Read what `save_programs` wrote; the programs share their state, and its pages are memory-mapped.
 
     Raises:
-        ArtifactError: the files are damaged, or the graph names an operator that is not `ALLOWED`.
+        ArtifactError: the files are damaged, or a graph names an operator that is not `ALLOWED`.
     """
     from torch._export.serde import schema
     from torch._export.serde import serialize as serde
 
-    graph_file, weights_file = directory / GRAPH_FILE, directory / WEIGHTS_FILE
+    weights = directory / WEIGHTS_FILE
     try:
-        stored = json.loads(graph_file.read_bytes())
-        _check_operators(stored, graph_file)
-        stored["guards_code"] = []
-        graph = serde._dict_to_dataclass(schema.ExportedProgram, stored)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ArtifactError(f"{graph_file} is no traced program of this version: {e}") from e
-    try:
-        tensors = load_file(weights_file)
+        tensors = load_file(weights)
     except (OSError, SafetensorError) as e:
-        raise ArtifactError(f"{weights_file} cannot be read: {e}") from e
+        raise ArtifactError(f"{weights} cannot be read: {e}") from e
     state = {name: torch.nn.Parameter(t, requires_grad=False) for name, t in _under("state/", tensors).items()}
-    return serde.ExportedProgramDeserializer().deserialize(
-        graph, dict(state), _under("constant/", tensors), example_inputs=None
-    )
+    programs = []
+    for number in range(count):
+        path = directory / graph_file(number)
+        try:
+            stored = json.loads(path.read_bytes())
+            _check_operators(stored, path)
+            stored["guards_code"] = []
+            graph = serde._dict_to_dataclass(schema.ExportedProgram, stored)
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as e:
+            raise ArtifactError(f"{path} is no traced program of this version: {e}") from e
+        constants = _under(f"constant_{number}/", tensors)
+        programs.append(
+            serde.ExportedProgramDeserializer().deserialize(graph, dict(state), constants, example_inputs=None)
+        )
+    return programs
 
 
 def as_module(program: ExportedProgram) -> GraphModule:

@@ -15,7 +15,8 @@ import numpy as np
 from tpray.config import BatchConfig, DtypeName, ModelConfig, ParallelConfig, RuntimeName
 from tpray.errors import ConfigError
 from tpray.group.cores import cores_per_rank, usable_cores
-from tpray.group.group import PhaseReport, ShardGroup
+from tpray.group.group import ShardGroup
+from tpray.group.life import PhaseReport
 from tpray.group.ranks import Ranks, RayRanks
 from tpray.group.store import Source, check_source
 from tpray.group.wire import Array
