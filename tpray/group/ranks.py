@@ -131,7 +131,12 @@ class ThreadRanks:
     async def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         arguments = each if each is not None else [args] * self.tp
         bound = [getattr(worker, method) for worker in self.workers]
-        if method in ("trace", "load"):  # torch.export is not safe in two threads at once
+        if method in (
+            "trace",
+            "load",
+            "try_trace_function",
+            "load_function",
+        ):  # torch.export is not safe in two threads at once
             return [await asyncio.to_thread(f, *a) for f, a in zip(bound, arguments, strict=False)]
         calls = (asyncio.to_thread(f, *a) for f, a in zip(bound, arguments, strict=False))
         return list(await asyncio.gather(*calls))

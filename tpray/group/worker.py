@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tpray.config import RuntimeName, cache_dir
-from tpray.errors import GroupError
+from tpray.errors import GroupError, TprayError
 from tpray.group import cores, lease, wire
 from tpray.group.wire import Array, Frame, Kind
 from tpray.parallel_layers import parallel_state
@@ -50,6 +50,9 @@ class RankInfo:
 
 MakeModel = Callable[[], Any]
 """Returns a model, or a model and its io_aliases; called on every rank, with parallel_state set."""
+
+
+_TRACEABLE = "what it does must not depend on values in its tensors: choose by value with torch.where, and take sizes from shapes"
 
 
 @dataclass(frozen=True)
@@ -150,16 +153,22 @@ class ShardWorker:
             try:
                 programs = self._runtime.trace_function(flat, examples, directory)
             except Exception as e:
-                raise explain(
-                    e, f"rank {self.rank}: {type(model).__name__} cannot be traced; what a model does must not depend on "
-                    "values in its tensors (use torch.where for a choice by value, and shapes for a size)"
-                ) from e  # fmt: skip
+                raise explain(e, f"rank {self.rank}: {type(model).__name__} cannot be traced ({_TRACEABLE})") from e
             names = name_aliases(flat, aliases, programs[0].outputs)
         size = {True: 0, False: 0}
         for tensor in flat.parameters():
             size[is_sharded(tensor)] += tensor.nbytes
         record = RankRecord(files=record_files(directory), sharded_bytes=size[True], replicated_bytes=size[False])
         return FunctionTrace(record, tuple(programs), names)
+
+    def try_trace_function(
+        self, make: MakeModel, examples: list[tuple[Tensor, ...]], folder: str, directory: Path
+    ) -> FunctionTrace | TprayError:
+        """`trace_function`, with what it raises returned, so that the group can choose whose words to show."""
+        try:
+            return self.trace_function(make, examples, folder, directory)
+        except TprayError as e:
+            return e
 
     def load_function(self, artifact: FunctionArtifact) -> None:
         """Check this rank's files and load its programs.

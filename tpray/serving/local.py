@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import threading
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ import numpy as np
 
 from tpray.config import BatchConfig, DtypeName, ModelConfig, ParallelConfig, RuntimeName
 from tpray.errors import ConfigError
+from tpray.group.blocking import LoopThread
 from tpray.group.cores import cores_per_rank, usable_cores
 from tpray.group.group import ShardGroup
 from tpray.group.life import PhaseReport
@@ -32,9 +32,7 @@ class LocalClassifier:
 
     def __init__(self, group: ShardGroup, batch: BatchConfig, owns_ray: bool = False) -> None:
         self._owns_ray = owns_ray
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tpray-group", daemon=True)
-        self._thread.start()
+        self._loop = LoopThread("tpray-group")
         self._closed = False
         self._engine = Engine(group, batch)
         atexit.register(self.close)
@@ -85,7 +83,7 @@ class LocalClassifier:
 
         def submit() -> None:
             work = self._engine.classify(list(part), raw_scores, truncate)
-            ahead.append(asyncio.run_coroutine_threadsafe(work, self._loop))  # type: ignore[arg-type]
+            ahead.append(asyncio.run_coroutine_threadsafe(work, self._loop.loop))  # type: ignore[arg-type]
             part.clear()
 
         def rows(answer: Answer) -> Iterator[list[dict[str, Any]]]:
@@ -136,9 +134,7 @@ class LocalClassifier:
     def _end(self) -> None:
         self._closed = True
         atexit.unregister(self.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._loop.stop()
         if self._owns_ray:
             from tpray.group.cluster import stop_ray
 
@@ -148,7 +144,7 @@ class LocalClassifier:
         if self._closed:
             work.close()
             raise ConfigError("this classifier was closed: load it again")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self._loop.run(work)
 
     def __enter__(self) -> LocalClassifier:
         return self

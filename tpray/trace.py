@@ -1,0 +1,201 @@
+"""The calls of AWS's tensor-parallel inference tutorial, over a group of Ray actors.
+
+Source: neuronx-distributed's ``trace.parallel_model_trace``, ``parallel_model_save`` and ``parallel_model_load``, which
+its library has ended. A script moves here by changing its imports. Nothing in it needs ``if __name__ == "__main__"``:
+Ray ships the function by value, so that it may also be defined in a notebook.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpray.errors import ConfigError
+from tpray.group.blocking import LoopThread
+from tpray.group.cores import cores_per_rank, usable_cores
+from tpray.group.function import FunctionGroup, TraceJob
+from tpray.group.ranks import Ranks, RayRanks
+from tpray.group.worker import MakeModel
+from tpray.runtime.artifact import MANIFEST_FILE, FunctionArtifact
+from tpray.runtime.function import record_of
+
+Example = tuple[Tensor, ...]
+MakeRanks = Callable[[int], Ranks]
+
+
+class ParallelModel:
+    """A traced model on its group of ranks; call it with tensors of a traced shape.
+
+    The ranks come up with the first call, or with ``start``, and end with ``close``, with the ``with`` block, or when
+    nothing refers to the model any more. State tensors live on the ranks: they start anew when the ranks do.
+    """
+
+    def __init__(self, artifact: FunctionArtifact, make_ranks: MakeRanks | None = None) -> None:
+        self.artifact = artifact
+        self._make_ranks = make_ranks or _ray_ranks
+        self._lock = threading.Lock()
+        self._group: FunctionGroup | None = None
+        self._end: weakref.finalize[..., Any] | None = None
+
+    @property
+    def tp_degree(self) -> int:
+        """How many ranks share the model."""
+        return self.artifact.manifest.tp
+
+    def start(self) -> ParallelModel:
+        """Bring the ranks up now rather than with the first call."""
+        with self._lock:
+            if self._group is None:
+                loop = LoopThread("tpray-model")
+                group = FunctionGroup(self.artifact, self._make_ranks(self.tp_degree))
+                try:
+                    loop.run(group.start())
+                except BaseException:
+                    loop.stop()
+                    raise
+                self._loop, self._group = loop, group
+                self._end = weakref.finalize(self, _stop, loop, group)
+        return self
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Rank 0's outputs, flat and in order, without those that io_aliases keeps on the rank.
+
+        Args:
+            inputs: tensors of the shapes and dtypes of one of the examples that were traced.
+
+        Raises:
+            ConfigError: they are of other shapes or dtypes; the message names those that were traced.
+            GroupError: a rank failed; the group starts again, with its first state, at the next call.
+        """
+        records = tuple(record_of(tensor) for tensor in inputs)
+        program = next((p for p in self.artifact.manifest.programs if p.inputs == records), None)
+        if program is None:
+            raise ConfigError(f"no program was traced for {_shown(records)}; {_traced(self.artifact)}")
+        self.start()
+        group = self._group
+        assert group is not None, "start() makes it"
+        if group.error is not None:
+            self._loop.run(group.restart())
+        arrays = [(x.float() if x.dtype is torch.bfloat16 else x).detach().cpu().numpy() for x in inputs]
+        result = self._loop.run(group.step(arrays))
+        kept = set(self.artifact.manifest.aliases.values())
+        dtypes = [record.dtype for i, record in enumerate(program.outputs) if i not in kept]
+        return tuple(
+            torch.from_numpy(array.copy()).to(getattr(torch, dtype))
+            for array, dtype in zip(result.outputs, dtypes, strict=True)
+        )
+
+    def close(self) -> None:
+        """End the ranks; a later call brings them up again."""
+        with self._lock:
+            if self._end is not None:
+                self._end()
+            self._group = self._end = None
+
+    def __enter__(self) -> ParallelModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def parallel_model_trace(
+    func: MakeModel,
+    example_inputs: Example | Sequence[Example],
+    tp_degree: int = 1,
+    compiler_workdir: object = None,
+    compiler_args: object = None,
+    ranks: MakeRanks | None = None,
+) -> ParallelModel:
+    """Build a model on every rank and trace it there.
+
+    Args:
+        func: called without arguments on each rank, with `parallel_state` set; returns the model, or the model and its
+            io_aliases ``{state tensor: number of the output that becomes its next value}``. It runs in the caller's
+            working directory.
+        example_inputs: the model's positional inputs; or a list of such tuples, one for each set of shapes that the
+            model shall take (buckets). Programs share their state, not the weights that they pack for themselves.
+        tp_degree: how many ranks share the model.
+        compiler_workdir, compiler_args: upstream's, taken and not used: nothing is compiled for CPU cores.
+        ranks: given a degree, where the ranks come from, when they are not to be Ray actors.
+
+    Raises:
+        TraceError: ``func`` or the model raised on a rank, or cannot be traced; the first rank's words, once.
+        ConfigError: the examples are no tensors, or io_aliases do not fit the model.
+    """
+    single = isinstance(example_inputs, tuple) and all(isinstance(x, Tensor) for x in example_inputs)
+    examples = [example_inputs] if single else list(example_inputs)
+    if not examples or not all(isinstance(e, (tuple, list)) and e and all(map(torch.is_tensor, e)) for e in examples):
+        raise ConfigError("example_inputs is a tuple of tensors, or a list of such tuples, one for each bucket")
+    directory = Path(tempfile.mkdtemp(prefix="tpray-trace-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    job = TraceJob(func, [tuple(example) for example in examples], directory)
+    loop = LoopThread("tpray-trace")
+    try:
+        group = FunctionGroup(job, (ranks or _ray_ranks)(tp_degree))
+        try:
+            loop.run(group.start())
+        finally:
+            # The ranks give their cores back: a script that saves and loads would wait for them otherwise.
+            loop.run(group.stop())
+    finally:
+        loop.stop()
+    return ParallelModel(group.artifact, ranks)
+
+
+def parallel_model_save(model: ParallelModel, save_dir: str | Path) -> None:
+    """Write the traced model to a folder, one subfolder a rank.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    target = Path(save_dir)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST_FILE).is_file())):
+        raise ConfigError(f"{target} exists and is no traced model: name another folder")
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    shutil.copytree(model.artifact.directory, staging, dirs_exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
+
+
+def parallel_model_load(model_dir: str | Path, ranks: MakeRanks | None = None) -> ParallelModel:
+    """Read what `parallel_model_save` wrote, and bring its ranks up.
+
+    Raises:
+        ArtifactError: the folder is damaged, altered, of another version or no traced model.
+    """
+    return ParallelModel(FunctionArtifact.open(Path(model_dir)), ranks).start()
+
+
+def _ray_ranks(tp: int) -> Ranks:
+    from tpray.group.cluster import ensure_ray
+
+    threads = cores_per_rank(len(usable_cores()), tp)
+    ensure_ray(max(len(usable_cores()), tp * threads))
+    return RayRanks(tp, "auto", threads)
+
+
+def _stop(loop: LoopThread, group: FunctionGroup) -> None:
+    loop.run(group.stop())
+    loop.stop()
+
+
+def _shown(records: Sequence[Any]) -> str:
+    return ", ".join(f"{record.dtype} {list(record.shape)}" for record in records)
+
+
+def _traced(artifact: FunctionArtifact) -> str:
+    return "traced were " + " and ".join(f"({_shown(p.inputs)})" for p in artifact.manifest.programs)
