@@ -65,6 +65,8 @@ class ParallelModel:
                     raise
                 self._loop, self._group = loop, group
                 self._end = weakref.finalize(self, _stop, loop, group)
+                self._end.atexit = False  # `_shut_down` does it, before Ray goes
+                _started.add(self)
         return self
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -135,8 +137,8 @@ def parallel_model_trace(
         TraceError: ``func`` or the model raised on a rank, or cannot be traced; the first rank's words, once.
         ConfigError: the examples are no tensors, or io_aliases do not fit the model.
     """
-    single = isinstance(example_inputs, tuple) and all(isinstance(x, Tensor) for x in example_inputs)
-    examples = [example_inputs] if single else list(example_inputs)
+    given: list[Any] = list(example_inputs)
+    examples = [tuple(given)] if given and all(map(torch.is_tensor, given)) else given
     if not examples or not all(isinstance(e, (tuple, list)) and e and all(map(torch.is_tensor, e)) for e in examples):
         raise ConfigError("example_inputs is a tuple of tensors, or a list of such tuples, one for each bucket")
     directory = Path(tempfile.mkdtemp(prefix="tpray-trace-"))
@@ -184,8 +186,21 @@ def _ray_ranks(tp: int) -> Ranks:
     from tpray.group.cluster import ensure_ray
 
     threads = cores_per_rank(len(usable_cores()), tp)
-    ensure_ray(max(len(usable_cores()), tp * threads))
+    if ensure_ray(max(len(usable_cores()), tp * threads)):
+        atexit.register(_shut_down)
     return RayRanks(tp, "auto", threads)
+
+
+_started: weakref.WeakSet[ParallelModel] = weakref.WeakSet()
+
+
+def _shut_down() -> None:
+    """At the end of a script: the ranks of every model, then the Ray that was started for them."""
+    from tpray.group.cluster import stop_ray
+
+    for model in list(_started):
+        model.close()
+    stop_ray()
 
 
 def _stop(loop: LoopThread, group: FunctionGroup) -> None:

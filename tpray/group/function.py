@@ -54,8 +54,9 @@ class FunctionGroup(RankGroup):
 
     async def _resolve(self) -> None:
         if isinstance(self._work, FunctionArtifact) and self._work.manifest.tp != self.ranks.tp:
+            traced = self._work.manifest.tp
             raise ConfigError(
-                f"{self._work.directory} was traced for tp {self._work.manifest.tp}, and this is a group of {self.ranks.tp}"
+                f"{self._work.directory} was traced for tp {traced}, and this is a group of {self.ranks.tp}"
             )
 
     async def _prepare(self) -> None:

@@ -52,7 +52,7 @@ MakeModel = Callable[[], Any]
 """Returns a model, or a model and its io_aliases; called on every rank, with parallel_state set."""
 
 
-_TRACEABLE = "what it does must not depend on values in its tensors: choose by value with torch.where, and take sizes from shapes"
+_TRACEABLE = "it must not depend on values in its tensors: choose by value with torch.where, take sizes from shapes"
 
 
 @dataclass(frozen=True)
