@@ -93,7 +93,7 @@ def load(
 
 
 def save(checkpoint: Mapping[str, Any], output_dir: str | Path, save_xser: bool = False) -> None:
-    """Write this rank's part of a checkpoint, usually ``{"model": model.state_dict()}``, in upstream's sharded layout."""
+    """Write this rank's part of a checkpoint, usually ``{"model": model.state_dict()}``, in the sharded layout."""
     name = f"tp_rank_{parallel_state.current().rank:02d}_pp_rank_00"
     directory = Path(output_dir)
     directory.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def save(checkpoint: Mapping[str, Any], output_dir: str | Path, save_xser: bool 
 
 @contextmanager
 def _importable() -> Iterator[None]:
-    """pickle looks a class up in its module; where torch_xla is not installed, one that holds nothing else stands in."""
+    """pickle looks a class up in its module: where torch_xla is not installed, an empty one stands in."""
     names = ["torch_xla", "torch_xla.utils", "torch_xla.utils.serialization"]
     added = [name for name in names if name not in sys.modules and find_spec("torch_xla") is None]
     for name in added:

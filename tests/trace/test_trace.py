@@ -1,0 +1,236 @@
+"""The tutorial's calls: its script as it stands, state that stays on the ranks, buckets, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tpray.config import DEMO_DIR
+from tpray.errors import ArtifactError, ConfigError, TraceError
+from tpray.group.ranks import ThreadRanks
+from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear
+from tpray.trace import ParallelModel, parallel_model_load, parallel_model_save, parallel_model_trace
+
+
+@pytest.mark.ray
+def test_the_tutorials_script(tmp_path: Path) -> None:
+    """Run as a user runs it: a script without ``if __name__ == "__main__"``, in a folder of its own."""
+    script = Path(__file__).with_name("tutorial.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(DEMO_DIR)], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    differences = [float(line) for line in done.stdout.splitlines()]
+    assert len(differences) == 2
+    assert max(differences) < 1e-4
+    assert (tmp_path / "tp_models" / "rank_01").is_dir()
+
+
+def trace(make: Any, examples: Any, tp: int = 2) -> ParallelModel:
+    return parallel_model_trace(make, examples, tp_degree=tp, ranks=ThreadRanks)
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        whole, back = torch.randn(32, 16), torch.randn(16, 32)
+        self.up = ColumnParallelLinear(16, 32, gather_output=False)
+        self.down = RowParallelLinear(32, 16, input_is_parallel=True)
+        for layer, value in ((self.up, whole), (self.down, back)):
+            part = layer.weight.partition
+            pieces = [value.narrow(part.dim, start, stop - start) for start, stop in part.bounds]
+            layer.weight.data.copy_(torch.cat(pieces, part.dim))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": self.down(torch.relu(self.up(x))), "sum": x.sum()}
+
+
+def expected_mlp(x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    whole, back = torch.randn(32, 16), torch.randn(16, 32)
+    return torch.relu(x @ whole.T) @ back.T
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_a_model_with_parallel_layers_equals_the_whole_one(tp: int, tmp_path: Path) -> None:
+    x = torch.randn(3, 16)
+    with trace(Mlp, (torch.zeros(3, 16),), tp) as model:
+        y, total = model(x)
+        torch.testing.assert_close(y, expected_mlp(x))
+        torch.testing.assert_close(total, x.sum())
+        parallel_model_save(model, tmp_path / "saved")
+    parallel_model_save(model, tmp_path / "saved")  # again, over itself
+    with parallel_model_load(tmp_path / "saved", ranks=ThreadRanks) as loaded:
+        torch.testing.assert_close(loaded(x)[0], y, rtol=0, atol=0)
+
+
+def test_the_right_program_is_chosen_for_each_shape() -> None:
+    examples = [(torch.zeros(n, 16),) for n in (1, 4, 9)]
+    with trace(Mlp, examples) as model:
+        for n in (4, 1, 9, 4):
+            x = torch.randn(n, 16)
+            torch.testing.assert_close(model(x)[0], expected_mlp(x))
+        with pytest.raises(ConfigError, match=r"float32 \[5, 16\]; traced were \(float32 \[1, 16\]\) and"):
+            model(torch.randn(5, 16))
+        with pytest.raises(ConfigError, match=r"int64 \[4, 16\]"):
+            model(torch.zeros(4, 16, dtype=torch.int64))
+
+
+class RunningMean(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        count = self.count + len(x)
+        mean = self.mean + (x - self.mean).sum(0) / count
+        return mean * 2, mean, count
+
+
+def make_running_mean() -> tuple[nn.Module, dict[Tensor, int]]:
+    model = RunningMean()
+    return model, {model.mean: 1, model.count: 2}
+
+
+def test_a_running_statistic_stays_on_the_rank_for_every_bucket() -> None:
+    with trace(make_running_mean, [(torch.zeros(n, 3),) for n in (1, 2)]) as model:
+        seen = torch.empty(0, 3)
+        for n in (1, 2, 2, 1):
+            x = torch.randn(n, 3)
+            seen = torch.cat([seen, x])
+            outputs = model(x)
+            assert len(outputs) == 1, "an aliased output stays on the rank"
+            torch.testing.assert_close(outputs[0], seen.mean(0) * 2)
+
+
+class Decoder(nn.Module):
+    """One attention layer with a key/value cache, its heads shared out: a token in, attention over all so far."""
+
+    heads, width, length = 4, 8, 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        own = self.heads // parallel_state.get_tensor_model_parallel_size()
+        hidden = self.heads * self.width
+        self.qkv = ColumnParallelLinear(hidden, 3 * hidden, bias=False, gather_output=False, stride=3)
+        self.out = RowParallelLinear(hidden, hidden, bias=False, input_is_parallel=True)
+        torch.manual_seed(1)
+        for layer, whole in ((self.qkv, torch.randn(3 * hidden, hidden)), (self.out, torch.randn(hidden, hidden))):
+            part = layer.weight.partition
+            layer.weight.data.copy_(
+                torch.cat([whole.narrow(part.dim, start, stop - start) for start, stop in part.bounds], part.dim)
+            )
+        for name in ("keys", "values"):
+            self.register_buffer(name, torch.zeros(1, own, self.length, self.width))
+
+    def forward(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (part.view(1, 1, -1, self.width).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        here = torch.arange(self.length) == position
+        keys = torch.where(here[:, None], k, self.keys)
+        values = torch.where(here[:, None], v, self.values)
+        seen = torch.arange(self.length) <= position
+        mixed = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None, None, None, :])
+        return self.out(mixed.transpose(1, 2).reshape(1, 1, -1)), keys, values
+
+
+def make_decoder() -> tuple[nn.Module, dict[Tensor, int]]:
+    model = Decoder()
+    return model, {model.keys: 1, model.values: 2}
+
+
+def test_a_key_value_cache_stays_on_its_rank() -> None:
+    torch.manual_seed(2)
+    tokens = torch.randn(Decoder.length, 1, 1, 32)
+    position = torch.zeros((), dtype=torch.int64)
+    with parallel_state.use(0, 1):
+        whole = Decoder().eval()
+    with trace(make_decoder, (tokens[0], position)) as model:
+        for i, token in enumerate(tokens):
+            with torch.no_grad():
+                expected, whole.keys, whole.values = whole(token, torch.tensor(i))
+            (found,) = model(token, torch.tensor(i))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_goes_in_and_comes_out() -> None:
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    x = torch.randn(4).bfloat16()
+    with trace(Double, (x,), 1) as model:
+        assert torch.equal(model(x)[0], x * 2)
+        assert model(x)[0].dtype is torch.bfloat16
+
+
+def broken() -> nn.Module:
+    raise ValueError("the weights are on another planet")
+
+
+class ByValue(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def test_a_function_that_raises_is_shown_once_with_its_line() -> None:
+    with pytest.raises(
+        TraceError, match=r"(?s)rank 0: broken raised: ValueError.*another planet.*test_trace"
+    ) as caught:
+        trace(broken, (torch.zeros(1),), 4)
+    assert str(caught.value).count("another planet") == 2, "the message, and the line of code that says it"
+
+
+def test_an_untraceable_model_is_shown_with_its_line_and_what_to_change() -> None:
+    with pytest.raises(TraceError, match=r"(?s)ByValue cannot be traced.*torch\.where.*x\.sum\(\) > 0"):
+        trace(ByValue, (torch.zeros(1),))
+
+
+@pytest.mark.parametrize("examples", [(), [], torch.zeros(1), [(1, 2)], "text"])
+def test_examples_that_are_none_are_refused(examples: Any) -> None:
+    with pytest.raises(ConfigError, match="tuple of tensors"):
+        trace(Mlp, examples)
+
+
+def test_aliases_that_do_not_fit_are_refused() -> None:
+    def stranger() -> Any:
+        return RunningMean(), {torch.zeros(3): 1}
+
+    def beyond() -> Any:
+        model = RunningMean()
+        return model, {model.mean: 7}
+
+    def other() -> Any:
+        model = RunningMean()
+        return model, {model.mean: 2}
+
+    for make, message in ((stranger, "register_buffer"), (beyond, "output 7 of 3"), (other, r"float32 \[3\].*int64")):
+        with pytest.raises(ConfigError, match=message):
+            trace(make, (torch.zeros(1, 3),))
+
+
+def test_a_damaged_or_foreign_folder_is_refused(tmp_path: Path) -> None:
+    model = trace(Mlp, (torch.zeros(3, 16),))
+    parallel_model_save(model, tmp_path / "saved")
+    weights = tmp_path / "saved" / "rank_01" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"wxyz")
+    with pytest.raises(ArtifactError, match=r"rank_01/weights\.safetensors is damaged"):
+        parallel_model_load(tmp_path / "saved", ranks=ThreadRanks)
+    with pytest.raises(ArtifactError, match=r"no manifest"):
+        parallel_model_load(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="another folder"):
+        parallel_model_save(model, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
