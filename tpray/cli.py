@@ -35,6 +35,7 @@ from tpray.errors import (
 if TYPE_CHECKING:
     from tpray.group.life import PhaseReport
     from tpray.serving.bench import Outcome
+    from tpray.serving.doctor import PlanLine
     from tpray.serving.local import LocalClassifier
 
 USER_ERRORS = (ConfigError, ModelNotFoundError, CheckpointError, ArtifactError, InputError)
@@ -67,6 +68,15 @@ ModelFlag = Annotated[
 ]
 Tp = Annotated[int, typer.Option(min=1, envvar="TPRAY_TP", help="Tensor-parallel degree: ranks that share one model.")]
 Dtype = Annotated[DtypeName, typer.Option(envvar="TPRAY_DTYPE", help="What the shards compute in.")]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        envvar="TPRAY_PLAN",
+        help="JSON file that says how to shard the model.",
+        show_default="tpray's table",
+    ),
+]
 Runtime = Annotated[RuntimeName, typer.Option(envvar="TPRAY_RUNTIME", help="The kind of core.")]
 CoresPerRank = Annotated[
     int | None,
@@ -102,6 +112,7 @@ def serve(
     ] = 1,
     dtype: Dtype = "auto",
     runtime: Runtime = "auto",
+    plan: PlanFile = None,
     cores_per_rank: CoresPerRank = None,
     host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
@@ -121,7 +132,7 @@ def serve(
 ) -> None:
     """Serve a classifier over HTTP until Ctrl-C."""
     config = ServeConfig(
-        model=ModelConfig(source=model, dtype=dtype),
+        model=ModelConfig(source=model, dtype=dtype, plan=plan),
         parallel=ParallelConfig(tp=tp, cores_per_rank=cores_per_rank, runtime=runtime),
         batch=BatchConfig(
             max_batch_tokens=max_batch_tokens,
@@ -170,6 +181,7 @@ def classify(
     tp: Tp = 1,
     dtype: Dtype = "auto",
     runtime: Runtime = "auto",
+    plan: PlanFile = None,
     cores_per_rank: CoresPerRank = None,
     pair: Annotated[bool, typer.Option("--pair", help="The two texts are one pair.")] = False,
     input_file: Annotated[
@@ -197,7 +209,7 @@ def classify(
         raise ConfigError(f"there is no file {input_file}")
     if output_file is not None and not output_file.absolute().parent.is_dir():
         raise ConfigError(f"there is no folder {output_file.absolute().parent} to write {output_file.name} in")
-    with _load(model, tp, dtype, runtime, cores_per_rank) as classifier:
+    with _load(model, tp, dtype, runtime, cores_per_rank, plan=plan) as classifier:
         if input_file is not None:
             done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err)
             err.print(f"{done.classified} classified, {done.refused} refused", highlight=False)
@@ -229,6 +241,7 @@ def trace(
     tp: Tp = 1,
     dtype: Dtype = "auto",
     runtime: Runtime = "auto",
+    plan: PlanFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
 ) -> None:
     """Trace a model's shards ahead of time, check them, and print where the artifact is."""
@@ -241,17 +254,20 @@ def trace(
             raise ConfigError(f"{out_dir} is an artifact already: use it, or replace it with --force")
     if model is not None and is_artifact(Path(model)):
         raise ConfigError(f"{model} is an artifact already; trace takes a checkpoint or a Hub id")
-    with _load(model, tp, dtype, runtime, None, out_dir) as classifier:
+    with _load(model, tp, dtype, runtime, None, out_dir, plan) as classifier:
         artifact = classifier.group.artifact
         assert artifact is not None, "a loaded group has an artifact"
     out.print(str(artifact.directory), soft_wrap=True, highlight=False)
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, and what `auto` would choose on it."""
+def doctor(model: Model = None, tp: Tp = 1, plan: PlanFile = None) -> None:
+    """Say what this machine has, and what `auto` would choose on it; or, given a MODEL, how it would be sharded."""
     from tpray.serving import doctor as checks
 
+    if model is not None or plan is not None:
+        _print_plan(checks.explain_plan(ModelConfig(source=model, plan=plan), tp), tp)
+        return
     problems = 0
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
     for finding in checks.examine():
@@ -262,6 +278,18 @@ def doctor() -> None:
             table.add_row("", f"[red]{finding.problem}[/]")
     out.print(table)
     raise typer.Exit(1 if problems else 0)
+
+
+def _print_plan(lines: list[PlanLine], tp: int) -> None:
+    table = Table("layers", "how", "count", "whole", f"a rank of {tp}", title="Sharding plan, bytes in float32")
+    for line in lines:
+        how = f"{line.how}: {line.why}" if line.why else line.how
+        sizes = [f"{size / 2**20:.2f} MiB" for size in (line.whole_bytes, line.rank_bytes)]
+        table.add_row(line.pattern, how, str(line.layers), *sizes)
+    whole, own = (sum(sizes) for sizes in zip(*((n.whole_bytes, n.rank_bytes) for n in lines), strict=True))
+    table.add_section()
+    table.add_row("", "", str(sum(n.layers for n in lines)), f"{whole / 2**20:.2f} MiB", f"{own / 2**20:.2f} MiB")
+    out.print(table)
 
 
 @app.command()
@@ -400,6 +428,7 @@ def _load(
     runtime: RuntimeName,
     cores: int | None,
     out_dir: Path | None = None,
+    plan: Path | None = None,
 ) -> LocalClassifier:
     from tpray.serving.local import load
 
@@ -408,7 +437,7 @@ def _load(
         def show(report: PhaseReport) -> None:
             status.update(f"{report.name} done")
 
-        return load(model, tp, dtype, runtime, cores, out_dir, show)
+        return load(model, tp, dtype, runtime, cores, plan, out_dir, show)
 
 
 def _show_phase(report: PhaseReport) -> None:

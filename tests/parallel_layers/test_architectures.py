@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runtime.test_parity import pad_id_of, rows
+from tests.helpers import pad_id_of, rows
 from tpray.errors import CheckpointError, ConfigError, DegreeError, UnsupportedModelError
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import Checkpoint, resolve

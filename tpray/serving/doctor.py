@@ -10,11 +10,19 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from tpray import __version__
-from tpray.config import cache_dir
+from tpray.config import ModelConfig, cache_dir
+from tpray.errors import ConfigError
 from tpray.group.cores import describe, usable_cores
-from tpray.runtime.artifact import is_artifact
-from tpray.runtime.cpu import CpuRuntime, cpu_flags, multiplies_bfloat16
+from tpray.group.store import Source, check_source
+from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.plan import Cut, Rule, Split, Unit
+from tpray.parallel_layers.shard import apply_plan, decide, empty_model
+from tpray.runtime.artifact import MANIFEST_FILE, Artifact, is_artifact
+from tpray.runtime.cpu import CpuRuntime, cpu_flags, multiplies_bfloat16, multiplies_int8
 
 PACKAGES = {"ray": (2, 60), "torch": (2, 13), "transformers": (5, 23)}
 """The oldest versions that tpray was tested with."""
@@ -50,6 +58,9 @@ def examine() -> Iterator[Finding]:
         f"runtime cpu, dtype {chosen} (bfloat16 is {reason})"
         if chosen == "bfloat16"
         else f"runtime cpu, dtype {chosen} ({reason})",
+    )
+    yield Finding(
+        "", f"--dtype int8 is {'faster still, a little less exact' if multiplies_int8() else 'not possible here'}"
     )
     yield Finding(
         "",
@@ -115,3 +126,59 @@ def _cache(directory: Path) -> Finding:
     )
     problem = "less than 1 GiB is free there: set TPRAY_CACHE to a larger disk" if free < 2**30 else None
     return Finding("model cache", value, problem)
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """One rule of a model's plan, and the layers that it decides on.
+
+    layers: how many. whole_bytes: of their parameters in float32, together. rank_bytes: of the largest share.
+    """
+
+    pattern: str
+    how: str
+    layers: int
+    whole_bytes: int
+    rank_bytes: int
+    why: str
+
+
+def explain_plan(model: ModelConfig, tp: int) -> list[PlanLine]:
+    """How ``model`` is sharded over ``tp`` ranks; reads its configuration, and no weight.
+
+    Raises:
+        TprayError: as `check_source` does.
+    """
+    checkpoint = check_source(Source(model, tp))
+    if isinstance(checkpoint, Artifact):
+        raise ConfigError(f"{model.source} is traced already; its plan is in {MANIFEST_FILE}")
+    sizes: dict[Rule, list[int]] = {}
+    for rank in range(tp):
+        with parallel_state.use(rank, tp):
+            whole, own = empty_model(checkpoint.config), empty_model(checkpoint.config)
+            apply_plan(own, checkpoint.plan, torch.float32)
+        for decision in decide(whole, checkpoint.plan):
+            line = sizes.setdefault(decision.rule, [0] * (2 + tp))
+            line[0] += rank == 0
+            line[1] += _bytes(whole, decision.path) if rank == 0 else 0
+            line[2 + rank] += _bytes(own, decision.path)
+    return [
+        PlanLine(rule.pattern, _how(rule.cut), layers, total, max(ranks), rule.why)
+        for rule, (layers, total, *ranks) in sizes.items()
+    ]
+
+
+def _how(cut: Cut) -> str:
+    if cut is Cut.REPLICATED:
+        return "whole on every rank"
+    if cut is Cut.VOCAB:
+        return "by vocabulary, all-reduce after"
+    by = {Unit.HEAD: "heads", Unit.KEY_VALUE_HEAD: "key/value heads", Unit.FEATURE: "features"}[cut.unit]
+    fused = f", {cut.parts} layers in one" if cut.parts > 1 else ""
+    return f"{cut.split.value}-parallel by {by}{', all-reduce after' if cut.split is Split.ROW else ''}{fused}"
+
+
+def _bytes(model: nn.Module, path: str) -> int:
+    parent_path, _, leaf = path.rpartition(".")
+    found = getattr(model.get_submodule(parent_path), leaf)
+    return found.nbytes if isinstance(found, torch.Tensor) else sum(p.nbytes for p in found.parameters())

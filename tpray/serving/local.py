@@ -161,6 +161,7 @@ def load(
     dtype: DtypeName = "auto",
     runtime: RuntimeName = "auto",
     cores: int | None = None,
+    plan: Path | dict[str, Any] | None = None,
     out: Path | None = None,
     progress: Any = None,
     ranks: Ranks | None = None,
@@ -173,6 +174,7 @@ def load(
         dtype: what the shards compute in; ``auto`` is the fastest that the cores multiply natively.
         runtime: the kind of core.
         cores: cores per rank; the default shares this machine's out.
+        plan: how to shard it, for an architecture that tpray's table lacks: a plan file, or what it holds.
         out: keep the traced artifact in this directory instead of the cache.
         progress: called with a `PhaseReport` after each start-up phase.
         ranks: where the ranks come from, when they are not to be Ray actors.
@@ -180,7 +182,7 @@ def load(
     Raises:
         TprayError: the model, the degree or the machine will not do; the message says what would.
     """
-    source = Source(ModelConfig(source=None if model is None else str(model), dtype=dtype), tp, runtime, out)
+    source = Source(ModelConfig(source=None if model is None else str(model), dtype=dtype, plan=plan), tp, runtime, out)
     parallel = ParallelConfig(tp=tp, cores_per_rank=cores, runtime=runtime)
     check_source(source)  # before anything is started
     owns_ray = False
