@@ -137,7 +137,7 @@ def parallel_model_trace(
         TraceError: ``func`` or the model raised on a rank, or cannot be traced; the first rank's words, once.
         ConfigError: the examples are no tensors, or io_aliases do not fit the model.
     """
-    given: list[Any] = list(example_inputs)
+    given: list[Any] = [] if isinstance(example_inputs, Tensor) else list(example_inputs)
     examples = [tuple(given)] if given and all(map(torch.is_tensor, given)) else given
     if not examples or not all(isinstance(e, (tuple, list)) and e and all(map(torch.is_tensor, e)) for e in examples):
         raise ConfigError("example_inputs is a tuple of tensors, or a list of such tuples, one for each bucket")

@@ -63,7 +63,7 @@ class Frame:
 
     def encode(self) -> bytes:
         """The frame as bytes."""
-        arrays = [np.ascontiguousarray(a) for a in self.tensors]
+        arrays = [np.asarray(a, order="C") for a in self.tensors]  # ascontiguousarray gives a number a dimension
         text = self.text.encode()
         table = b"".join(
             _ENTRY.pack(_DTYPES.index(a.dtype), a.ndim, 0) + struct.pack(f"<{a.ndim}I", *a.shape) for a in arrays

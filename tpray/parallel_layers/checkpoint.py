@@ -180,39 +180,86 @@ def load_shard(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) ->
     Raises:
         CheckpointError: tensors are missing or have other shapes than the model's; the first are named.
     """
-    available = {_canonical(name): (path, name) for name, path in checkpoint.weight_files.items()}
-    wanted = dict(module.named_parameters()) | _persistent_buffers(module)
-    missing = [name for name in wanted if name not in available]
+    places = _places(module, checkpoint)
+    parameters, buffers = dict(module.named_parameters()), _persistent_buffers(module)
+    missing = [name for name in parameters if name not in places]
     if missing:
+        unused = [stored for stored in checkpoint.weight_files if stored not in {p.stored for p in places.values()}]
         raise CheckpointError(
             f"{checkpoint.source} lacks {len(missing)} tensors of a {type(module).__name__}, among them "
-            f"{', '.join(missing[:4])}"
+            f"{', '.join(missing[:4])}; it has {', '.join(unused[:4]) or 'nothing'} besides"
             + ("; was it saved without a classification head?" if any("classif" in m for m in missing) else "")
         )
     readers: dict[Path, _Reader] = {}
-    for name, target in wanted.items():
-        path, stored = available[name]
-        if path not in readers:
-            readers[path] = _open(path)
-        value = _read(readers[path], stored, name, target)
+    for name, target in (parameters | buffers).items():
+        place = places.get(name)
+        if place is None:
+            continue  # a buffer that the model makes itself
+        if place.path not in readers:
+            readers[place.path] = _open(place.path)
+        value = _read(readers[place.path], place, name, target)
         _assign(module, name, value.to(dtype) if value.is_floating_point() else value)
 
 
-def _read(reader: _Reader, stored: str, name: str, target: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor is stored: file, name there, and which of how many equal parts along its first dimension."""
+
+    path: Path
+    stored: str
+    part: int = 0
+    parts: int = 1
+
+
+def _places(module: Any, checkpoint: Checkpoint) -> dict[str, _Place]:
+    """The place of each tensor of the model, by the model's names.
+
+    Checkpoints of some architectures have older names, or several tensors in one; transformers knows which.
+    Source: transformers/conversion_mapping.py.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import Chunk, WeightConverter, rename_source_key
+
+    transforms = get_model_conversion_mapping(module)
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+    tensors = module.state_dict(keep_vars=True)
+    found: dict[str, _Place] = {}
+    for stored, path in checkpoint.weight_files.items():
+        name, source = rename_source_key(stored, renamings, converters, module.base_model_prefix, tensors)
+        if source is None:
+            found[name] = _Place(path, stored)
+            continue
+        converter = next(c for c in converters if source in c.source_patterns)
+        operation = converter.operations[0]
+        if len(converter.operations) > 1 or not isinstance(operation, Chunk) or operation.dim != 0:
+            raise CheckpointError(f"{checkpoint.source} stores {stored} in a form that tpray cannot cut while it reads")
+        first, *_ = converter.target_patterns
+        for part, target in enumerate(converter.target_patterns):
+            found[name.replace(first, target)] = _Place(path, stored, part, len(converter.target_patterns))
+    return found
+
+
+def _read(reader: _Reader, place: _Place, name: str, target: Tensor) -> Tensor:
     part = partition_of(target)
     full = list(target.shape)
     if part is not None:
         full[part.dim] = part.full
         full = full[::-1] if part.transposed else full
-    if list(reader.shape(stored)) != full:
+    stored = reader.shape(place.stored)
+    expected = [full[0] * place.parts, *full[1:]] if full else full
+    if stored != expected:
         raise CheckpointError(
-            f"the tensor {name} has the shape {list(reader.shape(stored))} in {reader.path.name} and {full} in "
-            "the model that config.json describes"
+            f"the tensor {name} has the shape {stored} in {reader.path.name} and {expected} in the model that "
+            "config.json describes"
         )
+    start = place.part * full[0] if full else 0
     if part is None:
-        return reader.whole(stored)
+        whole = place.parts == 1
+        return reader.whole(place.stored) if whole else reader.piece(place.stored, 0, start, start + full[0])
     dim = 1 - part.dim if part.transposed else part.dim
-    pieces = [reader.piece(stored, dim, *bounds) for bounds in part.bounds]
+    offset = start if dim == 0 else 0  # what is stored in parts is cut by its rows
+    pieces = [reader.piece(place.stored, dim, offset + first, offset + last) for first, last in part.bounds]
     own = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
     return own.t().contiguous() if part.transposed else own
 
@@ -234,11 +281,6 @@ def _assign(module: nn.Module, name: str, value: Tensor) -> None:
 def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
     saved = module.state_dict(keep_vars=True)
     return {name: buffer for name, buffer in module.named_buffers() if name in saved}
-
-
-def _canonical(name: str) -> str:
-    """Checkpoints of the first BERT releases name a LayerNorm's parameters gamma and beta."""
-    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
 
 
 class _Reader(Protocol):

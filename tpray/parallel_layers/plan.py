@@ -242,6 +242,7 @@ _NORMS = (
 )
 _EMBEDDINGS = (
     Rule("*embeddings.*", Cut.REPLICATED, _SMALL),
+    Rule("*.embed_positions", Cut.REPLICATED, _SMALL),
     Rule("*.embeddings_project", Cut.REPLICATED, _SMALL),
 )
 _HEAD = (

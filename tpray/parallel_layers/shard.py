@@ -150,7 +150,12 @@ def _parallel(module: Any, cut: Cut, share: Share, dtype: torch.dtype) -> nn.Mod
     if isinstance(module, nn.Embedding) and cut.split is Split.VOCAB:
         bounds = share.bounds(cut, module.num_embeddings)
         sizes = module.num_embeddings, module.embedding_dim
-        return ParallelEmbedding(*sizes, dtype=dtype, device="meta", bounds=bounds)
+        scale = getattr(module, "scalar_embed_scale", None)
+        if scale is None:
+            return ParallelEmbedding(*sizes, dtype=dtype, device="meta", bounds=bounds)
+        scaled = _ScaledEmbedding(*sizes, dtype=dtype, device="meta", bounds=bounds)
+        scaled.scale = torch.tensor(scale, dtype=dtype).item()
+        return scaled
     if not isinstance(module, (nn.Linear, Conv1D)):
         for name, parameter in list(module.named_parameters(recurse=False)):
             _slice_parameter(module, name, parameter.dim() - 1 if isinstance(module, nn.Embedding) else 0, cut, share)
@@ -171,6 +176,15 @@ def _parallel(module: Any, cut: Cut, share: Share, dtype: torch.dtype) -> nn.Mod
     return layer
 
 
+class _ScaledEmbedding(ParallelEmbedding):
+    """Gemma's: what is looked up is multiplied by a number, rounded to the weight's dtype first."""
+
+    scale: float = 1.0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * self.scale
+
+
 def _slice_parameter(module: nn.Module, name: str, dim: int, cut: Cut, share: Share) -> None:
     whole = module.get_parameter(name)
     part = Partition(dim, whole.shape[dim], share.bounds(cut, whole.shape[dim]))
@@ -185,7 +199,7 @@ def _count_own_heads(model: nn.Module, plan: Plan, share: Share) -> None:
     for path, module in model.named_modules():
         for pattern, names in plan.local:
             if fnmatchcase(path, pattern):
-                for name in names:
+                for name in filter(module.__dict__.__contains__, names):  # the pattern may match its layers too
                     setattr(module, name, share.scaled(getattr(module, name)))
         if hasattr(module, "num_key_value_groups"):  # how often a key/value head is repeated for its query heads
             own, shared = (stop - start for start, stop in (share.heads, share.key_value_heads))
@@ -193,8 +207,8 @@ def _count_own_heads(model: nn.Module, plan: Plan, share: Share) -> None:
 
 
 def _restore_buffers(model: Any) -> None:
-    """Give buffers that no checkpoint holds (position ids) the values that transformers initialises."""
-    for path, buffer in list(model.named_non_persistent_buffers()):
+    """Give buffers that a checkpoint may lack (position ids, rotary frequencies) what transformers initialises."""
+    for path, buffer in list(model.named_buffers()):
         if buffer.is_meta:
             parent_path, _, leaf = path.rpartition(".")
             parent = model.get_submodule(parent_path)
