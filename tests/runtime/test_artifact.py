@@ -16,7 +16,7 @@ from tpray.group.group import ShardGroup
 from tpray.group.ranks import ThreadRanks
 from tpray.group.store import Source
 from tpray.runtime.artifact import Artifact
-from tpray.runtime.program import load_program
+from tpray.runtime.program import load_programs
 
 
 def start(source: Source) -> ShardGroup:
@@ -48,7 +48,7 @@ def test_the_second_start_traces_nothing(source: Source) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "rank_01/weights.safetensors", "rank_00/program.json", "model/config.json"]
+    "name", ["manifest.json", "rank_01/weights.safetensors", "rank_00/program_0.json", "model/config.json"]
 )
 def test_a_flipped_bit_is_found_and_the_model_traced_again(
     source: Source, name: str, caplog: pytest.LogCaptureFixture
@@ -92,7 +92,7 @@ def test_an_altered_manifest_is_refused_even_when_it_is_valid(source: Source) ->
 def test_a_graph_that_calls_anything_else_is_refused(source: Source) -> None:
     artifact = start(source).artifact
     assert artifact is not None
-    path = artifact.rank_directory(0) / "program.json"
+    path = artifact.rank_directory(0) / "program_0.json"
     path.write_text(path.read_text().replace("torch.ops.aten.linear.default", "os.system", 1))
     with pytest.raises(ArtifactError, match=r"calls os\.system"):
-        load_program(artifact.rank_directory(0))
+        load_programs(artifact.rank_directory(0))

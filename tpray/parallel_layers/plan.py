@@ -69,6 +69,9 @@ class Cut(Enum):
         return self.value[2]
 
 
+_FLAGS = ("pad_shifts_positions", "reads_last_token", "reads_padding")
+
+
 class Rule(NamedTuple):
     """What happens to the layers whose dotted path matches ``pattern`` (`fnmatch` style). why: if it stays whole."""
 
@@ -134,12 +137,14 @@ class Plan:
     rules: the first that matches decides. local: (pattern, attributes) of modules that count all heads or their
     features, and must count a rank's own. pad_shifts_positions: position ids start behind ``pad_token_id``, which
     costs that many of the table. reads_last_token: the label is read from a row's last token, as decoders do.
+    reads_padding: a row's logits depend on how much padding it has, so that it only goes with rows of its length.
     """
 
     rules: tuple[Rule, ...]
     local: tuple[tuple[str, tuple[str, ...]], ...] = ()
     pad_shifts_positions: bool = False
     reads_last_token: bool = False
+    reads_padding: bool = False
 
     def max_length(self, config: Any) -> int:
         """How many tokens, special ones included, a row may have."""
@@ -194,6 +199,7 @@ class Plan:
             "local": [[pattern, list(names)] for pattern, names in self.local],
             "pad_shifts_positions": self.pad_shifts_positions,
             "reads_last_token": self.reads_last_token,
+            "reads_padding": self.reads_padding,
         }
 
     @classmethod
@@ -205,7 +211,7 @@ class Plan:
         """
         shape = '{"rules": [["*.attention.query", "query"], ...], "local": [["*.attention", ["num_heads"]]]}'
         try:
-            flags = {name: bool(stored.get(name, False)) for name in ("pad_shifts_positions", "reads_last_token")}
+            flags = {name: bool(stored.get(name, False)) for name in _FLAGS}
             unknown = set(stored) - {"rules", "local", *flags}
             if unknown:
                 raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
@@ -352,7 +358,8 @@ _CONVBERT = Plan(
         Rule("*.attention.*", Cut.REPLICATED, "its convolution makes one head's kernels from every head's features"),
         *_BERT_FEED_FORWARD,
         *_REST,
-    )
+    ),
+    reads_padding=True,
 )
 
 _NYSTROMFORMER = Plan(
@@ -361,6 +368,7 @@ _NYSTROMFORMER = Plan(
         *_COUNTS_HEADS,
         ("*.attention.self.conv", ("in_channels", "out_channels", "groups")),
     ),
+    reads_padding=True,
 )
 
 _XLM = Plan(

@@ -118,7 +118,8 @@ def row_starts(x: Tensor, rows: Rows) -> Tensor:
 _TOKEN_WISE = {
     aten.embedding.default, aten.linear.default, aten.layer_norm.default, aten.gelu.default, aten.relu.default,
     aten.silu.default, aten.tanh.default, aten.sigmoid.default, aten.dropout.default, aten.add.Tensor, aten.sub.Tensor,
-    aten.mul.Tensor, aten.div.Tensor, aten.ne.Scalar, aten.eq.Scalar, aten.to.dtype, aten.to.dtype_layout,
+    aten.mul.Tensor, aten.div.Tensor, aten.ne.Scalar, aten.eq.Scalar, aten.lt.Scalar, aten.ge.Scalar,
+    aten.__or__.Tensor, aten.masked_fill.Scalar, aten.zeros.default, aten.to.dtype, aten.to.dtype_layout,
     aten.to.device, aten.type_as.default, aten.view.default, aten.reshape.default, aten.contiguous.default,
     aten.sym_size.int, aten.split_with_sizes.default, mkldnn._linear_pointwise.default,
     mkldnn._linear_pointwise.binary, int8_linear, tpray_ops.all_reduce.default, operator.getitem,
@@ -223,8 +224,10 @@ def _mixes_nothing_else(graph: Graph) -> bool:
         if node.target is row_starts:
             continue  # [R, H]: from here on a row is a row
         swaps_heads = calls(node, aten.transpose.int) and set(node.args[1:]) == {1, 2}
+        one_feature = calls(node, aten.select.int) and node.args[1] == 2
+        one_more = calls(node, aten.unsqueeze.default) and node.args[1] == -1
         spreads = calls(node, aten.expand.default) or (calls(node, aten.gather.default) and node.args[1] == 1)
-        if node.target not in _TOKEN_WISE | aware and not swaps_heads and not spreads:
+        if node.target not in _TOKEN_WISE | aware and not (swaps_heads or one_feature or one_more or spreads):
             return False
         tokens.add(node)
     return True
