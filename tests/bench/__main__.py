@@ -77,6 +77,7 @@ def measure(model: Path, short: bool) -> Results:
     for name in ("fp32", "bf16"):
         dtype = getattr(torch, DTYPES[name])
         results.micro[f"gemm_{name}_gflops"] = {n: micro.gemm_ceiling(dtype, n) for n in (1, 2)}
+    results.micro["loading_bytes"] = {tp: micro.loading_bytes(model, tp) for tp in (1, 2, 4)}
     console.print(results.micro)
 
     console.rule("in process")
@@ -233,6 +234,9 @@ def targets(results: Results) -> list[Row]:
     rows.append(Row("CPU of a loaded group that waits, of a core", "< 1 %", None if idle is None else 100 * idle,
                     lambda measured: measured < 1, " %"))  # fmt: skip
     rows.append(_memory(results, at_most(1.0)))
+    loading = results.micro["loading_bytes"][2]
+    rows.append(Row("peak memory of a rank while it loads at tp 2 over its shard and one tensor", "<= 1.05x",
+                    loading["peak"] / (loading["shard"] + loading["largest"]), at_most(1.05)))  # fmt: skip
     return rows
 
 

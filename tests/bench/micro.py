@@ -81,6 +81,50 @@ def all_reduce_us() -> dict[str, list[float]]:
     return found
 
 
+_LOADING = """
+import sys, threading, time, torch
+from pathlib import Path
+from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.checkpoint import resolve
+from tpray.parallel_layers.shard import build_shard, empty_model
+from transformers import AutoModelForSequenceClassification
+model, tp = sys.argv[1], int(sys.argv[2])
+
+def anonymous():
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+checkpoint = resolve(model)
+empty_model(checkpoint.config)  # what is imported on the way is not the shard's
+base = peak = anonymous()
+done = threading.Event()
+
+def watch():
+    global peak
+    while not done.is_set():
+        peak = max(peak, anonymous())
+        time.sleep(0.0005)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+with parallel_state.use(0, tp):
+    shard = build_shard(checkpoint, torch.float32)
+done.set()
+watcher.join()
+sizes = [p.nbytes for p in shard.parameters()]
+print(peak - base, sum(sizes), max(sizes))
+"""
+
+
+def loading_bytes(model: Path, tp: int) -> dict[str, int]:
+    """What rank 0 of ``tp`` needs while it reads its shard: its peak over the process's baseline, the shard itself, and
+    the shard's largest tensor. Anonymous memory: pages of the checkpoint's file can be dropped and read again."""
+    printed = subprocess.run(
+        [sys.executable, "-c", _LOADING, str(model), str(tp)], capture_output=True, text=True, timeout=300, check=True
+    ).stdout
+    return dict(zip(("peak", "shard", "largest"), map(int, printed.split()[-3:]), strict=True))
+
+
 def fan_out_us() -> tuple[float, float]:
     """Microseconds of an empty step to two ranks and back, over the group's wire and as plain actor calls."""
     import numpy as np

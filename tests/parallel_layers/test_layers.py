@@ -16,7 +16,7 @@ from tpray.parallel_layers.layers import (
     ColumnParallelLinear,
     ParallelEmbedding,
     RowParallelLinear,
-    is_sharded,
+    partition_of,
     shard_bounds,
 )
 
@@ -43,14 +43,11 @@ def on_ranks(tp: int, work: Callable[[int], Tensor]) -> list[Tensor]:
     return results
 
 
-def fill(layer: nn.Module, full: dict[str, Tensor], rank: int, tp: int) -> None:
+def fill(layer: nn.Module, full: dict[str, Tensor]) -> None:
     for name, parameter in layer.named_parameters():
         value = full[name]
-        if is_sharded(parameter):
-            bounds = shard_bounds(value.shape[parameter.partition_dim], rank, tp, parameter.partition_stride)
-            pieces = [value.narrow(parameter.partition_dim, a, b - a) for a, b in bounds]
-            value = torch.cat(pieces, parameter.partition_dim)
-        parameter.copy_(value)
+        part = partition_of(parameter)
+        parameter.copy_(value if part is None else part.cut(value))
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
@@ -64,8 +61,8 @@ def test_column_then_row_equals_two_linears(tp: int, stride: int) -> None:
     def work(rank: int) -> Tensor:
         column = ColumnParallelLinear(10, 24, gather_output=False, stride=stride)
         row = RowParallelLinear(24, 6, input_is_parallel=True, stride=stride)
-        fill(column, dict(first.named_parameters()), rank, tp)
-        fill(row, dict(second.named_parameters()), rank, tp)
+        fill(column, dict(first.named_parameters()))
+        fill(row, dict(second.named_parameters()))
         return row(torch.tanh(column(x)))
 
     for result in on_ranks(tp, work):
@@ -81,8 +78,8 @@ def test_gathered_column_and_scattered_row(tp: int) -> None:
         column, row = ColumnParallelLinear(10, 8), RowParallelLinear(8, 6)
         assert column.bias is not None
         assert column.bias.shape == (8,)  # whole: it is added after the gather
-        fill(column, dict(first.named_parameters()), rank, tp)
-        fill(row, dict(second.named_parameters()), rank, tp)
+        fill(column, dict(first.named_parameters()))
+        fill(row, dict(second.named_parameters()))
         return row(column(x))
 
     for result in on_ranks(tp, work):
@@ -97,7 +94,7 @@ def test_embedding(tp: int, by_width: bool) -> None:
 
     def work(rank: int) -> Tensor:
         layer = ParallelEmbedding(16, 8, shard_across_embedding=by_width)
-        fill(layer, dict(whole.named_parameters()), rank, tp)
+        fill(layer, dict(whole.named_parameters()))
         return layer(ids)
 
     for result in on_ranks(tp, work):
@@ -109,6 +106,64 @@ def test_bfloat16_is_summed_in_float32() -> None:
     x = torch.full((4,), 257 / 256, dtype=torch.float32).to(torch.bfloat16)
     results = on_ranks(4, lambda rank: all_reduce(x))
     assert all(torch.equal(r, (x.float() * 4).to(torch.bfloat16)) for r in results)
+
+
+@pytest.mark.parametrize("tp", [3, 4])
+def test_padding_makes_any_degree_divide(tp: int) -> None:
+    """Zeros are added to the shares; they neither reach a gathered output nor a sum."""
+    torch.manual_seed(3)
+    first, second, x = nn.Linear(10, 7), nn.Linear(7, 6), torch.randn(3, 10)
+
+    def gathered(rank: int) -> Tensor:
+        column, row = ColumnParallelLinear(10, 7, pad=True), RowParallelLinear(7, 6, pad=True)
+        fill(column, dict(first.named_parameters()))
+        fill(row, dict(second.named_parameters()))
+        return row(torch.cos(column(x)))
+
+    def parallel(rank: int) -> Tensor:
+        column = ColumnParallelLinear(10, 7, pad=True, gather_output=False)
+        row = RowParallelLinear(7, 6, pad=True, input_is_parallel=True)
+        fill(column, dict(first.named_parameters()))
+        fill(row, dict(second.named_parameters()))
+        assert column.weight.shape[0] == row.weight.shape[1] == -(-7 // tp)
+        return row(torch.cos(column(x)))
+
+    for work in (gathered, parallel):
+        for result in on_ranks(tp, work):
+            torch.testing.assert_close(result, second(torch.cos(first(x))), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_sequence_parallel(dimension: int) -> None:
+    """Each rank gives and takes its part of the sequence; between the two layers every rank has all of it."""
+    torch.manual_seed(4)
+    first, second, x = nn.Linear(10, 8), nn.Linear(8, 10), torch.randn(4, 6, 10)
+    expected = second(torch.tanh(first(x)))
+
+    def work(rank: int) -> Tensor:
+        options = {"sequence_parallel_enabled": True, "sequence_dimension": dimension}
+        column = ColumnParallelLinear(10, 8, gather_output=False, **options)
+        row = RowParallelLinear(8, 10, input_is_parallel=True, **options)
+        fill(column, dict(first.named_parameters()))
+        fill(row, dict(second.named_parameters()))
+        return row(torch.tanh(column(x.chunk(2, dimension)[rank])))
+
+    results = on_ranks(2, work)
+    torch.testing.assert_close(torch.cat(results, dimension), expected, atol=1e-5, rtol=0)
+
+
+def test_strides_deal_out_each_fused_part() -> None:
+    assert shard_bounds(12, 1, 2, 3) == ((2, 4), (6, 8), (10, 12))
+
+
+def test_combinations_that_mean_nothing_are_refused() -> None:
+    with parallel_state.use(0, 4):
+        with pytest.raises(ConfigError, match="stride"):
+            ColumnParallelLinear(4, 10, stride=2, pad=True)
+        with pytest.raises(ConfigError, match="reduce_output"):
+            RowParallelLinear(4, 4, reduce_output=False, sequence_parallel_enabled=True)
+        with pytest.raises(ConfigError, match="gather"):
+            ColumnParallelLinear(4, 4, bounds=[(0, 1)])
 
 
 def test_indivisible_sizes_are_refused() -> None:

@@ -29,7 +29,10 @@ def with_engine(directory: Path, work: Callable[[Engine], Awaitable[None]]) -> N
     asyncio.run(run())
 
 
-def test_scores_do_not_depend_on_what_else_is_in_the_batch(make_checkpoint: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("model_type", ["bert", "convbert", "nystromformer", "modernbert", "gpt2"])
+def test_scores_do_not_depend_on_what_else_is_in_the_batch(
+    model_type: str, make_checkpoint: Callable[..., Path]
+) -> None:
     async def work(engine: Engine) -> None:
         items = ["a", "b c d e f g h", ("a b", "c"), "z " * 30]
         together = await engine.classify(items)
@@ -40,7 +43,7 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(make_checkpoint: Call
                 assert x.score == pytest.approx(y.score, abs=1e-6)
         await engine.check()
 
-    with_engine(make_checkpoint(), work)
+    with_engine(make_checkpoint(model_type), work)
 
 
 def test_limits(make_checkpoint: Callable[..., Path]) -> None:

@@ -46,9 +46,7 @@ class Mlp(nn.Module):
         self.up = ColumnParallelLinear(16, 32, gather_output=False)
         self.down = RowParallelLinear(32, 16, input_is_parallel=True)
         for layer, value in ((self.up, whole), (self.down, back)):
-            part = layer.weight.partition
-            pieces = [value.narrow(part.dim, start, stop - start) for start, stop in part.bounds]
-            layer.weight.data.copy_(torch.cat(pieces, part.dim))
+            layer.weight.data.copy_(layer.weight.partition.cut(value))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"y": self.down(torch.relu(self.up(x))), "sum": x.sum()}
@@ -126,10 +124,7 @@ class Decoder(nn.Module):
         self.out = RowParallelLinear(hidden, hidden, bias=False, input_is_parallel=True)
         torch.manual_seed(1)
         for layer, whole in ((self.qkv, torch.randn(3 * hidden, hidden)), (self.out, torch.randn(hidden, hidden))):
-            part = layer.weight.partition
-            layer.weight.data.copy_(
-                torch.cat([whole.narrow(part.dim, start, stop - start) for start, stop in part.bounds], part.dim)
-            )
+            layer.weight.data.copy_(layer.weight.partition.cut(whole))
         for name in ("keys", "values"):
             self.register_buffer(name, torch.zeros(1, own, self.length, self.width))
 

@@ -260,8 +260,7 @@ def _read(reader: _Reader, place: _Place, name: str, target: Tensor) -> Tensor:
     dim = 1 - part.dim if part.transposed else part.dim
     offset = start if dim == 0 else 0  # what is stored in parts is cut by its rows
     pieces = [reader.piece(place.stored, dim, offset + first, offset + last) for first, last in part.bounds]
-    own = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
-    return own.t().contiguous() if part.transposed else own
+    return part.join([piece.t() for piece in pieces] if part.transposed else pieces).contiguous()
 
 
 def _assign(module: nn.Module, name: str, value: Tensor) -> None:

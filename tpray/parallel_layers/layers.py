@@ -31,18 +31,33 @@ Bounds = Sequence[tuple[int, int]]
 class Partition:
     """Which part of a whole tensor a parameter is: along ``dim`` of ``full`` elements, these [start, stop) pieces.
 
-    transposed: checkpoints hold the whole tensor with its two dimensions exchanged.
+    transposed: checkpoints hold the whole tensor with its two dimensions exchanged. padding: how many zeros follow, so
+    that all ranks' parts are of one size.
     """
 
     dim: int
     full: int
     bounds: tuple[tuple[int, int], ...]
     transposed: bool = False
+    padding: int = 0
 
     @property
     def own(self) -> int:
         """How many elements along ``dim`` this part has."""
-        return sum(stop - start for start, stop in self.bounds)
+        return sum(stop - start for start, stop in self.bounds) + self.padding
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """This part of ``whole``, which is not transposed."""
+        return self.join([whole.narrow(self.dim, start, stop - start) for start, stop in self.bounds])
+
+    def join(self, pieces: list[Tensor]) -> Tensor:
+        """The part that its ``pieces``, one for each of the bounds, make up; the padding is added."""
+        part = pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dim)
+        if not self.padding:
+            return part
+        shape = list(part.shape)
+        shape[self.dim] = self.padding
+        return torch.cat([part, part.new_zeros(shape)], self.dim)
 
 
 def mark_sharded(parameter: nn.Parameter, partition: Partition, stride: int = 1) -> None:
@@ -82,9 +97,17 @@ class _ParallelLayer(nn.Module):
         self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
         self.tp_size = parallel_state.get_tensor_model_parallel_size()
 
-    def _partition(self, what: str, dim: int, full: int, stride: int = 1, bounds: Bounds | None = None) -> Partition:
+    def _partition(
+        self, what: str, dim: int, full: int, stride: int = 1, bounds: Bounds | None = None, pad: bool = False
+    ) -> Partition:
         if bounds is not None:
             return Partition(dim, full, tuple(bounds))
+        if pad and full % self.tp_size:
+            if stride > 1:
+                raise ConfigError(f"{what} of {full} cannot be padded with stride {stride}: leave one of them out")
+            share = -(-full // self.tp_size)
+            start, stop = (min(full, share * rank) for rank in (self.tp_rank, self.tp_rank + 1))
+            return Partition(dim, full, ((start, stop),), padding=share - (stop - start))
         if full % (self.tp_size * stride):
             raise DegreeError(
                 f"{what} of {full} does not divide into {self.tp_size} ranks"
@@ -119,6 +142,9 @@ class ColumnParallelLinear(_ParallelLayer):
         stride: see `shard_bounds`.
         init_method: called on the weight; the default is `torch.nn.Linear`'s.
         skip_bias_add: return ``(x W^T, b)`` instead, for a caller that fuses the addition.
+        pad: let T not divide O: zeros fill the last ranks' shares, and are cut off a gathered output.
+        sequence_parallel_enabled, sequence_dimension: x is this rank's part of the sequence, ``[B, S/T, I]`` if the
+            dimension is 1, and is gathered first. Source: arXiv:2205.05198, section 4.2.2.
         bounds: this rank's [start, stop) pieces of the output features, where shares differ from rank to rank;
             then T need not divide O, and the output cannot be gathered.
 
@@ -142,6 +168,9 @@ class ColumnParallelLinear(_ParallelLayer):
         stride: int = 1,
         init_method: InitMethod | None = None,
         skip_bias_add: bool = False,
+        pad: bool = False,
+        sequence_parallel_enabled: bool = False,
+        sequence_dimension: int = 0,
         bounds: Bounds | None = None,
     ) -> None:
         super().__init__()
@@ -149,7 +178,8 @@ class ColumnParallelLinear(_ParallelLayer):
             raise ConfigError("shares that differ cannot be gathered: bounds need gather_output=False")
         self.input_size, self.output_size = input_size, output_size
         self.gather_output, self.skip_bias_add = gather_output, skip_bias_add
-        part = self._partition("an output size", 0, output_size, stride, bounds)
+        self.sequence_parallel_enabled, self.sequence_dimension = sequence_parallel_enabled, sequence_dimension
+        part = self._partition("an output size", 0, output_size, stride, bounds, pad)
         self.weight = self._parameter((part.own, input_size), dtype, device, part, stride)
         self.bias = None
         if bias and gather_output:
@@ -160,10 +190,12 @@ class ColumnParallelLinear(_ParallelLayer):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """x ``[..., I]``, the same on every rank -> ``[..., O]`` or ``[..., O/T]``."""
+        if self.sequence_parallel_enabled and self.tp_size > 1:
+            x = collective.all_gather(x, dim=self.sequence_dimension)
         late_bias = self.gather_output or self.skip_bias_add
         y = F.linear(x, self.weight, None if late_bias else self.bias)
         if self.gather_output and self.tp_size > 1:
-            y = collective.all_gather(y, dim=-1)
+            y = collective.all_gather(y, dim=-1)[..., : self.output_size]
         return _add_bias(y, self.bias if late_bias else None, self.skip_bias_add)
 
 
@@ -181,6 +213,9 @@ class RowParallelLinear(_ParallelLayer):
         reduce_output: False leaves the partial sum of this rank, for a caller that reduces later.
         reduce_dtype: what the all-reduce carries, when wider than x; sums of narrower tensors are
             accumulated in float32 in any case.
+        pad: let T not divide I: zeros fill the last ranks' shares, of the weight and of a whole x.
+        sequence_parallel_enabled, sequence_dimension: y is this rank's part of the sequence, ``[B, S/T, O]`` if the
+            dimension is 1; T must divide S. The sum is all-reduced and cut: more moves than a reduce-scatter needs.
         bounds: this rank's [start, stop) pieces of the input features, where shares differ from rank to rank;
             then T need not divide I.
 
@@ -205,13 +240,19 @@ class RowParallelLinear(_ParallelLayer):
         skip_bias_add: bool = False,
         reduce_output: bool = True,
         reduce_dtype: torch.dtype | None = None,
+        pad: bool = False,
+        sequence_parallel_enabled: bool = False,
+        sequence_dimension: int = 0,
         bounds: Bounds | None = None,
     ) -> None:
         super().__init__()
         self.input_size, self.output_size = input_size, output_size
         self.input_is_parallel, self.skip_bias_add = input_is_parallel, skip_bias_add
         self.reduce_output, self.reduce_dtype, self.stride = reduce_output, reduce_dtype, stride
-        self.part = self._partition("an input size", 1, input_size, stride, bounds)
+        self.sequence_parallel_enabled, self.sequence_dimension = sequence_parallel_enabled, sequence_dimension
+        if sequence_parallel_enabled and not reduce_output:
+            raise ConfigError("a sequence-parallel output is a reduced one: leave reduce_output=True")
+        self.part = self._partition("an input size", 1, input_size, stride, bounds, pad)
         self.weight = self._parameter((output_size, self.part.own), dtype, device, self.part, stride)
         self.bias = self._parameter((output_size,), dtype, device, None) if bias else None
         _init(self.weight, self.bias, init_method)
@@ -219,11 +260,13 @@ class RowParallelLinear(_ParallelLayer):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """x ``[..., I/T]`` or ``[..., I]`` -> ``[..., O]``, the same on every rank when reduced."""
         if not self.input_is_parallel and self.tp_size > 1:
-            x = torch.cat([x[..., start:stop] for start, stop in self.part.bounds], dim=-1)
+            x = F.pad(torch.cat([x[..., start:stop] for start, stop in self.part.bounds], -1), (0, self.part.padding))
         y = F.linear(x, self.weight)
         if self.reduce_output and self.tp_size > 1:
             wide = self.reduce_dtype or y.dtype
             y = collective.all_reduce(y.to(wide)).to(y.dtype)
+            if self.sequence_parallel_enabled:
+                y = y.chunk(self.tp_size, self.sequence_dimension)[self.tp_rank]
         return _add_bias(y, self.bias, self.skip_bias_add)
 
 

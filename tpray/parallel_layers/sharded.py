@@ -218,7 +218,7 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: b
             continue
         value, part = tensors[name], partition_of(target)
         if whole and part is not None and value.dim() > part.dim and value.shape[part.dim] == part.full:
-            value = torch.cat([value.narrow(part.dim, start, stop - start) for start, stop in part.bounds], part.dim)
+            value = part.cut(value)
         if value.shape != target.shape:
             full = list(target.shape)
             if whole and part is not None:
@@ -246,7 +246,7 @@ def _join(name: str, parts: list[Tensor], model: nn.Module) -> Tensor:
         for start, stop in shard_bounds(shape[part.dim], rank, len(parts), stride):
             whole.narrow(part.dim, start, stop - start).copy_(piece.narrow(part.dim, offset, stop - start))
             offset += stop - start
-    return whole
+    return whole.narrow(part.dim, 0, min(part.full, shape[part.dim]))  # without what was padded
 
 
 def _some(names: list[str], between: str = ", ") -> str:

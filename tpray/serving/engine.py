@@ -66,7 +66,8 @@ class Engine:
         except BaseException:
             await self.group.stop()
             raise
-        self._batcher = Batcher(self.group.step, self._ready, self.config, self._codec.pad_id, self.group.packs_rows)
+        config = self.config.model_copy(update={"max_padding": 0.0}) if model.sharding.reads_padding else self.config
+        self._batcher = Batcher(self.group.step, self._ready, config, self._codec.pad_id, self.group.packs_rows)
         self._ready.set()
         self._keeper = asyncio.get_running_loop().create_task(self._keep_alive())
 
