@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import micro, peers, traffic
+from tests.bench import growth, micro, peers, traffic
 from tpray.config import cache_dir
 from tpray.serving.bench import Generator, Load, Outcome, plot
 
@@ -66,6 +66,8 @@ class Results:
     http: dict[str, list[Outcome]] = field(default_factory=dict)
     in_process: dict[str, dict[str, Any]] = field(default_factory=dict)
     micro: dict[str, Any] = field(default_factory=dict)
+    per_token: dict[int, dict[str, float]] = field(default_factory=dict)
+    clients: list[Outcome] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
@@ -100,7 +102,19 @@ def measure(model: Path, short: bool) -> Results:
         with _skipping(results, f"tpray {name}"):
             command = [sys.executable, "-m", "tpray", "serve", str(model), *flags]
             results.http[f"tpray {name}"] = _over_http(command, None, loads, short)
+    if not short:
+        measure_growth(model, results)
     return results
+
+
+def measure_growth(model: Path, results: Results, short: bool = False) -> None:
+    """Fill in how cost grows with length, batch, degree and clients."""
+    console.rule("growth")
+    for tp in growth.DEGREES:
+        results.per_token[tp] = growth.micros_per_token(model, tp, short)
+        console.print(f"tp {tp}, µs a token:", {k: round(v) for k, v in results.per_token[tp].items()})
+    command = [sys.executable, "-m", "tpray", "serve", "--tp", "2", "--max-concurrent-requests", "4096"]
+    results.clients = _over_http(command, None, [Load(concurrency=n) for n in growth.CLIENTS], short=True)
 
 
 @contextlib.contextmanager
@@ -146,8 +160,8 @@ def _over_http(command: list[str], extra: list[str] | None, loads: list[Load], s
         outcomes: list[Outcome] = asyncio.run(generator.run(loads, seconds, 0.0, 10**6))
         if not any(o.per_second for o in outcomes):
             raise RuntimeError(f"every request failed: {dict(outcomes[0].errors)}")
-        per_second = outcomes[[o.load.concurrency for o in outcomes].index(32)].per_second
-        if not short and "tpray" in " ".join(command):
+        if not short:
+            per_second = outcomes[[o.load.concurrency for o in outcomes].index(32)].per_second
             open_loops = [Load(rate=round(per_second * share, 1)) for share in (0.5, 0.8, 1.2)]
             outcomes += asyncio.run(generator.run(open_loops, seconds, 0.0, 10**6))
     finally:
@@ -261,12 +275,27 @@ def machine() -> dict[str, Any]:
     return {"cpu": named, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), **versions}
 
 
+def _store_growth(results: Results, folder: Path) -> None:
+    clients = {o.load.concurrency: o.summary() for o in results.clients}
+    (folder / "growth.json").write_text(
+        json.dumps({"per_token": results.per_token, "clients": clients}, indent=2) + "\n"
+    )
+    with contextlib.suppress(ImportError):
+        growth.plot(results.per_token, results.clients, folder / "growth.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--short", action="store_true", help="a quick look in under five minutes: fewer peers and runs")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for table, JSON and plots")
+    parser.add_argument("--growth", action="store_true", help="only how cost grows with length, batch and clients")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.growth:
+        results = Results()
+        measure_growth(traffic.checkpoint(cache_dir() / "bench"), results, options.short)
+        _store_growth(results, options.out)
+        return
     started = time.monotonic()
     results = measure(traffic.checkpoint(cache_dir() / "bench"), options.short)
     rows = targets(results)
@@ -287,6 +316,8 @@ def main() -> None:
         "micro": results.micro,
         "skipped": results.skipped,
     }
+    if results.per_token:
+        _store_growth(results, options.out)
     (options.out / "results.json").write_text(json.dumps(stored, indent=2) + "\n")
     markdown = ["| target | wanted | measured | verdict |", "|---|---|---|---|"]
     for row in rows:
