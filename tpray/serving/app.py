@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from swagger_ui_bundle import swagger_ui_path
 
 from tpray import __version__
-from tpray.config import ServeConfig, log_level, stay_quiet
+from tpray.config import BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.errors import PayloadTooLargeError
 from tpray.group.cluster import keep_replica_on_loopback
 from tpray.group.cores import cores_per_rank, usable_cores
@@ -123,6 +123,16 @@ class Classifier:
             report.failed(e)
             raise
         self._startup = [(p.name, round(p.seconds, 3), p.note) for p in group.phases]
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve's hook for ``user_config``: keys of `BatchConfig`, changed without a restart.
+
+        Raises:
+            pydantic.ValidationError: a key is unknown or out of range.
+        """
+        batch = BatchConfig.model_validate(self._config.batch.model_dump() | user_config)
+        self._config = self._config.model_copy(update={"batch": batch})
+        self._engine.reconfigure(batch)
 
     async def classify(
         self,

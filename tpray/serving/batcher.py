@@ -102,6 +102,7 @@ class Batcher:
         self._admitted = 0
         self._arrival = asyncio.Event()
         self._slots = asyncio.Semaphore(config.steps_in_flight)
+        self._surplus = 0  # slots that are taken away when they become free
         self._running: set[asyncio.Task[None]] = set()
         self._pump = asyncio.get_running_loop().create_task(self._run())
 
@@ -109,6 +110,14 @@ class Batcher:
     def queued_tokens(self) -> int:
         """Tokens that wait for a step."""
         return sum(map(len, self._queue)) + sum(len(row) for step in self._formed for row in step)
+
+    def reconfigure(self, config: BatchConfig) -> None:
+        """Take other limits. Fewer steps in flight come into force as the running ones end."""
+        more = config.steps_in_flight - self._config.steps_in_flight
+        self._config = config
+        for _ in range(more):
+            self._slots.release()
+        self._surplus += max(0, -more)
 
     async def submit(self, rows: Sequence[Encoded], timeout_s: float) -> list[RowResult]:
         """Queue ``rows`` and wait for all their answers.
@@ -157,7 +166,10 @@ class Batcher:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._slots.release()
+        if self._surplus:
+            self._surplus -= 1
+        else:
+            self._slots.release()
 
     async def _next_step(self) -> list[Row]:
         while True:

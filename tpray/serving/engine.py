@@ -53,6 +53,7 @@ class Engine:
         self._codec: TextCodec | None = None
         self._batcher: Batcher | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._reads_padding = False
         self._checked = float("-inf")
 
     async def start(self) -> None:
@@ -66,10 +67,22 @@ class Engine:
         except BaseException:
             await self.group.stop()
             raise
-        config = self.config.model_copy(update={"max_padding": 0.0}) if model.sharding.reads_padding else self.config
-        self._batcher = Batcher(self.group.step, self._ready, config, self._codec.pad_id, self.group.packs_rows)
+        self._reads_padding = model.sharding.reads_padding
+        self._batcher = Batcher(
+            self.group.step, self._ready, self._batching(), self._codec.pad_id, self.group.packs_rows
+        )
         self._ready.set()
         self._keeper = asyncio.get_running_loop().create_task(self._keep_alive())
+
+    def _batching(self) -> BatchConfig:
+        return self.config.model_copy(update={"max_padding": 0.0}) if self._reads_padding else self.config
+
+    def reconfigure(self, config: BatchConfig) -> None:
+        """Work within other limits from now on; what is queued stays queued."""
+        self.config = config
+        self.group.step_timeout_s = config.step_timeout_s
+        if self._batcher is not None:
+            self._batcher.reconfigure(self._batching())
 
     async def stop(self) -> None:
         """Close the queue and stop the group."""
