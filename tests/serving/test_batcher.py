@@ -23,7 +23,7 @@ def row(length: int, first: int = 9) -> Encoded:
 async def echo(inputs: Sequence[Array]) -> StepResult:
     """A step whose logits are the first id of each row."""
     await asyncio.sleep(0.001)
-    return StepResult(inputs[0][:, :1].astype(np.float32), 0.001, 0.001)
+    return StepResult((inputs[0][:, :1].astype(np.float32),), 0.001, 0.001)
 
 
 def with_batcher(
