@@ -204,6 +204,10 @@ class Batcher:
         except GroupError as e:
             self._replay(rows, e)
             return
+        if len(result.logits) != len(rows):
+            for row in rows:  # to answer some of them would be to guess whose answer is whose
+                _fail(row, GroupError(f"a step of {len(rows)} rows was answered with {len(result.logits)}"))
+            return
         for i, row in enumerate(rows):
             if not row.future.done():
                 row.future.set_result(RowResult(result.logits[i], started - row.arrived, result.compute_s))
