@@ -77,6 +77,15 @@ PlanFile = Annotated[
         show_default="tpray's table",
     ),
 ]
+Buckets = Annotated[
+    str | None,
+    typer.Option(
+        "--buckets",
+        envvar="TPRAY_BUCKETS",
+        help="Shapes to trace one program each for, BATCHxLENGTH: 1x128,8x32,8x128.",
+        show_default="any shape, in one program",
+    ),
+]
 Runtime = Annotated[RuntimeName, typer.Option(envvar="TPRAY_RUNTIME", help="The kind of core.")]
 CoresPerRank = Annotated[
     int | None,
@@ -113,6 +122,7 @@ def serve(
     dtype: Dtype = "auto",
     runtime: Runtime = "auto",
     plan: PlanFile = None,
+    buckets: Buckets = None,
     cores_per_rank: CoresPerRank = None,
     host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
@@ -131,8 +141,10 @@ def serve(
     ] = BatchConfig().payload_limit_bytes,
 ) -> None:
     """Serve a classifier over HTTP until Ctrl-C."""
+    from tpray.runtime.buckets import parse
+
     config = ServeConfig(
-        model=ModelConfig(source=model, dtype=dtype, plan=plan),
+        model=ModelConfig(source=model, dtype=dtype, plan=plan, buckets=parse(buckets) if buckets else ()),
         parallel=ParallelConfig(tp=tp, cores_per_rank=cores_per_rank, runtime=runtime),
         batch=BatchConfig(
             max_batch_tokens=max_batch_tokens,
@@ -242,6 +254,18 @@ def trace(
     dtype: Dtype = "auto",
     runtime: Runtime = "auto",
     plan: PlanFile = None,
+    buckets: Annotated[
+        str | None,
+        typer.Option(
+            help="Shapes to trace one program each for, BATCHxLENGTH: 1x128,8x32,8x128; or auto, from --samples.",
+            show_default="any shape, in one program",
+        ),
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Texts like those to come, one a line or JSON lines; for --buckets auto.")
+    ] = None,
+    programs: Annotated[int, typer.Option(min=1, max=64, help="For --buckets auto: how many programs, at most.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="For --buckets auto: rows of each bucket.")] = 8,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
 ) -> None:
     """Trace a model's shards ahead of time, check them, and print where the artifact is."""
@@ -254,10 +278,26 @@ def trace(
             raise ConfigError(f"{out_dir} is an artifact already: use it, or replace it with --force")
     if model is not None and is_artifact(Path(model)):
         raise ConfigError(f"{model} is an artifact already; trace takes a checkpoint or a Hub id")
-    with _load(model, tp, dtype, runtime, None, out_dir, plan) as classifier:
+    if buckets == "auto":
+        buckets = _auto_buckets(model, samples, programs, batch)
+        err.print(f"Buckets: {buckets}", highlight=False)
+    elif samples is not None:
+        raise ConfigError("--samples is for --buckets auto")
+    with _load(model, tp, dtype, runtime, None, out_dir, plan, buckets) as classifier:
         artifact = classifier.group.artifact
         assert artifact is not None, "a loaded group has an artifact"
     out.print(str(artifact.directory), soft_wrap=True, highlight=False)
+
+
+def _auto_buckets(model: str | None, samples: Path | None, programs: int, batch: int) -> str:
+    from tpray.runtime.buckets import Bucket, choose_lengths
+    from tpray.serving.bench import read_texts
+    from tpray.serving.text import lengths_of
+
+    if samples is None:
+        raise ConfigError("--buckets auto chooses by the lengths of your texts: name a file of some with --samples")
+    lengths = lengths_of(model, [tuple(text) if isinstance(text, list) else text for text in read_texts(samples)])
+    return ",".join(str(Bucket(batch, length)) for length in choose_lengths(lengths, programs))
 
 
 @app.command()
@@ -429,6 +469,7 @@ def _load(
     cores: int | None,
     out_dir: Path | None = None,
     plan: Path | None = None,
+    buckets: str | None = None,
 ) -> LocalClassifier:
     from tpray.serving.local import load
 
@@ -437,7 +478,7 @@ def _load(
         def show(report: PhaseReport) -> None:
             status.update(f"{report.name} done")
 
-        return load(model, tp, dtype, runtime, cores, plan, out_dir, show)
+        return load(model, tp, dtype, runtime, cores, plan, buckets or (), out_dir, show)
 
 
 def _show_phase(report: PhaseReport) -> None:

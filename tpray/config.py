@@ -36,6 +36,7 @@ class ModelConfig(_Frozen):
     revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
     plan: Path | dict[str, Any] | None = Field(None, description="how to shard it: a plan file, or what it holds")
     dtype: DtypeName = "auto"
+    buckets: tuple[tuple[int, int], ...] = Field((), description="[batch, length] to trace for; none: any shape")
 
 
 class ParallelConfig(_Frozen):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tpray.errors import ArtifactError, ParityError
-from tpray.group.life import PhaseReport, RankGroup
+from tpray.group.life import PhaseReport, RankGroup, StepResult
 from tpray.group.ranks import Ranks
 from tpray.group.store import ArtifactStore, Source
+from tpray.group.wire import Array
 from tpray.runtime.artifact import Artifact
 from tpray.runtime.base import INPUT_NAMES, runtime_for
+from tpray.runtime.buckets import Bucket, fitting, largest_batch, pad_to
 from tpray.runtime.canary import check_canary
 
 log = logging.getLogger("tpray.group")
@@ -40,6 +42,31 @@ class ShardGroup(RankGroup):
         self.traced = False
         self.packs_rows = False
         self._store = ArtifactStore(source)
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The shapes that the program takes; none: any."""
+        return self.artifact.manifest.buckets if self.artifact else ()
+
+    async def step(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
+        """See `RankGroup.step`; a program of fixed shapes is given its inputs in buckets, one after another.
+
+        Raises:
+            InputTooLongError: a row is longer than every bucket.
+        """
+        if self.artifact is None or not self.buckets:
+            return await super().step(inputs, timeout_s)
+        rows, length = inputs[0].shape
+        size = largest_batch(self.buckets, length)
+        logits, compute_s, total_s = [], 0.0, 0.0
+        for start in range(0, rows, size):
+            part = [array[start : start + size] for array in inputs]
+            bucket = fitting(self.buckets, len(part[0]), length)
+            assert bucket is not None, "largest_batch() found one"
+            result = await super().step(pad_to(part, bucket, self.artifact.manifest.model.pad_id), timeout_s)
+            logits.append(result.logits[: len(part[0])])
+            compute_s, total_s = compute_s + result.compute_s, total_s + result.total_s
+        return StepResult((np.concatenate(logits),), compute_s, total_s)
 
     async def _resolve(self) -> None:
         self.artifact = await self._store.find()
@@ -85,6 +112,7 @@ class ShardGroup(RankGroup):
     async def _warm_up(self) -> None:
         assert self.artifact is not None
         manifest = self.artifact.manifest
-        for batch, length in runtime_for(manifest.runtime).warm_up_shapes(manifest.model.max_length):
+        shapes = self.buckets or runtime_for(manifest.runtime).warm_up_shapes(manifest.model.max_length)
+        for batch, length in shapes:
             ids = np.full((batch, length), 2, dtype=np.int64)
             await self.step([ids, np.ones_like(ids), np.zeros_like(ids)])

@@ -26,6 +26,7 @@ from tpray.parallel_layers.shard import check_plan
 from tpray.runtime import artifact as artifacts
 from tpray.runtime.artifact import Artifact, Manifest, ModelRecord
 from tpray.runtime.base import INPUT_NAMES, runtime_for
+from tpray.runtime.buckets import Bucket
 
 if TYPE_CHECKING:
     from tpray.group.ranks import Ranks
@@ -41,6 +42,11 @@ class Source:
     tp: int
     runtime: RuntimeName = "auto"
     out: Path | None = None
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The shapes to trace for; none: any."""
+        return tuple(sorted({Bucket(*shape) for shape in self.model.buckets}))
 
 
 def check_source(source: Source) -> Checkpoint | Artifact:
@@ -65,8 +71,18 @@ def check_source(source: Source) -> Checkpoint | Artifact:
     checkpoint.check_classifier()
     checkpoint.plan.check_degree(checkpoint.config, source.tp)
     runtime_for(source.runtime).choose_dtype(source.model.dtype)
+    _check_buckets(source, checkpoint)
     _check_memory(checkpoint.size_bytes, checkpoint.source)
     return checkpoint
+
+
+def _check_buckets(source: Source, checkpoint: Checkpoint) -> None:
+    longest = max((bucket.length for bucket in source.buckets), default=0)
+    limit = checkpoint.plan.max_length(checkpoint.config)
+    if longest > limit:
+        raise ConfigError(f"a bucket of {longest} tokens is longer than the {limit} that {checkpoint.source} takes")
+    if source.buckets and checkpoint.plan.reads_padding:
+        raise ConfigError(f"{checkpoint.source} reads padding, so that its rows cannot be padded to buckets: name none")
 
 
 def _check_memory(needed: int, name: str) -> None:
@@ -130,7 +146,7 @@ class ArtifactStore:
         self._checkpoint = found
         self._dtype = self._runtime.choose_dtype(self._source.model.dtype)
         key = await asyncio.to_thread(
-            artifacts.cache_key, found, self._source.tp, self._dtype, self._runtime.name
+            artifacts.cache_key, found, self._source.tp, self._dtype, self._runtime.name, self._source.buckets
         )  # reads every weight once
         self._directory = self._source.out or cache_dir() / "artifacts" / key
         return self._open() if self._source.out is None else None
@@ -167,15 +183,18 @@ class ArtifactStore:
     async def _trace(self, ranks: Ranks, directory: Path) -> Artifact:
         assert self._checkpoint is not None
         checkpoint, config = self._checkpoint, self._checkpoint.config
+        buckets = self._source.buckets
         max_length = checkpoint.plan.max_length(config)
+        if buckets:
+            max_length = max(bucket.length for bucket in buckets)
         staging = directory.parent / f".{directory.name}.tracing"
         shutil.rmtree(staging, ignore_errors=True)  # of a tracer that crashed: the lock is ours
         try:
             model_files = artifacts.copy_model_files(checkpoint, staging / artifacts.MODEL_DIR)
             folders = [staging / f"rank_{rank:02d}" for rank in range(ranks.tp)]
-            each = [(checkpoint, self._dtype, max_length, folder) for folder in folders]
+            each = [(checkpoint, self._dtype, max_length, buckets, folder) for folder in folders]
             records = await ranks.call("trace", each=each)
-            (canary,) = await ranks.call("make_canary", each=[(checkpoint,)])
+            (canary,) = await ranks.call("make_canary", each=[(checkpoint, max_length)])
             manifest = Manifest(
                 created=artifacts.now(),
                 versions=artifacts.versions(),
@@ -188,11 +207,13 @@ class ArtifactStore:
                     max_length=max_length,
                     labels=tuple(config.id2label[i] for i in range(config.num_labels)),
                     problem_type=config.problem_type,
+                    pad_id=config.pad_token_id or 0,
                     plan=checkpoint.plan.to_json(),
                 ),
                 runtime=self._runtime.name,
                 tp=ranks.tp,
                 dtype=self._dtype,
+                buckets=buckets,
                 shapes=dict.fromkeys(INPUT_NAMES, ("batch", "sequence")) | {"logits": ("batch", "labels")},
                 model_files=model_files,
                 ranks=tuple(records),

@@ -32,6 +32,7 @@ from tpray.parallel_layers.collective import Collective, SingleRank, join
 from tpray.parallel_layers.layers import is_sharded
 from tpray.runtime.artifact import Artifact, Canary, FunctionArtifact, ProgramRecord, RankRecord, record_files
 from tpray.runtime.base import DTYPES, Program, runtime_for
+from tpray.runtime.buckets import Bucket
 from tpray.runtime.function import FlatModel, explain, name_aliases
 
 log = logging.getLogger("tpray.group.worker")
@@ -118,7 +119,9 @@ class ShardWorker:
         self._collective = join(self.rank, self.tp, memory_fd, store_fd, timeout_s)
         threading.Thread(target=self._answer, args=(sock,), name=f"tpray-rank-{self.rank}", daemon=True).start()
 
-    def trace(self, checkpoint: Checkpoint, dtype: str, max_length: int, directory: Path) -> RankRecord:
+    def trace(
+        self, checkpoint: Checkpoint, dtype: str, max_length: int, buckets: Sequence[Bucket], directory: Path
+    ) -> RankRecord:
         """Build this rank's shard, trace it and save it in ``directory``."""
         from tpray.parallel_layers.shard import build_shard
 
@@ -126,7 +129,7 @@ class ShardWorker:
         directory.mkdir(parents=True)
         with parallel_state.use(self.rank, self.tp):
             shard = build_shard(checkpoint, DTYPES[dtype])
-            self._runtime.trace(shard, max_length, directory)
+            self._runtime.trace(shard, max_length, directory, buckets)
         size = {True: 0, False: 0}
         for tensor in shard.parameters():
             size[is_sharded(tensor)] += tensor.nbytes
@@ -179,11 +182,11 @@ class ShardWorker:
         artifact.check_rank(self.rank)
         self._program = self._runtime.load_function(artifact, self.rank)
 
-    def make_canary(self, checkpoint: Checkpoint) -> Canary:
+    def make_canary(self, checkpoint: Checkpoint, max_length: int) -> Canary:
         """The unsharded model's answer to a fixed input; see `runtime.canary`."""
         from tpray.runtime.canary import make_canary
 
-        return make_canary(checkpoint)
+        return make_canary(checkpoint, max_length)
 
     def load(self, artifact: Artifact) -> bool:
         """Check this rank's files and load its program; whether that packs rows.

@@ -30,6 +30,7 @@ from tpray.config import RuntimeName
 from tpray.errors import ArtifactError
 from tpray.parallel_layers.checkpoint import TEXT_FILES, Checkpoint, file_digest
 from tpray.parallel_layers.plan import Plan
+from tpray.runtime.buckets import Bucket
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -62,6 +63,7 @@ class ModelRecord(_Frozen):
     max_length: int
     labels: tuple[str, ...]
     problem_type: str | None
+    pad_id: int
     plan: dict[str, Any]
 
     @property
@@ -118,10 +120,14 @@ class _Manifest(_Frozen):
 
 
 class Manifest(_Manifest):
-    """What vouches for a traced classifier. shapes: of the program's inputs and output."""
+    """What vouches for a traced classifier.
+
+    buckets: the shapes that it takes; none: any. shapes: of the program's inputs and output.
+    """
 
     model: ModelRecord
     dtype: str
+    buckets: tuple[Bucket, ...]
     shapes: dict[str, tuple[str, ...]]
     model_files: dict[str, FileRecord]
     canary: Canary
@@ -253,10 +259,12 @@ def write_manifest(directory: Path, manifest: _Manifest) -> None:
     (directory / MANIFEST_FILE).write_text(json.dumps(stored, indent=1) + "\n")
 
 
-def cache_key(checkpoint: Checkpoint, tp: int, dtype: str, runtime: str) -> str:
+def cache_key(checkpoint: Checkpoint, tp: int, dtype: str, runtime: str, buckets: Sequence[Bucket]) -> str:
     """The content address of an artifact: the same key means the same programs."""
     plan = json.dumps(checkpoint.plan.to_json(), sort_keys=True)
-    parts = [str(FORMAT), checkpoint.digest, plan, str(tp), dtype, runtime, _code_digest(), *versions().values()]
+    shapes = ",".join(map(str, buckets))
+    own = [str(FORMAT), checkpoint.digest, plan, str(tp), dtype, runtime, shapes]
+    parts = [*own, _code_digest(), *versions().values()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
 from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
+from tpray.runtime.buckets import Bucket
 
 
 class Program(Protocol):
@@ -45,8 +46,10 @@ class Runtime(Protocol):
         """
         ...
 
-    def trace(self, shard: nn.Module, max_length: int, directory: Path) -> None:
-        """Trace this rank's shard for any B and any S up to ``max_length`` and save it in ``directory``.
+    def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
+        """Trace this rank's shard and save it in ``directory``.
+
+        One program for any B and any S up to ``max_length``, or one for each of ``buckets``.
 
         Nothing is communicated: every rank traces alone.
         """

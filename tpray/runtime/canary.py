@@ -18,12 +18,12 @@ part moves logits by their own size.
 """
 
 
-def make_canary(checkpoint: Checkpoint) -> Canary:
+def make_canary(checkpoint: Checkpoint, max_length: int) -> Canary:
     """Run the stock transformers model, unsharded and in float32, on seeded input with padding in it."""
     from transformers import AutoModelForSequenceClassification
 
     config = checkpoint.config
-    inputs = _inputs(config, checkpoint.plan.max_length(config))
+    inputs = _inputs(config, max_length)
     model = AutoModelForSequenceClassification.from_pretrained(
         checkpoint.directory, dtype=torch.float32, local_files_only=True
     ).eval()

@@ -6,7 +6,7 @@ Batch and sequence stay symbolic, so that one program serves every shape without
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tpray.errors import ConfigError
 from tpray.runtime import passes
 from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
 from tpray.runtime.base import Program
+from tpray.runtime.buckets import Bucket
 from tpray.runtime.function import FunctionProgram, record_of
 from tpray.runtime.int8 import mark_int8, quantise_linears
 from tpray.runtime.packing import Rows, pack_rows, plain_copy, run_packed
@@ -87,6 +88,20 @@ def _outputs(program: torch.export.ExportedProgram) -> list[Tensor]:
     return [nodes[name].meta["val"] for name in program.graph_signature.user_outputs if isinstance(name, str)]
 
 
+class BucketProgram:
+    """One lowered program for each bucket; each has weights that are packed for it."""
+
+    packs_rows = False
+
+    def __init__(self, modules: Mapping[Bucket, GraphModule]) -> None:
+        self._modules = {bucket: GraphModule(module, plain_copy(module)) for bucket, module in modules.items()}
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Logits ``[B, L]`` for ids, mask and types int64 ``[B, S]`` of a bucket's shape."""
+        batch, length = inputs[0].shape
+        return (self._modules[Bucket(batch, length)](*inputs),)
+
+
 class CpuRuntime:
     """See `tpray.runtime.base.Runtime`."""
 
@@ -105,7 +120,13 @@ class CpuRuntime:
             return "bfloat16" if multiplies_bfloat16() else "float32"
         return asked
 
-    def trace(self, shard: nn.Module, max_length: int, directory: Path) -> None:
+    def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
+        if buckets:
+            shapes = [torch.full(bucket, 2, dtype=torch.int64) for bucket in buckets]
+            self.trace_function(
+                shard, [(ids, torch.ones_like(ids), torch.zeros_like(ids)) for ids in shapes], directory
+            )
+            return
         batch, sequence = (
             torch.export.Dim("batch", min=1),
             torch.export.Dim("sequence", min=1, max=max_length),
@@ -120,11 +141,13 @@ class CpuRuntime:
         save_programs([program], directory)
 
     def load(self, artifact: Artifact, rank: int) -> Program:
-        module = as_module(load_programs(artifact.rank_directory(rank))[0])
+        buckets = artifact.manifest.buckets
+        modules = [as_module(p) for p in load_programs(artifact.rank_directory(rank), len(buckets) or 1)]
         in_int8 = artifact.manifest.model.sharding.is_sharded if artifact.manifest.dtype == "int8" else None
-        found = lower(module, rank, in_int8)
-        log.info("rank %d lowered: %s", rank, ", ".join(f"{n} {name}" for name, n in found.items()))
-        return CpuProgram(module)
+        for module in modules:
+            found = lower(module, rank, in_int8)
+            log.info("rank %d lowered: %s", rank, ", ".join(f"{n} {name}" for name, n in found.items()))
+        return BucketProgram(dict(zip(buckets, modules, strict=True))) if buckets else CpuProgram(modules[0])
 
     def trace_function(
         self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path

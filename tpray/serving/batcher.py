@@ -23,6 +23,7 @@ from tpray.config import BatchConfig
 from tpray.errors import DeadlineError, GroupError, OverloadedError
 from tpray.group.life import StepResult
 from tpray.group.wire import Array
+from tpray.runtime.buckets import Bucket, largest_batch
 from tpray.serving.text import Encoded
 
 Step = Callable[[Sequence[Array]], Awaitable[StepResult]]
@@ -69,6 +70,19 @@ def cut_steps(rows: Iterable[Row], max_step_tokens: int, max_padding: float) -> 
     return sorted(steps, key=lambda step: min(row.arrived for row in step))
 
 
+def cut_into_buckets(rows: Iterable[Row], buckets: Sequence[Bucket]) -> list[list[Row]]:
+    """Cut rows into steps of one bucket each: rows that share the shortest bucket that holds them go together."""
+    together: dict[int, list[Row]] = {}
+    for row in rows:
+        length = min(bucket.length for bucket in buckets if bucket.length >= len(row))
+        together.setdefault(length, []).append(row)
+    steps = []
+    for length, group in together.items():
+        size = largest_batch(buckets, length)
+        steps += [group[start : start + size] for start in range(0, len(group), size)]
+    return sorted(steps, key=lambda step: min(row.arrived for row in step))
+
+
 def pad(rows: Sequence[Encoded], pad_id: int) -> tuple[Array, Array, Array]:
     """``input_ids``, ``attention_mask``, ``token_type_ids``, int64 ``[B, S]``, S the longest row's length."""
     shape = len(rows), max(len(row) for row in rows)
@@ -90,13 +104,20 @@ class Batcher:
         config: the limits.
         pad_id: the token id that fills short rows.
         packs_rows: whether padding costs the group nothing.
+        buckets: the shapes that the group takes; none: any.
     """
 
     def __init__(
-        self, step: Step, ready: asyncio.Event, config: BatchConfig, pad_id: int, packs_rows: bool = False
+        self,
+        step: Step,
+        ready: asyncio.Event,
+        config: BatchConfig,
+        pad_id: int,
+        packs_rows: bool = False,
+        buckets: Sequence[Bucket] = (),
     ) -> None:
         self._step, self._ready, self._config, self._pad_id = step, ready, config, pad_id
-        self._packs_rows = packs_rows
+        self._packs_rows, self._buckets = packs_rows, buckets
         self._queue: deque[Row] = deque()
         self._formed: deque[list[Row]] = deque()
         self._admitted = 0
@@ -183,6 +204,8 @@ class Batcher:
             limits = self._config
             if self._packs_rows:
                 self._formed.append(self._take(min(limits.max_step_tokens, limits.max_batch_tokens)))
+            elif self._buckets:
+                self._formed.extend(cut_into_buckets(self._take(limits.max_batch_tokens), self._buckets))
             else:
                 rows = self._take(limits.max_batch_tokens)
                 self._formed.extend(cut_steps(rows, limits.max_step_tokens, limits.max_padding))

@@ -69,7 +69,12 @@ class Engine:
             raise
         self._reads_padding = model.sharding.reads_padding
         self._batcher = Batcher(
-            self.group.step, self._ready, self._batching(), self._codec.pad_id, self.group.packs_rows
+            self.group.step,
+            self._ready,
+            self._batching(),
+            self._codec.pad_id,
+            self.group.packs_rows,
+            self.group.buckets,
         )
         self._ready.set()
         self._keeper = asyncio.get_running_loop().create_task(self._keep_alive())

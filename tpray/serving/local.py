@@ -21,6 +21,7 @@ from tpray.group.ranks import Ranks, RayRanks
 from tpray.group.store import Source, check_source
 from tpray.group.wire import Array
 from tpray.runtime.base import INPUT_NAMES
+from tpray.runtime.buckets import parse
 from tpray.serving.engine import Answer, Engine
 from tpray.serving.text import Item
 
@@ -162,6 +163,7 @@ def load(
     runtime: RuntimeName = "auto",
     cores: int | None = None,
     plan: Path | dict[str, Any] | None = None,
+    buckets: str | Sequence[tuple[int, int]] = (),
     out: Path | None = None,
     progress: Any = None,
     ranks: Ranks | None = None,
@@ -175,6 +177,7 @@ def load(
         runtime: the kind of core.
         cores: cores per rank; the default shares this machine's out.
         plan: how to shard it, for an architecture that tpray's table lacks: a plan file, or what it holds.
+        buckets: trace one program for each [batch, length] and no other, ``"8x32,8x128"``; the default takes any shape.
         out: keep the traced artifact in this directory instead of the cache.
         progress: called with a `PhaseReport` after each start-up phase.
         ranks: where the ranks come from, when they are not to be Ray actors.
@@ -182,7 +185,9 @@ def load(
     Raises:
         TprayError: the model, the degree or the machine will not do; the message says what would.
     """
-    source = Source(ModelConfig(source=None if model is None else str(model), dtype=dtype, plan=plan), tp, runtime, out)
+    shapes = parse(buckets) if isinstance(buckets, str) else tuple(buckets)
+    named = None if model is None else str(model)
+    source = Source(ModelConfig(source=named, dtype=dtype, plan=plan, buckets=shapes), tp, runtime, out)
     parallel = ParallelConfig(tp=tp, cores_per_rank=cores, runtime=runtime)
     check_source(source)  # before anything is started
     owns_ray = False

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from tpray.config import DEMO_DIR
 from tpray.errors import CheckpointError, EmptyInputError, InputError, InputTooLongError
 from tpray.group.wire import Array
+from tpray.parallel_layers.checkpoint import resolve
 from tpray.runtime.artifact import ModelRecord
 
 Item = str | tuple[str, str]
@@ -52,17 +54,8 @@ class TextCodec:
 
     def __init__(self, directory: Path, record: ModelRecord) -> None:
         from tokenizers import Tokenizer
-        from transformers import AutoTokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as e:
-            raise CheckpointError(
-                f"{record.source} has no tokenizer that transformers can load ({str(e).splitlines()[0]}): put its "
-                "tokenizer.json beside config.json"
-            ) from e
-        if not tokenizer.is_fast:
-            raise CheckpointError(f"{record.source}: its tokenizer has no fast version (a tokenizer.json)")
+        tokenizer = _load_tokenizer(directory, record.source)
         self.record = record
         self.pad_id: int = tokenizer.pad_token_id or 0
         self.max_length = min(record.max_length, tokenizer.model_max_length)
@@ -128,6 +121,36 @@ class TextCodec:
         exponents = np.exp(values - values.max())
         result: Array = exponents / exponents.sum()
         return result
+
+
+def _load_tokenizer(directory: Path, source: str) -> Any:
+    """transformers' fast tokenizer in ``directory``, which belongs to the model that the user calls ``source``."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as e:
+        raise CheckpointError(
+            f"{source} has no tokenizer that transformers can load ({str(e).splitlines()[0]}): put its tokenizer.json "
+            "beside config.json"
+        ) from e
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{source}: its tokenizer has no fast version (a tokenizer.json)")
+    return tokenizer
+
+
+def lengths_of(model: str | None, items: Sequence[Item]) -> list[int]:
+    """How many tokens each item has for ``model`` (None: the demo), special ones included.
+
+    Raises:
+        ModelNotFoundError, CheckpointError: there is no such model, or it has no tokenizer of the fast kind.
+    """
+    checkpoint = resolve(model or DEMO_DIR)
+    limit = checkpoint.plan.max_length(checkpoint.config)
+    tokenizer = _load_tokenizer(checkpoint.directory, checkpoint.source).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(limit)
+    return [len(e.ids) for e in tokenizer.encode_batch(list(items))]
 
 
 def _check_text(text: str, number: int) -> None:
