@@ -113,7 +113,7 @@ def test_the_canary_refuses_wrong_logits_and_nan(make_checkpoint: Callable[..., 
     from tpray.parallel_layers.checkpoint import resolve
     from tpray.runtime.canary import make_canary
 
-    canary = make_canary(resolve(make_checkpoint()))
+    canary = make_canary(resolve(make_checkpoint()), 80)
     logits = torch.tensor(canary.logits)
     assert check_canary(canary, logits, "float32") == 0.0
     for wrong in (logits + 0.01, logits * float("nan")):
