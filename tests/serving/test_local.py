@@ -77,7 +77,7 @@ def test_trace_then_classify_from_the_artifact(tmp_path: Path, make_checkpoint: 
     [
         (["classify", "a", "--model", "./absent"], "there is no directory ./absent"),
         (["classify", "a", "--model", "/etc"], "no config.json"),
-        (["classify", "a", "--tp", "3"], "can be shared by 1, 2, 4"),
+        (["classify", "a", "--tp", "9"], "use 1 to 4 ranks"),
         (["classify", "a", "--runtime", "neuron"], "not in this release"),
         (["classify"], "name texts to classify"),
         (["classify", "a", "--pair"], "exactly two texts"),
@@ -109,7 +109,7 @@ def test_doctor_says_what_auto_chooses() -> None:
 
 def test_the_degree_is_checked_before_anything_starts(make_checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(DegreeError):
-        check_source(Source(ModelConfig(source=str(make_checkpoint())), 3))
+        check_source(Source(ModelConfig(source=str(make_checkpoint())), 5))
 
 
 def test_a_model_larger_than_memory_is_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
