@@ -74,7 +74,7 @@ def test_a_second_group_comes_with_the_load_and_goes_with_it(cluster: Any, free_
     add_node(cluster)
     autoscaling = {
         "min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 4, "upscale_delay_s": 1,
-        "downscale_delay_s": 3, "look_back_period_s": 2, "metrics_interval_s": 1,
+        "downscale_delay_s": 3, "look_back_period_s": 2,
     }  # fmt: skip
     handle = deploy(free_port(), autoscaling=autoscaling)
     assert replicas() == 1
