@@ -16,7 +16,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 RuntimeName = Literal["auto", "cpu", "neuron", "neuron-xla"]
@@ -61,28 +61,6 @@ class BatchConfig(_Frozen):
     step_timeout_s: float = Field(60.0, gt=0)
 
 
-class AutoscalingConfig(_Frozen):
-    """How many groups there are, by how many requests wait or run; Serve's own autoscaling, under its own names.
-
-    A group takes steps of ``max_step_tokens`` and keeps two in flight: with a few dozen requests of a sentence each
-    it is busy, and more only wait. Hence the default target. A new group costs its start, so that it comes after half
-    a minute of load and goes after ten without.
-    """
-
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(1, ge=1)
-    target_ongoing_requests: float = Field(32.0, gt=0, description="per group, waiting or running")
-    upscale_delay_s: float = Field(30.0, ge=0)
-    downscale_delay_s: float = Field(600.0, ge=0)
-    look_back_period_s: float = Field(30.0, gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> AutoscalingConfig:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
-        return self
-
-
 class ServeConfig(_Frozen):
     """One Serve application: the ``args`` of ``tpray.serving.app:build`` in a Serve config file."""
 
@@ -90,13 +68,6 @@ class ServeConfig(_Frozen):
     parallel: ParallelConfig = ParallelConfig()
     batch: BatchConfig = BatchConfig()
     replicas: int = Field(1, ge=1, description="groups, each with its own copy of the model")
-    autoscaling: AutoscalingConfig | None = Field(None, description="instead of a fixed number of replicas")
-
-    @model_validator(mode="after")
-    def _either(self) -> ServeConfig:
-        if self.autoscaling is not None and self.replicas != 1:
-            raise ValueError("replicas is a fixed number and autoscaling a range: give one of them")
-        return self
 
 
 def cache_dir() -> Path:

@@ -251,12 +251,6 @@ def build(args: dict[str, Any]) -> serve.Application:
     return application(ServeConfig.model_validate(args))
 
 
-def _scale(config: ServeConfig) -> dict[str, Any]:
-    if config.autoscaling is None:
-        return {"num_replicas": config.replicas}
-    return {"autoscaling_config": serve.config.AutoscalingConfig(**config.autoscaling.model_dump())}
-
-
 def application(config: ServeConfig, progress_address: str | None = None) -> serve.Application:
     """The Serve application of a configuration, reporting its start to ``progress_address`` if there is one."""
     threads = threads_of(config)
@@ -265,7 +259,7 @@ def application(config: ServeConfig, progress_address: str | None = None) -> ser
     config = config.model_copy(update={"parallel": parallel})
     deployable: Any = Classifier  # a serve.Deployment, which the decorators' types do not say
     deployment = deployable.options(
-        **_scale(config),
+        num_replicas=config.replicas,
         ray_actor_options={"num_cpus": 0},
         placement_group_bundles=[bundle(parallel.tp, threads)],
         placement_group_strategy=STRATEGY,
