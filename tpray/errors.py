@@ -8,7 +8,7 @@
     ├── OverloadedError            the bounded queue is full; try again later
     ├── DeadlineError              the request's time ran out before its answer was ready
     ├── ConfigError                a setting that cannot work, named with those that would
-    │   ├── DegreeError            the tensor-parallel degree does not divide the model
+    │   ├── DegreeError            the tensor-parallel degree does not fit the model
     │   ├── UnsupportedModelError  the sharding plan has no row for this architecture
     │   └── TraceError             a model of the user's own that raised, or cannot be traced; the line is shown
     ├── ModelNotFoundError         no such Hub id, directory or artifact, or no network to fetch it
@@ -62,7 +62,7 @@ class ConfigError(TprayError):
 
 
 class DegreeError(ConfigError):
-    """The tensor-parallel degree does not divide the model."""
+    """The tensor-parallel degree does not fit the model: more ranks than heads, or a size that it must divide."""
 
 
 class UnsupportedModelError(ConfigError):

@@ -27,7 +27,7 @@ from tpray.group.function import FunctionGroup, TraceJob
 from tpray.group.ranks import Ranks, RayRanks
 from tpray.group.worker import MakeModel
 from tpray.runtime.artifact import MANIFEST_FILE, FunctionArtifact
-from tpray.runtime.function import record_of
+from tpray.runtime.function import as_array, record_of
 
 Example = tuple[Tensor, ...]
 MakeRanks = Callable[[int], Ranks]
@@ -88,8 +88,7 @@ class ParallelModel:
         assert group is not None, "start() makes it"
         if group.error is not None:
             self._loop.run(group.restart())
-        arrays = [(x.float() if x.dtype is torch.bfloat16 else x).detach().cpu().numpy() for x in inputs]
-        result = self._loop.run(group.step(arrays))
+        result = self._loop.run(group.step([as_array(x) for x in inputs]))
         kept = set(self.artifact.manifest.aliases.values())
         dtypes = [record.dtype for i, record in enumerate(program.outputs) if i not in kept]
         return tuple(

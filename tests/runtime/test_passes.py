@@ -61,7 +61,7 @@ def x() -> Tensor:
 def test_no_ops_are_removed(x: Tensor) -> None:
     class Idle(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            unused = x * 3  # noqa: F841
+            unused = x * 3  # noqa: F841  # the dead node that the pass is to drop
             return F.dropout(x, 0.1, False) + x[:, :, :]
 
     module = exported(Idle(), x)

@@ -109,6 +109,10 @@ class RayRanks:
             self._placement = None
 
 
+_ONE_AT_A_TIME = ("trace", "load", "try_trace_function", "load_function")
+"""What uses torch.export, which is not safe in two threads at once."""
+
+
 class ThreadRanks:
     """Ranks that are threads of this process; they are not pinned, and `kill` cannot interrupt a step."""
 
@@ -131,12 +135,7 @@ class ThreadRanks:
     async def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         arguments = each if each is not None else [args] * self.tp
         bound = [getattr(worker, method) for worker in self.workers]
-        if method in (
-            "trace",
-            "load",
-            "try_trace_function",
-            "load_function",
-        ):  # torch.export is not safe in two threads at once
+        if method in _ONE_AT_A_TIME:
             return [await asyncio.to_thread(f, *a) for f, a in zip(bound, arguments, strict=False)]
         calls = (asyncio.to_thread(f, *a) for f, a in zip(bound, arguments, strict=False))
         return list(await asyncio.gather(*calls))

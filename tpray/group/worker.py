@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpray.config import RuntimeName, cache_dir
 from tpray.errors import GroupError, TprayError
 from tpray.group import cores, lease, wire
-from tpray.group.wire import Array, Frame, Kind
+from tpray.group.wire import Frame, Kind
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.parallel_layers.collective import Collective, SingleRank, join
@@ -33,7 +33,7 @@ from tpray.parallel_layers.layers import is_sharded
 from tpray.runtime.artifact import Artifact, Canary, FunctionArtifact, ProgramRecord, RankRecord, record_files
 from tpray.runtime.base import DTYPES, Program, runtime_for
 from tpray.runtime.buckets import Bucket
-from tpray.runtime.function import FlatModel, explain, name_aliases
+from tpray.runtime.function import FlatModel, as_array, explain, name_aliases
 
 log = logging.getLogger("tpray.group.worker")
 
@@ -130,10 +130,7 @@ class ShardWorker:
         with parallel_state.use(self.rank, self.tp):
             shard = build_shard(checkpoint, DTYPES[dtype])
             self._runtime.trace(shard, max_length, directory, buckets)
-        size = {True: 0, False: 0}
-        for tensor in shard.parameters():
-            size[is_sharded(tensor)] += tensor.nbytes
-        return RankRecord(files=record_files(directory), sharded_bytes=size[True], replicated_bytes=size[False])
+        return _record(shard, directory)
 
     def trace_function(
         self, make: MakeModel, examples: list[tuple[Tensor, ...]], folder: str, directory: Path
@@ -158,11 +155,7 @@ class ShardWorker:
             except Exception as e:
                 raise explain(e, f"rank {self.rank}: {type(model).__name__} cannot be traced ({_TRACEABLE})") from e
             names = name_aliases(flat, aliases, programs[0].outputs)
-        size = {True: 0, False: 0}
-        for tensor in flat.parameters():
-            size[is_sharded(tensor)] += tensor.nbytes
-        record = RankRecord(files=record_files(directory), sharded_bytes=size[True], replicated_bytes=size[False])
-        return FunctionTrace(record, tuple(programs), names)
+        return FunctionTrace(_record(flat, directory), tuple(programs), names)
 
     def try_trace_function(
         self, make: MakeModel, examples: list[tuple[Tensor, ...]], folder: str, directory: Path
@@ -220,14 +213,16 @@ class ShardWorker:
             log.error("rank %d: step %d failed\n%s", self.rank, frame.step, traceback.format_exc())
             return Frame(Kind.ERROR, frame.step, text=f"{type(e).__name__}: {e}")
         micros = int((time.perf_counter() - started) * 1e6)
-        sent = tuple(map(_as_array, outputs)) if self.rank == 0 else ()
+        sent = tuple(map(as_array, outputs)) if self.rank == 0 else ()
         return Frame(Kind.RESULT, frame.step, sent, micros)
 
 
-def _as_array(output: Tensor) -> Array:
-    """numpy has no bfloat16: it travels as float32, which holds every value of it."""
-    array: Array = (output.float() if output.dtype is torch.bfloat16 else output).numpy()
-    return array
+def _record(module: nn.Module, directory: Path) -> RankRecord:
+    """What the manifest says of a rank that has traced ``module`` into ``directory``."""
+    size = {True: 0, False: 0}
+    for tensor in module.parameters():
+        size[is_sharded(tensor)] += tensor.nbytes
+    return RankRecord(files=record_files(directory), sharded_bytes=size[True], replicated_bytes=size[False])
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -31,13 +31,14 @@ Bounds = Sequence[tuple[int, int]]
 class Partition:
     """Which part of a whole tensor a parameter is: along ``dim`` of ``full`` elements, these [start, stop) pieces.
 
-    transposed: checkpoints hold the whole tensor with its two dimensions exchanged. padding: how many zeros follow, so
-    that all ranks' parts are of one size.
+    stride: see `shard_bounds`. transposed: checkpoints hold the whole tensor with its two dimensions exchanged.
+    padding: how many zeros follow, so that all ranks' parts are of one size.
     """
 
     dim: int
     full: int
     bounds: tuple[tuple[int, int], ...]
+    stride: int = 1
     transposed: bool = False
     padding: int = 0
 
@@ -60,11 +61,11 @@ class Partition:
         return torch.cat([part, part.new_zeros(shape)], self.dim)
 
 
-def mark_sharded(parameter: nn.Parameter, partition: Partition, stride: int = 1) -> None:
+def mark_sharded(parameter: nn.Parameter, partition: Partition) -> None:
     """Say that ``parameter`` is this rank's part of a larger one."""
     parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # upstream's way to carry this
     parameter.partition_dim = partition.dim  # type: ignore[attr-defined]
-    parameter.partition_stride = stride  # type: ignore[attr-defined]
+    parameter.partition_stride = partition.stride  # type: ignore[attr-defined]
     parameter.partition = partition  # type: ignore[attr-defined]
 
 
@@ -113,7 +114,7 @@ class _ParallelLayer(nn.Module):
                 f"{what} of {full} does not divide into {self.tp_size} ranks"
                 + (f" with stride {stride}" if stride > 1 else "")
             )
-        return Partition(dim, full, shard_bounds(full, self.tp_rank, self.tp_size, stride))
+        return Partition(dim, full, shard_bounds(full, self.tp_rank, self.tp_size, stride), stride)
 
     def _parameter(
         self,
@@ -121,11 +122,10 @@ class _ParallelLayer(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str | None,
         partition: Partition | None,
-        stride: int = 1,
     ) -> nn.Parameter:
         parameter = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
         if partition is not None:
-            mark_sharded(parameter, partition, stride)
+            mark_sharded(parameter, partition)
         return parameter
 
 
@@ -180,12 +180,12 @@ class ColumnParallelLinear(_ParallelLayer):
         self.gather_output, self.skip_bias_add = gather_output, skip_bias_add
         self.sequence_parallel_enabled, self.sequence_dimension = sequence_parallel_enabled, sequence_dimension
         part = self._partition("an output size", 0, output_size, stride, bounds, pad)
-        self.weight = self._parameter((part.own, input_size), dtype, device, part, stride)
+        self.weight = self._parameter((part.own, input_size), dtype, device, part)
         self.bias = None
         if bias and gather_output:
             self.bias = self._parameter((output_size,), dtype, device, None)
         elif bias:
-            self.bias = self._parameter((part.own,), dtype, device, part, stride)
+            self.bias = self._parameter((part.own,), dtype, device, part)
         _init(self.weight, self.bias, init_method)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
@@ -253,7 +253,7 @@ class RowParallelLinear(_ParallelLayer):
         if sequence_parallel_enabled and not reduce_output:
             raise ConfigError("a sequence-parallel output is a reduced one: leave reduce_output=True")
         self.part = self._partition("an input size", 1, input_size, stride, bounds, pad)
-        self.weight = self._parameter((output_size, self.part.own), dtype, device, self.part, stride)
+        self.weight = self._parameter((output_size, self.part.own), dtype, device, self.part)
         self.bias = self._parameter((output_size,), dtype, device, None) if bias else None
         _init(self.weight, self.bias, init_method)
 

@@ -131,15 +131,16 @@ def apply_plan(model: Any, plan: Plan, dtype: torch.dtype) -> None:
     state = parallel_state.current()
     plan.check_degree(model.config, state.size)
     share = plan.share(model.config, state.rank, state.size)
-    for path, rule in ((d.path, d.rule) for d in decide(model, plan)):
-        parent_path, _, leaf = path.rpartition(".")
-        parent = model.get_submodule(parent_path)
-        if rule.cut is Cut.REPLICATED:
+    for decision in decide(model, plan):
+        cut = decision.rule.cut
+        if cut is Cut.REPLICATED:
             continue
+        parent_path, _, leaf = decision.path.rpartition(".")
+        parent = model.get_submodule(parent_path)
         if leaf in parent._parameters:
-            _slice_parameter(parent, leaf, 0, rule.cut, share)
+            _slice_parameter(parent, leaf, 0, cut, share)
         else:
-            setattr(parent, leaf, _parallel(getattr(parent, leaf), rule.cut, share, dtype))
+            setattr(parent, leaf, _parallel(getattr(parent, leaf), cut, share, dtype))
     if plan.shards_heads():
         _count_own_heads(model, plan, share)
 
@@ -159,7 +160,8 @@ def _parallel(module: Any, cut: Cut, share: Share, dtype: torch.dtype) -> nn.Mod
     if not isinstance(module, (nn.Linear, Conv1D)):
         for name, parameter in list(module.named_parameters(recurse=False)):
             _slice_parameter(module, name, parameter.dim() - 1 if isinstance(module, nn.Embedding) else 0, cut, share)
-        return module  # type: ignore[no-any-return]
+        kept: nn.Module = module
+        return kept
     transposed = isinstance(module, Conv1D)  # GPT-2's linear layer, whose weight is [I, O]
     outputs, inputs = module.weight.shape[::-1] if transposed else module.weight.shape
     options: dict[str, Any] = {"bias": module.bias is not None, "dtype": dtype, "device": "meta"}

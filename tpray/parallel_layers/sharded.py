@@ -240,10 +240,9 @@ def _join(name: str, parts: list[Tensor], model: nn.Module) -> Tensor:
     shape = list(parts[0].shape)
     shape[part.dim] = sum(piece.shape[part.dim] for piece in parts)
     whole = parts[0].new_empty(shape)
-    stride: int = target.partition_stride  # type: ignore[union-attr]
     for rank, piece in enumerate(parts):
         offset = 0
-        for start, stop in shard_bounds(shape[part.dim], rank, len(parts), stride):
+        for start, stop in shard_bounds(shape[part.dim], rank, len(parts), part.stride):
             whole.narrow(part.dim, start, stop - start).copy_(piece.narrow(part.dim, offset, stop - start))
             offset += stop - start
     return whole.narrow(part.dim, 0, min(part.full, shape[part.dim]))  # without what was padded

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -23,6 +24,13 @@ from tpray.runtime.artifact import ProgramRecord, TensorRecord
 def record_of(tensor: Tensor) -> TensorRecord:
     """A tensor's dtype and shape."""
     return TensorRecord(dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape))
+
+
+def as_array(tensor: Tensor) -> npt.NDArray[Any]:
+    """A tensor for the wire. numpy has no bfloat16: it travels as float32, which holds every value of it."""
+    wide = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+    array: npt.NDArray[Any] = wide.detach().cpu().numpy()
+    return array
 
 
 class FlatModel(nn.Module):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from tpray.runtime.passes import add_tensor, aten, nodes_calling, tensor_of, tidy
+from tpray.runtime.passes import add_tensor, aten, nodes_calling, substitute, tensor_of, tidy
 
 onednn: Any = torch.ops.onednn
 
@@ -82,9 +82,7 @@ def quantise_linears(module: GraphModule) -> int:
                 )
             ]
             linear = module.graph.call_function(int8_linear, (x, *own, bias))
-        linear.meta = dict(node.meta)
-        node.replace_all_uses_with(linear)
-        module.graph.erase_node(node)
+        substitute(node, linear)
         found += 1
     tidy(module)
     return found

@@ -51,6 +51,13 @@ def add_tensor(module: GraphModule, name: str, value: torch.Tensor) -> Node:
     return module.graph.get_attr(name)
 
 
+def substitute(node: Node, new: Node) -> None:
+    """Put ``new`` in the place of ``node``, which goes; what was recorded of its value stays true."""
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+
+
 def tidy(module: GraphModule) -> None:
     """Drop the nodes that nobody uses any more, and check the graph."""
     module.graph.eliminate_dead_code()
@@ -159,9 +166,7 @@ def pack_linears(module: GraphModule) -> int:
             # The batch size only steers the choice of a blocked layout; that of many rows serves few as well.
             own = add_tensor(module, f"packed_{packed}", mkldnn._reorder_linear_weight(value.detach().clone(), 256))
             linear = module.graph.call_function(mkldnn._linear_pointwise.default, (x, own, bias, "none", [], ""))
-        linear.meta = dict(node.meta)
-        node.replace_all_uses_with(linear)
-        module.graph.erase_node(node)
+        substitute(node, linear)
         packed += 1
     tidy(module)
     return packed
@@ -196,9 +201,7 @@ def fuse_residuals(module: GraphModule) -> int:
             with module.graph.inserting_before(add):
                 x, weight, bias = linear.args[:3]
                 both = module.graph.call_function(mkldnn._linear_pointwise.binary, (x, residual, weight, bias, "add"))
-            both.meta = dict(add.meta)
-            add.replace_all_uses_with(both)
-            module.graph.erase_node(add)
+            substitute(add, both)
             module.graph.erase_node(linear)
             fused += 1
             break

@@ -152,19 +152,24 @@ def explain_plan(model: ModelConfig, tp: int) -> list[PlanLine]:
     checkpoint = check_source(Source(model, tp))
     if isinstance(checkpoint, Artifact):
         raise ConfigError(f"{model.source} is traced already; its plan is in {MANIFEST_FILE}")
-    sizes: dict[Rule, list[int]] = {}
+    whole = empty_model(checkpoint.config)
+    layers: dict[Rule, list[str]] = {}
+    for decision in decide(whole, checkpoint.plan):
+        layers.setdefault(decision.rule, []).append(decision.path)
+    shards = []
     for rank in range(tp):
+        shards.append(empty_model(checkpoint.config))
         with parallel_state.use(rank, tp):
-            whole, own = empty_model(checkpoint.config), empty_model(checkpoint.config)
-            apply_plan(own, checkpoint.plan, torch.float32)
-        for decision in decide(whole, checkpoint.plan):
-            line = sizes.setdefault(decision.rule, [0] * (2 + tp))
-            line[0] += rank == 0
-            line[1] += _bytes(whole, decision.path) if rank == 0 else 0
-            line[2 + rank] += _bytes(own, decision.path)
+            apply_plan(shards[rank], checkpoint.plan, torch.float32)
+
+    def size(model: nn.Module, paths: list[str]) -> int:
+        return sum(_bytes(model, path) for path in paths)
+
     return [
-        PlanLine(rule.pattern, _how(rule.cut), layers, total, max(ranks), rule.why)
-        for rule, (layers, total, *ranks) in sizes.items()
+        PlanLine(
+            rule.pattern, _how(rule.cut), len(paths), size(whole, paths), max(size(s, paths) for s in shards), rule.why
+        )
+        for rule, paths in layers.items()
     ]
 
 
