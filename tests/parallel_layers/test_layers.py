@@ -152,6 +152,20 @@ def test_sequence_parallel(dimension: int) -> None:
     torch.testing.assert_close(torch.cat(results, dimension), expected, atol=1e-5, rtol=0)
 
 
+def test_the_sum_travels_in_the_dtype_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    carried = []
+
+    def record(y: Tensor) -> Tensor:
+        carried.append(y.dtype)
+        return y
+
+    monkeypatch.setattr("tpray.parallel_layers.layers.collective.all_reduce", record)
+    with parallel_state.use(0, 2):
+        row = RowParallelLinear(4, 4, dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        assert row(torch.ones(1, 4, dtype=torch.bfloat16)).dtype is torch.bfloat16
+    assert carried == [torch.float32]
+
+
 def test_strides_deal_out_each_fused_part() -> None:
     assert shard_bounds(12, 1, 2, 3) == ((2, 4), (6, 8), (10, 12))
 
