@@ -28,6 +28,7 @@ def test_the_tutorials_script(tmp_path: Path) -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, "the end of the script is as quiet as its run"
     differences = [float(line) for line in done.stdout.splitlines()]
     assert len(differences) == 2
     assert max(differences) < 1e-4

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -101,7 +100,7 @@ class RayRanks:
             ray.kill(actor)  # not __ray_terminate__: it waits for the task that may be what hangs
         self._actors = []
         pids, self._pids = self._pids, []
-        await asyncio.gather(*(asyncio.to_thread(_wait_gone, pid) for pid in pids))
+        await asyncio.gather(*map(_wait_gone, pids))
 
     def release(self) -> None:
         if self._placement is not None:
@@ -151,16 +150,23 @@ def _stay(status: int) -> None:
     """A rank that is a thread ends with its loop; its process goes on."""
 
 
-def _wait_gone(pid: int, timeout_s: float = 10.0) -> None:
-    """Block until the process has ended. Source: pidfd_open(2)."""
+async def _wait_gone(pid: int, timeout_s: float = 10.0) -> None:
+    """Wait until the process has ended. Source: pidfd_open(2).
+
+    On the event loop and not on a thread: at the end of a script, when groups are stopped, no thread can be started.
+    """
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fd, gone.set)
     try:
-        if not select.select([fd], [], [], timeout_s)[0]:
-            raise GroupError(f"the rank with process id {pid} is still there {timeout_s:.0f} s after it was killed")
+        await asyncio.wait_for(gone.wait(), timeout_s)
+    except asyncio.TimeoutError as e:
+        raise GroupError(f"the rank with process id {pid} is still there {timeout_s:.0f} s after it was killed") from e
     finally:
+        loop.remove_reader(fd)
         os.close(fd)
 
 
