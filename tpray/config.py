@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 RuntimeName = Literal["auto", "cpu", "neuron", "neuron-xla"]
+InstanceFamily = Literal["inf2", "trn1", "trn2"]
+NeuronLayout = Literal["process-per-rank", "single-process"]
 
 DEMO_DIR = Path(__file__).parent / "demo" / "model"
 """The embedded demo checkpoint, used where no MODEL is named."""
@@ -43,8 +45,11 @@ class ParallelConfig(_Frozen):
     """How one group is laid out: ``tp`` ranks, each on ``cores_per_rank`` cores."""
 
     tp: int = Field(1, ge=1, description="tensor-parallel degree: the number of ranks of a group")
-    cores_per_rank: int | None = Field(None, ge=1, description="None: the machine's cores, shared out")
+    cores_per_rank: int | None = Field(None, ge=1, description="None: one NeuronCore; of CPU cores an even share")
     runtime: RuntimeName = "auto"
+    instance_family: InstanceFamily | None = Field(None, description="of the NeuronCores; None: this machine's")
+    neuron_layout: NeuronLayout = Field("process-per-rank", description="how ranks and processes go together")
+    lnc: Literal[1, 2] | None = Field(None, description="physical NeuronCores in a logical one; None: the default")
 
 
 class BatchConfig(_Frozen):
