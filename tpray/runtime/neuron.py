@@ -1,0 +1,177 @@
+"""TorchNeuron (Trn2, Trn3): the device ``neuron``, its process group, and ``torch.compile(backend="neuron")``.
+
+A shard is exported on the CPU, one program for each bucket; what is compiled, on the device, is the exported program,
+when it is traced and again, from the cache that the artifact carries, wherever it is loaded. A compile runs the program
+once, so that all ranks must trace together.
+
+Source: torch-neuronx 2.13's documentation; what only hardware can show is in the README.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from tpray.config import DtypeName, RuntimeName
+from tpray.errors import ConfigError
+from tpray.parallel_layers import parallel_state
+from tpray.runtime import neuron_graph
+from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
+from tpray.runtime.base import Program
+from tpray.runtime.buckets import Bucket
+from tpray.runtime.function import FunctionProgram
+from tpray.runtime.neuron_env import NeuronPlace, check_installed
+from tpray.runtime.neuron_graph import Collectives, compile_error
+from tpray.runtime.program import as_module, load_programs, record_program, save_programs
+
+log = logging.getLogger("tpray.runtime.neuron")
+
+NEFF_DIR = "neff"
+JOIN_TIMEOUT_S = 120.0
+DEVICE = "neuron"  # never with an index: a process sees its own cores only
+
+Compiled = Callable[..., Sequence[Tensor]]
+
+
+def _all_reduce(x: Tensor) -> Tensor:
+    wide = torch.float32 if x.dtype is torch.bfloat16 else x.dtype  # neuronx-distributed's reduce_dtype
+    return functional.all_reduce(x.to(wide), "sum", dist.group.WORLD).to(x.dtype)
+
+
+def _all_gather(x: Tensor, dim: int, size: int) -> Tensor:
+    return functional.all_gather_tensor(x, dim, dist.group.WORLD)
+
+
+def _broadcast(x: Tensor, source: int) -> Tensor:
+    return functional.broadcast(x, source, dist.group.WORLD)
+
+
+class NeuronProgram:
+    """One compiled program for each bucket."""
+
+    packs_rows = False
+
+    def __init__(self, compiled: dict[Bucket, Compiled]) -> None:
+        self._compiled = compiled
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Logits ``[B, L]`` for ids, mask and types int64 ``[B, S]`` of a bucket's shape."""
+        batch, length = inputs[0].shape
+        outputs = self._compiled[Bucket(batch, length)](*(x.to(DEVICE) for x in inputs))
+        return _to_host(outputs)
+
+
+class NeuronRuntime:
+    """See `tpray.runtime.base.Runtime`."""
+
+    name: RuntimeName = "neuron"
+    attention = "sdpa"
+    compiles_alone = False
+
+    def __init__(self, place: NeuronPlace) -> None:
+        if place.first_core is not None:
+            raise ConfigError("the single-process layout is neuron-xla's: use --neuron-layout process-per-rank")
+
+    def choose_dtype(self, asked: DtypeName) -> str:
+        return neuron_graph.choose_dtype(asked)
+
+    def default_buckets(self, max_length: int) -> tuple[Bucket, ...]:
+        return neuron_graph.default_buckets(max_length)
+
+    def warm_up_shapes(self, max_length: int) -> Sequence[tuple[int, int]]:
+        return self.default_buckets(max_length)
+
+    def join(self, rank: int, size: int) -> None:
+        """The process group comes before any use of the device: it starts the runtime, on all ranks together."""
+        check_installed(self.name)
+        import torch_neuronx  # noqa: F401  # registers the device, the backend and the compiler
+
+        dist.init_process_group(DEVICE, rank=rank, world_size=size, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
+
+    def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
+        examples = [neuron_graph.inputs_of(bucket) for bucket in buckets or self.default_buckets(max_length)]
+        programs = neuron_graph.export(shard, examples)
+        self._save(programs, examples, directory)
+
+    def load(self, artifact: Artifact, rank: int) -> Program:
+        buckets = artifact.manifest.buckets
+        programs = self._open(artifact.rank_directory(rank), len(buckets))
+        return NeuronProgram(dict(zip(buckets, map(_compile, programs), strict=True)))
+
+    def trace_function(
+        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
+    ) -> list[ProgramRecord]:
+        programs = neuron_graph.export(module, examples)
+        self._save(programs, examples, directory)
+        return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]
+
+    def load_function(self, artifact: FunctionArtifact, rank: int) -> FunctionProgram:
+        if artifact.manifest.aliases:
+            raise ConfigError("io_aliases are not supported on the runtime neuron: trace with runtime='cpu'")
+        records = artifact.manifest.programs
+        compiled = [_on_device(f) for f in map(_compile, self._open(artifact.rank_directory(rank), len(records)))]
+        return FunctionProgram(compiled, records, {})
+
+    def _save(
+        self, programs: Sequence[ExportedProgram], examples: Sequence[tuple[Tensor, ...]], directory: Path
+    ) -> None:
+        save_programs(programs, directory)
+        rank = parallel_state.get_tensor_model_parallel_rank()
+        before = _neffs()
+        for program, example in zip(load_programs(directory, len(programs)), examples, strict=True):
+            shown = ", ".join(str(list(x.shape)) for x in example)
+            try:
+                with torch.inference_mode():
+                    _on_device(_compile(program))(*example)
+            except Exception as e:
+                raise compile_error(rank, f"the program for {shown}", e, None) from e
+            log.info("rank %d compiled the program for %s", rank, shown)
+        for name in _neffs():
+            if name not in before or not (directory / NEFF_DIR / name).exists():
+                (directory / NEFF_DIR / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(_cache() / name, directory / NEFF_DIR / name)
+
+    def _open(self, directory: Path, count: int) -> list[ExportedProgram]:
+        """The programs, with what was compiled for them put where the compiler looks."""
+        for path in sorted((directory / NEFF_DIR).rglob("*")):
+            target = _cache() / path.relative_to(directory / NEFF_DIR)
+            if path.is_file() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part = target.with_name(f".{target.name}.{os.getpid()}")
+                shutil.copyfile(path, part)
+                part.rename(target)
+        return load_programs(directory, count)
+
+
+def _compile(program: ExportedProgram) -> Compiled:
+    module = as_module(program)
+    neuron_graph.lower(module, torch.device(DEVICE), Collectives(_all_reduce, _all_gather, _broadcast))
+    compiled: Compiled = torch.compile(module.to(DEVICE), backend="neuron", fullgraph=True, dynamic=False)
+    return compiled
+
+
+def _on_device(compiled: Compiled) -> Compiled:
+    return lambda *inputs: _to_host(compiled(*(x.to(DEVICE) for x in inputs)))
+
+
+def _to_host(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    parts = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return [part.to("cpu") for part in parts]
+
+
+def _cache() -> Path:
+    return Path(os.environ["TORCH_NEURONX_NEFF_CACHE_DIR"])
+
+
+def _neffs() -> set[Path]:
+    return {path.relative_to(_cache()) for path in _cache().rglob("*") if path.is_file()}
