@@ -20,6 +20,7 @@
         ├── RankError              a rank died or reported an exception; the group is not usable
         ├── StepTimeoutError       a step did not finish before its deadline
         ├── CollectiveError        a collective failed inside a step
+        ├── CompileError           an accelerator's compiler failed; the end of its log is shown
         └── ParityError            the sharded logits differ from the unsharded model's
 
 Foreign errors (Ray, sockets, safetensors, the Hub client) are translated where they enter, with
@@ -107,6 +108,10 @@ class StepTimeoutError(GroupError):
 
 class CollectiveError(GroupError):
     """A collective failed inside a step."""
+
+
+class CompileError(GroupError):
+    """An accelerator's compiler failed; the message has the last lines of its log, and where the rest is."""
 
 
 class ParityError(GroupError):

@@ -1,9 +1,22 @@
-"""Core ranges: which cores a rank may have. Pure functions; `lease` takes one."""
+"""Core ranges: which cores a rank may have, of CPUs and NeuronCores. Pure functions; `lease` takes a CPU's.
+
+Sources: sched_getaffinity(2); which tensor-parallel degrees collectives run on, Neuron's runtime documentation.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+
+from tpray.config import InstanceFamily
+from tpray.errors import DegreeError
+
+NEURON_DEGREES: dict[InstanceFamily, tuple[int, ...]] = {
+    "inf2": (1, 2, 4, 8, 24),
+    "trn1": (1, 2, 8, 16, 32),
+    "trn2": (1, 2, 4, 8, 16, 32, 64),
+}
+"""Over how many NeuronCores a collective runs; Trn2's are logical cores of two physical ones."""
 
 
 def usable_cores() -> list[int]:
@@ -43,3 +56,41 @@ def describe(cores: Sequence[int]) -> str:
         else:
             parts.append(str(core))
     return ",".join(parts)
+
+
+def check_neuron_degree(tp: int, family: InstanceFamily | None) -> None:
+    """Refuse a degree over which the family's cores have no collective; without a family, one that no family has.
+
+    Raises:
+        DegreeError: with the degrees that would work.
+    """
+    if family is not None:
+        if tp not in NEURON_DEGREES[family]:
+            raise DegreeError(f"{family} runs collectives over {_either(NEURON_DEGREES[family])} cores, not over {tp}")
+    elif tp not in (known := sorted(set().union(*NEURON_DEGREES.values()))):
+        raise DegreeError(f"no NeuronCores run collectives over {tp} cores: use --tp {_either(known)}")
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
+
+
+def is_run(ids: Sequence[int]) -> bool:
+    """Whether ascending ``ids`` follow one another without a gap."""
+    return list(ids) == list(range(ids[0], ids[0] + len(ids)))
+
+
+def is_aligned(ids: Sequence[int]) -> bool:
+    """Whether ascending ``ids`` are a run that begins at a multiple of its length, as groups of NeuronCores run best."""
+    return is_run(ids) and ids[0] % len(ids) == 0
+
+
+def to_hold_back(ids: Sequence[int]) -> list[int]:
+    """Which of ascending ``ids`` no aligned run may begin with: those before the next multiple of their number.
+
+    Ray gives out the lowest free ids; with these held by somebody else it gives higher ones.
+    """
+    start = -(-ids[0] // len(ids)) * len(ids)
+    if start == ids[0]:  # aligned and with a gap: the run must begin later
+        start += len(ids)
+    return [core for core in ids if core < start]

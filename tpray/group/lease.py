@@ -1,4 +1,4 @@
-"""A rank's claim on CPU cores. Ray counts CPUs but hands out no ids, so ranks agree among themselves.
+"""A claim on CPU cores, or on ports. Ray counts CPUs but hands out no ids, so ranks agree among themselves.
 
 A core is claimed by an exclusive `flock` on a file of its own. The kernel drops the lock when its holder
 dies, however it dies, so a lease cannot be left behind; the empty files are.
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+
+from tpray.errors import PlacementError
 
 
 class CoreLease:
@@ -26,13 +29,39 @@ class CoreLease:
         self._fds.clear()
 
 
-def take(ranges: Sequence[tuple[int, ...]], folder: Path) -> CoreLease | None:
+PORTS = range(61100, 61700)
+"""Where groups meet: above what Linux gives to outgoing connections, 32768 to 60999 unless told otherwise."""
+
+
+def take_ports(folder: Path) -> CoreLease:
+    """Claim two ports of this machine, next to one another, that nobody listens on and no other group has.
+
+    Raises:
+        PlacementError: there are none.
+    """
+    free = [(port, port + 1) for port in PORTS[::2] if _is_free(port) and _is_free(port + 1)]
+    held = take(free, folder, "port")
+    if held is None:
+        raise PlacementError(f"ports {PORTS.start} to {PORTS.stop - 1} are all in use: end what listens on them")
+    return held
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def take(ranges: Sequence[tuple[int, ...]], folder: Path, what: str = "core") -> CoreLease | None:
     """Claim the first of ``ranges`` whose cores are all free; None when there is none."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for cores in ranges:
         fds: list[int] = []
         for core in cores:
-            fd = os.open(folder / f"core-{core}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(folder / f"{what}-{core}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fds.append(fd)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

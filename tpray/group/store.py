@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpray.config import DEMO_DIR, ModelConfig, RuntimeName, cache_dir
+from tpray.config import DEMO_DIR, InstanceFamily, ModelConfig, ParallelConfig, RuntimeName, cache_dir
 from tpray.errors import ArtifactError, ConfigError
+from tpray.group.cores import check_neuron_degree
 from tpray.parallel_layers.checkpoint import Checkpoint, resolve
 from tpray.parallel_layers.plan import read_plan
 from tpray.parallel_layers.shard import check_plan
@@ -27,6 +28,7 @@ from tpray.runtime import artifact as artifacts
 from tpray.runtime.artifact import Artifact, Manifest, ModelRecord
 from tpray.runtime.base import INPUT_NAMES, runtime_for
 from tpray.runtime.buckets import Bucket
+from tpray.runtime.neuron_env import STACKS, detect, instance_family
 
 if TYPE_CHECKING:
     from tpray.group.ranks import Ranks
@@ -34,14 +36,31 @@ if TYPE_CHECKING:
 log = logging.getLogger("tpray.group.store")
 
 
+COMPILER_BYTES = 8 << 30
+"""What a compiler of NeuronCores is given: one for BERT-large takes some 4 GiB, more than one at a time ran machines out
+of memory (aws-neuron-sdk, 706 and 1014)."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """What to serve and how it is split. out: keep the artifact here instead of in the cache."""
+    """What to serve and how it is split.
+
+    out: keep the artifact here instead of in the cache. instance_family, lnc: of the NeuronCores to compile for.
+    """
 
     model: ModelConfig
     tp: int
     runtime: RuntimeName = "auto"
     out: Path | None = None
+    instance_family: InstanceFamily | None = None
+    lnc: int | None = None
+
+    @classmethod
+    def of(cls, model: ModelConfig, parallel: ParallelConfig, out: Path | None = None) -> Source:
+        """What a configuration says, with what this machine is where it does not say."""
+        runtime = detect() if parallel.runtime == "auto" else parallel.runtime
+        family = parallel.instance_family or instance_family() if runtime != "cpu" else None
+        return cls(model, parallel.tp, runtime, out, family, parallel.lnc)
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -56,6 +75,8 @@ def check_source(source: Source) -> Checkpoint | Artifact:
         ModelNotFoundError, CheckpointError, UnsupportedModelError, DegreeError, ConfigError, ArtifactError.
     """
     name = source.model.source
+    if source.runtime in ("neuron", "neuron-xla"):
+        _check_neuron(source)
     own_plan = None if source.model.plan is None else read_plan(source.model.plan)
     directory = DEMO_DIR if name is None else Path(name).expanduser()
     if artifacts.is_artifact(directory):
@@ -74,6 +95,14 @@ def check_source(source: Source) -> Checkpoint | Artifact:
     _check_buckets(source, checkpoint)
     _check_memory(checkpoint.size_bytes, checkpoint.source)
     return checkpoint
+
+
+def _check_neuron(source: Source) -> None:
+    check_neuron_degree(source.tp, source.instance_family)
+    if source.instance_family is not None and source.runtime not in (known := STACKS[source.instance_family]):
+        raise ConfigError(
+            f"the runtime {source.runtime} does not know {source.instance_family}'s cores: use --runtime {known[0]}"
+        )
 
 
 def _check_buckets(source: Source, checkpoint: Checkpoint) -> None:
@@ -121,6 +150,15 @@ def _check_agrees(manifest: Manifest, source: Source) -> None:
         )
     if source.runtime not in ("auto", manifest.runtime):
         raise ConfigError(f"the artifact {source.model.source} was traced for the runtime {manifest.runtime}")
+    for what, traced, asked in (
+        ("instance family", manifest.instance_family, source.instance_family),
+        ("logical NeuronCore size", manifest.lnc, source.lnc),
+    ):
+        if None not in (traced, asked) and traced != asked:
+            raise ConfigError(
+                f"the artifact {source.model.source} was compiled for the {what} {traced}, and this is {asked}: trace "
+                "the model again for it"
+            )
 
 
 class ArtifactStore:
@@ -146,10 +184,20 @@ class ArtifactStore:
         self._checkpoint = found
         self._dtype = self._runtime.choose_dtype(self._source.model.dtype)
         key = await asyncio.to_thread(
-            artifacts.cache_key, found, self._source.tp, self._dtype, self._runtime.name, self._source.buckets
+            artifacts.cache_key, found, self._source.tp, self._dtype, self._runtime.name, self._buckets(found),
+            f"{self._source.instance_family} {self._source.lnc}",
         )  # reads every weight once
         self._directory = self._source.out or cache_dir() / "artifacts" / key
         return self._open() if self._source.out is None else None
+
+    def _buckets(self, checkpoint: Checkpoint) -> tuple[Bucket, ...]:
+        return self._source.buckets or self._runtime.default_buckets(checkpoint.plan.max_length(checkpoint.config))
+
+    def compilations(self, tp: int) -> int:
+        """How many ranks trace at a time: all, unless their compilers would not fit the memory together."""
+        if self._runtime.name == "cpu" or not self._runtime.compiles_alone:
+            return tp
+        return max(1, min(tp, available_bytes() // COMPILER_BYTES))
 
     def _open(self) -> Artifact | None:
         assert self._directory is not None
@@ -183,7 +231,7 @@ class ArtifactStore:
     async def _trace(self, ranks: Ranks, directory: Path) -> Artifact:
         assert self._checkpoint is not None
         checkpoint, config = self._checkpoint, self._checkpoint.config
-        buckets = self._source.buckets
+        buckets = self._buckets(checkpoint)
         max_length = checkpoint.plan.max_length(config)
         if buckets:
             max_length = max(bucket.length for bucket in buckets)
@@ -193,11 +241,13 @@ class ArtifactStore:
             model_files = artifacts.copy_model_files(checkpoint, staging / artifacts.MODEL_DIR)
             folders = [staging / f"rank_{rank:02d}" for rank in range(ranks.tp)]
             each = [(checkpoint, self._dtype, max_length, buckets, folder) for folder in folders]
-            records = await ranks.call("trace", each=each)
+            at_once = self.compilations(ranks.tp)
+            log.info("%d of %d ranks trace at a time", at_once, ranks.tp)
+            records = await ranks.call("trace", each=each, at_once=at_once)
             (canary,) = await ranks.call("make_canary", each=[(checkpoint, max_length)])
             manifest = Manifest(
                 created=artifacts.now(),
-                versions=artifacts.versions(),
+                versions=artifacts.versions(self._runtime.name),
                 machine=artifacts.machine(),
                 model=ModelRecord(
                     source=checkpoint.source,
@@ -211,6 +261,8 @@ class ArtifactStore:
                     plan=checkpoint.plan.to_json(),
                 ),
                 runtime=self._runtime.name,
+                instance_family=self._source.instance_family,
+                lnc=self._source.lnc,
                 tp=ranks.tp,
                 dtype=self._dtype,
                 buckets=buckets,

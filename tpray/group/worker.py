@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tpray.config import RuntimeName, cache_dir
-from tpray.errors import GroupError, TprayError
+from tpray.errors import GroupError, RankError, TprayError
 from tpray.group import cores, lease, wire
 from tpray.group.wire import Frame, Kind
 from tpray.parallel_layers import parallel_state
@@ -34,13 +34,14 @@ from tpray.runtime.artifact import Artifact, Canary, FunctionArtifact, ProgramRe
 from tpray.runtime.base import DTYPES, Program, runtime_for
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.function import FlatModel, as_array, explain, name_aliases
+from tpray.runtime.neuron_env import NeuronPlace
 
 log = logging.getLogger("tpray.group.worker")
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """A rank as it is now. cores: those it leased, () when unpinned. peak_bytes: its largest resident size."""
+    """A rank as it is now. cores: those it has to itself, () when unpinned. peak_bytes: its largest resident size."""
 
     rank: int
     pid: int
@@ -71,6 +72,7 @@ class ShardWorker:
     Args:
         threads: how many threads its program computes with.
         exit_process: called when the owner is gone; a thread that is no process of its own passes a no-op.
+        place, neuron_cores: where its NeuronCores are, and their ids on the machine.
     """
 
     def __init__(
@@ -80,9 +82,12 @@ class ShardWorker:
         runtime: RuntimeName,
         threads: int,
         exit_process: Callable[[int], object] = os._exit,
+        place: NeuronPlace | None = None,
+        neuron_cores: tuple[int, ...] = (),
     ) -> None:
         self.rank, self.tp, self.threads = rank, tp, threads
-        self._runtime = runtime_for(runtime)
+        self._runtime = runtime_for(runtime, place)
+        self._neuron_cores = neuron_cores
         self._exit = exit_process
         self._lease: lease.CoreLease | None = None
         self._all_cores = os.sched_getaffinity(0)
@@ -93,7 +98,7 @@ class ShardWorker:
     def info(self) -> RankInfo:
         """Where and what this rank is; also the proof that its process has come up."""
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        held = self._lease.cores if self._lease else ()
+        held = self._lease.cores if self._lease else self._neuron_cores
         return RankInfo(self.rank, os.getpid(), held, self.threads, peak_kib * 1024)
 
     def pin(self) -> tuple[int, ...]:
@@ -114,9 +119,22 @@ class ShardWorker:
             _set_affinity(tuple(self._all_cores))
 
     def connect(self, address: str, token: str, timeout_s: float) -> None:
-        """Join the wire and the group's collective, and start answering steps."""
+        """Join the wire and the group's collectives, and start answering steps.
+
+        Raises:
+            RankError: the accelerator's runtime does not start.
+        """
         sock, (memory_fd, store_fd) = wire.connect(address, token, self.rank, 2, timeout_s)
         self._collective = join(self.rank, self.tp, memory_fd, store_fd, timeout_s)
+        try:
+            self._runtime.join(self.rank, self.tp)
+        except TprayError:
+            raise
+        except Exception as e:
+            raise RankError(
+                f"rank {self.rank} cannot start the runtime {self._runtime.name} on cores "
+                f"{cores.describe(self._neuron_cores)}: {e}. `tpray doctor` says what is wrong with them, or who has them"
+            ) from e
         threading.Thread(target=self._answer, args=(sock,), name=f"tpray-rank-{self.rank}", daemon=True).start()
 
     def trace(
@@ -128,7 +146,7 @@ class ShardWorker:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         with parallel_state.use(self.rank, self.tp):
-            shard = build_shard(checkpoint, DTYPES[dtype])
+            shard = build_shard(checkpoint, DTYPES[dtype], self._runtime.attention)
             self._runtime.trace(shard, max_length, directory, buckets)
         return _record(shard, directory)
 

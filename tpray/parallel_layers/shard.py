@@ -48,7 +48,7 @@ class ShardedClassifier(nn.Module):
         return logits.float()
 
 
-def build_shard(checkpoint: Checkpoint, dtype: torch.dtype) -> ShardedClassifier:
+def build_shard(checkpoint: Checkpoint, dtype: torch.dtype, attention: str = "sdpa") -> ShardedClassifier:
     """This rank's shard (see `parallel_state`), its weights read from ``checkpoint``.
 
     The whole model never exists here: it is built on the meta device, its layers are replaced by the plan,
@@ -58,21 +58,21 @@ def build_shard(checkpoint: Checkpoint, dtype: torch.dtype) -> ShardedClassifier
         UnsupportedModelError, DegreeError, CheckpointError: see `plan` and `checkpoint`.
     """
     checkpoint.check_classifier()
-    model = empty_model(checkpoint.config)
+    model = empty_model(checkpoint.config, attention)
     apply_plan(model, checkpoint.plan, dtype)
     _restore_buffers(model)
     load_shard(model, checkpoint, dtype)
     return ShardedClassifier(model).eval()
 
 
-def empty_model(config: Any) -> Any:
-    """The stock classifier of this configuration on the meta device, with fused attention where it has one."""
+def empty_model(config: Any, attention: str = "sdpa") -> Any:
+    """The stock classifier of this configuration on the meta device. attention: sdpa is fused, where it has that."""
     from transformers import AutoModelForSequenceClassification
 
     make = AutoModelForSequenceClassification.from_config
     with torch.device("meta"):
         try:
-            return make(config, attn_implementation="sdpa").eval()
+            return make(config, attn_implementation=attention).eval()
         except ValueError:  # says transformers of an architecture without it
             return make(config, attn_implementation="eager").eval()
 

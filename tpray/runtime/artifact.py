@@ -18,18 +18,20 @@ import json
 import platform
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tpray.config import RuntimeName
+from tpray.config import InstanceFamily, RuntimeName
 from tpray.errors import ArtifactError
 from tpray.parallel_layers.checkpoint import TEXT_FILES, Checkpoint, file_digest
 from tpray.parallel_layers.plan import Plan
+from tpray.runtime import neuron_env
 from tpray.runtime.buckets import Bucket
 
 FORMAT = 1
@@ -104,13 +106,18 @@ class ProgramRecord(_Frozen):
 
 
 class _Manifest(_Frozen):
-    """What every artifact says of itself. versions: of the packages that shape a program."""
+    """What every artifact says of itself.
+
+    versions: of the packages that shape a program. instance_family, lnc: of the NeuronCores it was compiled for.
+    """
 
     format: int = FORMAT
     created: str
     versions: dict[str, str]
     machine: str
     runtime: RuntimeName
+    instance_family: InstanceFamily | None = None
+    lnc: int | None = None
     tp: int
     ranks: tuple[RankRecord, ...]
 
@@ -167,7 +174,7 @@ class _Folder:
     def _check_files(self, folder: str, files: dict[str, FileRecord]) -> None:
         for name, record in files.items():
             path = self.directory / folder / name
-            if path.parent != self.directory / folder or not path.is_file():
+            if not path.resolve().is_relative_to((self.directory / folder).resolve()) or not path.is_file():
                 raise ArtifactError(f"{path} is missing")
             if path.stat().st_size != record.size_bytes or file_digest(path) != record.sha256:
                 raise ArtifactError(f"{path} is damaged or was changed after tracing")
@@ -224,7 +231,7 @@ def _read_manifest(directory: Path, kind: type[M]) -> M:
         raise ArtifactError(f"{path} is no manifest of a traced model: {_first_line(e)}") from e
     if manifest.digest() != own_digest:
         raise ArtifactError(f"{path} was changed after it was written")
-    for name, installed in versions().items():
+    for name, installed in versions(manifest.runtime).items():
         if manifest.versions.get(name) != installed:
             raise ArtifactError(
                 f"{directory} was traced with {name} {manifest.versions.get(name)} and this is {name} "
@@ -239,8 +246,9 @@ def is_artifact(directory: Path) -> bool:
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
-    """The records of every file directly in ``directory``."""
-    return {path.name: FileRecord.of(path) for path in sorted(directory.iterdir()) if path.is_file()}
+    """The records of every file below ``directory``, by its path there."""
+    found = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {path.relative_to(directory).as_posix(): FileRecord.of(path) for path in found}
 
 
 def copy_model_files(checkpoint: Checkpoint, directory: Path) -> dict[str, FileRecord]:
@@ -259,19 +267,30 @@ def write_manifest(directory: Path, manifest: _Manifest) -> None:
     (directory / MANIFEST_FILE).write_text(json.dumps(stored, indent=1) + "\n")
 
 
-def cache_key(checkpoint: Checkpoint, tp: int, dtype: str, runtime: str, buckets: Sequence[Bucket]) -> str:
-    """The content address of an artifact: the same key means the same programs."""
+def cache_key(
+    checkpoint: Checkpoint,
+    tp: int,
+    dtype: str,
+    runtime: RuntimeName,
+    buckets: Sequence[Bucket],
+    cores: str = "",
+) -> str:
+    """The content address of an artifact: the same key means the same programs. cores: the kind compiled for."""
     plan = json.dumps(checkpoint.plan.to_json(), sort_keys=True)
     shapes = ",".join(map(str, buckets))
-    own = [str(FORMAT), checkpoint.digest, plan, str(tp), dtype, runtime, shapes]
-    parts = [*own, _code_digest(), *versions().values()]
+    own = [str(FORMAT), checkpoint.digest, plan, str(tp), dtype, runtime, shapes, cores]
+    parts = [*own, _code_digest(), *versions(runtime).values()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 @cache
-def versions() -> dict[str, str]:
-    """Versions of the packages that shape a program."""
-    return {name: version(name) for name in ("tpray", "torch", "transformers")}
+def versions(runtime: RuntimeName = "cpu") -> dict[str, str]:
+    """Versions of the packages that shape a program of ``runtime``, those that are installed here."""
+    found = {}
+    for name in ("tpray", "torch", "transformers", *neuron_env.PACKAGES.get(runtime, ())):
+        with suppress(PackageNotFoundError):  # a machine without accelerators may still look at an artifact
+            found[name] = version(name)
+    return found
 
 
 def now() -> str:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tpray.config import DtypeName, RuntimeName
-from tpray.errors import ConfigError
 from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
 from tpray.runtime.buckets import Bucket
+from tpray.runtime.neuron_env import NeuronPlace, detect
 
 
 class Program(Protocol):
@@ -37,13 +37,23 @@ class Runtime(Protocol):
     """One kind of core. Calls are made in the process of the rank, within `parallel_state.use`."""
 
     name: RuntimeName
+    attention: str  # transformers' implementation of it that is traced: sdpa or eager
+    compiles_alone: bool  # whether a rank can trace while the others do not
 
     def choose_dtype(self, asked: DtypeName) -> str:
         """The dtype to trace in.
 
         Raises:
-            ConfigError: the cores cannot compute in ``asked``; the message names what they can.
+            tpray.errors.ConfigError: the cores cannot compute in ``asked``; the message names what they can.
         """
+        ...
+
+    def default_buckets(self, max_length: int) -> tuple[Bucket, ...]:
+        """The shapes to trace for when nobody says which; none where a program takes any."""
+        ...
+
+    def join(self, rank: int, size: int) -> None:
+        """Enter what the runtime's own collectives need, before any use of the device; all ranks do it at once."""
         ...
 
     def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
@@ -51,7 +61,8 @@ class Runtime(Protocol):
 
         One program for any B and any S up to ``max_length``, or one for each of ``buckets``.
 
-        Nothing is communicated: every rank traces alone.
+        Raises:
+            CompileError: the compiler failed.
         """
         ...
 
@@ -82,14 +93,13 @@ class Runtime(Protocol):
         ...
 
 
-def runtime_for(name: RuntimeName) -> Runtime:
-    """The runtime called ``name``; ``auto`` is the CPU.
-
-    Raises:
-        ConfigError: there is no such runtime in this release.
-    """
+def runtime_for(name: RuntimeName, place: NeuronPlace | None = None) -> Runtime:
+    """The runtime called ``name``; ``auto`` is what this machine has. place: of the rank's cores, on NeuronCores."""
     from tpray.runtime.cpu import CpuRuntime
+    from tpray.runtime.neuron import NeuronRuntime
+    from tpray.runtime.neuron_xla import NeuronXlaRuntime
 
-    if name in ("auto", "cpu"):
+    chosen = detect() if name == "auto" else name
+    if chosen == "cpu":
         return CpuRuntime()
-    raise ConfigError(f"runtime {name!r} is not in this release of tpray; it has: cpu")
+    return (NeuronRuntime if chosen == "neuron" else NeuronXlaRuntime)(place or NeuronPlace())

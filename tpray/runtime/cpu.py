@@ -20,10 +20,10 @@ from tpray.runtime import passes
 from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
 from tpray.runtime.base import Program
 from tpray.runtime.buckets import Bucket
-from tpray.runtime.function import FunctionProgram, record_of
+from tpray.runtime.function import FunctionProgram
 from tpray.runtime.int8 import mark_int8, quantise_linears
 from tpray.runtime.packing import Rows, pack_rows, plain_copy, run_packed
-from tpray.runtime.program import as_module, load_programs, save_programs
+from tpray.runtime.program import as_module, export, inputs_of, load_programs, record_program, save_programs
 
 log = logging.getLogger("tpray.runtime.cpu")
 
@@ -82,12 +82,6 @@ class CpuProgram:
         return (run_packed(self.packed, rows, inputs),)
 
 
-def _outputs(program: torch.export.ExportedProgram) -> list[Tensor]:
-    """What the program returns to its caller, as the trace recorded it; not the buffers that it changes."""
-    nodes = {node.name: node for node in program.graph.nodes}
-    return [nodes[name].meta["val"] for name in program.graph_signature.user_outputs if isinstance(name, str)]
-
-
 class BucketProgram:
     """One lowered program for each bucket; each has weights that are packed for it."""
 
@@ -106,6 +100,14 @@ class CpuRuntime:
     """See `tpray.runtime.base.Runtime`."""
 
     name: RuntimeName = "cpu"
+    attention = "sdpa"
+    compiles_alone = True
+
+    def default_buckets(self, max_length: int) -> tuple[Bucket, ...]:
+        return ()
+
+    def join(self, rank: int, size: int) -> None:
+        """The group's `Collective` is all there is."""
 
     def choose_dtype(self, asked: DtypeName) -> str:
         """``auto`` is bfloat16 where the cores multiply it natively, else float32."""
@@ -122,10 +124,7 @@ class CpuRuntime:
 
     def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
         if buckets:
-            shapes = [torch.full(bucket, 2, dtype=torch.int64) for bucket in buckets]
-            self.trace_function(
-                shard, [(ids, torch.ones_like(ids), torch.zeros_like(ids)) for ids in shapes], directory
-            )
+            self.trace_function(shard, list(map(inputs_of, buckets)), directory)
             return
         batch, sequence = (
             torch.export.Dim("batch", min=1),
@@ -152,13 +151,9 @@ class CpuRuntime:
     def trace_function(
         self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
     ) -> list[ProgramRecord]:
-        with torch.no_grad():
-            programs = [torch.export.export(module, example, strict=False) for example in examples]
+        programs = export(module, examples)
         save_programs(programs, directory)
-        return [
-            ProgramRecord(inputs=tuple(map(record_of, example)), outputs=tuple(map(record_of, _outputs(program))))
-            for example, program in zip(examples, programs, strict=True)
-        ]
+        return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]
 
     def load_function(self, artifact: FunctionArtifact, rank: int) -> FunctionProgram:
         records = artifact.manifest.programs

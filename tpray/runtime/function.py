@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from tpray.errors import ConfigError, TraceError
@@ -51,7 +50,7 @@ class FunctionProgram:
     packs_rows = False
 
     def __init__(
-        self, modules: Sequence[GraphModule], records: Sequence[ProgramRecord], state: Mapping[Tensor, int]
+        self, modules: Sequence[Callable[..., Sequence[Tensor]]], records: Sequence[ProgramRecord], state: Mapping[Tensor, int]
     ) -> None:
         shapes = [tuple(record.shape for record in program.inputs) for program in records]
         self._modules = dict(zip(shapes, modules, strict=True))

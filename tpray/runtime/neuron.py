@@ -32,7 +32,7 @@ from tpray.runtime.buckets import Bucket
 from tpray.runtime.function import FunctionProgram
 from tpray.runtime.neuron_env import NeuronPlace, check_installed
 from tpray.runtime.neuron_graph import Collectives, compile_error
-from tpray.runtime.program import as_module, load_programs, record_program, save_programs
+from tpray.runtime.program import as_module, export, inputs_of, load_programs, record_program, save_programs
 
 log = logging.getLogger("tpray.runtime.neuron")
 
@@ -99,8 +99,8 @@ class NeuronRuntime:
         dist.init_process_group(DEVICE, rank=rank, world_size=size, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
 
     def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
-        examples = [neuron_graph.inputs_of(bucket) for bucket in buckets or self.default_buckets(max_length)]
-        programs = neuron_graph.export(shard, examples)
+        examples = [inputs_of(bucket) for bucket in buckets or self.default_buckets(max_length)]
+        programs = export(shard, examples)
         self._save(programs, examples, directory)
 
     def load(self, artifact: Artifact, rank: int) -> Program:
@@ -111,7 +111,7 @@ class NeuronRuntime:
     def trace_function(
         self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
     ) -> list[ProgramRecord]:
-        programs = neuron_graph.export(module, examples)
+        programs = export(module, examples)
         self._save(programs, examples, directory)
         return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]
 

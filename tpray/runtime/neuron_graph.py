@@ -8,14 +8,13 @@ Legend: B batch, S sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import Tensor
 from torch.fx import GraphModule
 
 from tpray.config import DtypeName
@@ -49,18 +48,6 @@ def choose_dtype(asked: DtypeName) -> str:
 def default_buckets(max_length: int) -> tuple[Bucket, ...]:
     """`DEFAULT_BUCKETS`, no longer than ``max_length``."""
     return tuple(sorted({Bucket(batch, min(length, max_length)) for batch, length in DEFAULT_BUCKETS}))
-
-
-def inputs_of(bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
-    """Example ids, mask and types int64 ``[B, S]``."""
-    ids = torch.full(bucket, 2, dtype=torch.int64)
-    return ids, torch.ones_like(ids), torch.zeros_like(ids)
-
-
-def export(module: nn.Module, examples: Sequence[tuple[Tensor, ...]]) -> list[ExportedProgram]:
-    """One program of static shapes for each of ``examples``."""
-    with torch.no_grad():
-        return [torch.export.export(module, example, strict=False) for example in examples]
 
 
 def lower(module: GraphModule, device: Any, collectives: Collectives) -> int:

@@ -33,7 +33,7 @@ from tpray.runtime.buckets import Bucket
 from tpray.runtime.function import FunctionProgram
 from tpray.runtime.neuron_env import NeuronPlace, check_installed
 from tpray.runtime.neuron_graph import Collectives, compile_error
-from tpray.runtime.program import record_program
+from tpray.runtime.program import export, inputs_of, record_program
 
 log = logging.getLogger("tpray.runtime.neuron_xla")
 
@@ -90,7 +90,7 @@ class NeuronXlaRuntime:
 
     def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
         self.trace_function(
-            shard, [neuron_graph.inputs_of(b) for b in buckets or self.default_buckets(max_length)], directory
+            shard, [inputs_of(b) for b in buckets or self.default_buckets(max_length)], directory
         )
 
     def load(self, artifact: Artifact, rank: int) -> Program:
@@ -122,7 +122,7 @@ class NeuronXlaRuntime:
         remove_stale_locks(Path(os.environ["NEURON_COMPILE_CACHE_URL"]))
         records = []
         for number, (program, example) in enumerate(
-            zip(neuron_graph.export(module, examples), examples, strict=True)
+            zip(export(module, examples), examples, strict=True)
         ):
             graph: Any = program.module(check_guards=False)
             neuron_graph.lower(graph, xm.xla_device(), Collectives(all_reduce, all_gather, broadcast))

@@ -16,11 +16,17 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from tpray.errors import ArtifactError
+from tpray.errors import ArtifactError, ConfigError
+from tpray.runtime.artifact import ProgramRecord
+from tpray.runtime.buckets import Bucket
+from tpray.runtime.function import record_of
+
+SERIALISER = "2.13"
+"""The release of torch whose serialiser this is."""
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -29,13 +35,38 @@ ALLOWED = ("aten", "tpray", "_operator", "math")
 _ALLOWED_FUNCTIONS = ("torch.sym_not", "torch.sym_min", "torch.sym_max", "torch.sym_sum")  # arithmetic of sizes
 
 
+def inputs_of(bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
+    """Example ids, mask and types int64 ``[B, S]``."""
+    ids = torch.full(bucket, 2, dtype=torch.int64)
+    return ids, torch.ones_like(ids), torch.zeros_like(ids)
+
+
+def export(module: nn.Module, examples: Sequence[tuple[Tensor, ...]]) -> list[ExportedProgram]:
+    """One program of static shapes for each of ``examples``."""
+    with torch.no_grad():
+        return [torch.export.export(module, example, strict=False) for example in examples]
+
+
+def record_program(program: ExportedProgram, example: tuple[Tensor, ...]) -> ProgramRecord:
+    """What goes in and what comes back to the caller, as the trace recorded it; not the buffers that it changes."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    outputs = [nodes[name].meta["val"] for name in program.graph_signature.user_outputs if isinstance(name, str)]
+    return ProgramRecord(inputs=tuple(map(record_of, example)), outputs=tuple(map(record_of, outputs)))
+
+
 def graph_file(number: int) -> str:
     """What the file of program ``number``, from 0, is called."""
     return f"program_{number}.json"
 
 
 def save_programs(programs: Sequence[ExportedProgram], directory: Path) -> None:
-    """Write programs of one module, traced for different shapes; its tensors are stored once."""
+    """Write programs of one module, traced for different shapes; its tensors are stored once.
+
+    Raises:
+        ConfigError: this is not the torch whose serialiser is used.
+    """
+    if not torch.__version__.startswith(f"{SERIALISER}."):
+        raise ConfigError(f"this runtime needs torch {SERIALISER}, and this is {torch.__version__}: install that one")
     from torch._export.serde import serialize as serde
 
     tensors: dict[str, Tensor] = {}
