@@ -16,7 +16,9 @@ from tpray import __version__
 from tpray.config import (
     BatchConfig,
     DtypeName,
+    InstanceFamily,
     ModelConfig,
+    NeuronLayout,
     ParallelConfig,
     RuntimeName,
     ServeConfig,
@@ -90,7 +92,20 @@ Runtime = Annotated[RuntimeName, typer.Option(envvar="TPRAY_RUNTIME", help="The 
 CoresPerRank = Annotated[
     int | None,
     typer.Option(
-        min=1, envvar="TPRAY_CORES_PER_RANK", help="CPU cores of each rank.", show_default="shared out evenly"
+        min=1,
+        envvar="TPRAY_CORES_PER_RANK",
+        help="Cores of each rank.",
+        show_default="one NeuronCore; CPU cores shared out evenly",
+    ),
+]
+Family = Annotated[
+    InstanceFamily | None,
+    typer.Option("--instance-family", envvar="TPRAY_INSTANCE_FAMILY", help="Of NeuronCores.", show_default="this one's"),
+]
+Layout = Annotated[
+    NeuronLayout,
+    typer.Option(
+        "--neuron-layout", envvar="TPRAY_NEURON_LAYOUT", help="On NeuronCores: a process for each rank, or one for all."
     ),
 ]
 
@@ -124,6 +139,8 @@ def serve(
     plan: PlanFile = None,
     buckets: Buckets = None,
     cores_per_rank: CoresPerRank = None,
+    instance_family: Family = None,
+    neuron_layout: Layout = "process-per-rank",
     host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
     max_batch_tokens: Annotated[
@@ -145,7 +162,13 @@ def serve(
 
     config = ServeConfig(
         model=ModelConfig(source=model, dtype=dtype, plan=plan, buckets=parse(buckets) if buckets else ()),
-        parallel=ParallelConfig(tp=tp, cores_per_rank=cores_per_rank, runtime=runtime),
+        parallel=ParallelConfig(
+            tp=tp,
+            cores_per_rank=cores_per_rank,
+            runtime=runtime,
+            instance_family=instance_family,
+            neuron_layout=neuron_layout,
+        ),
         batch=BatchConfig(
             max_batch_tokens=max_batch_tokens,
             max_concurrent_requests=max_concurrent_requests,
@@ -195,6 +218,8 @@ def classify(
     runtime: Runtime = "auto",
     plan: PlanFile = None,
     cores_per_rank: CoresPerRank = None,
+    instance_family: Family = None,
+    neuron_layout: Layout = "process-per-rank",
     pair: Annotated[bool, typer.Option("--pair", help="The two texts are one pair.")] = False,
     input_file: Annotated[
         Path | None,

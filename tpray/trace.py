@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpray.config import ParallelConfig
 from tpray.errors import ConfigError
 from tpray.group.blocking import LoopThread
-from tpray.group.cores import cores_per_rank, usable_cores
+from tpray.group.cores import usable_cores
 from tpray.group.function import FunctionGroup, TraceJob
+from tpray.group.placement import Layout
 from tpray.group.ranks import Ranks, RayRanks
 from tpray.group.worker import MakeModel
 from tpray.runtime.artifact import MANIFEST_FILE, FunctionArtifact
@@ -184,10 +186,10 @@ def parallel_model_load(model_dir: str | Path, ranks: MakeRanks | None = None) -
 def _ray_ranks(tp: int) -> Ranks:
     from tpray.group.cluster import ensure_ray
 
-    threads = cores_per_rank(len(usable_cores()), tp)
-    if ensure_ray(max(len(usable_cores()), tp * threads)):
+    layout = Layout.of(ParallelConfig(tp=tp))
+    if ensure_ray(max(len(usable_cores()), tp * layout.threads)):
         atexit.register(_shut_down)
-    return RayRanks(tp, "auto", threads)
+    return RayRanks(layout)
 
 
 _started: weakref.WeakSet[ParallelModel] = weakref.WeakSet()

@@ -16,7 +16,6 @@ from tpray.group.ranks import Ranks
 from tpray.group.worker import FunctionTrace, MakeModel
 from tpray.runtime import artifact as artifacts
 from tpray.runtime.artifact import FunctionArtifact, FunctionManifest
-from tpray.runtime.base import runtime_for
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ class FunctionGroup(RankGroup):
         done = [outcome for outcome in traced if isinstance(outcome, FunctionTrace)]
         manifest = FunctionManifest(
             created=artifacts.now(),
-            versions=artifacts.versions(),
+            versions=artifacts.versions(self.ranks.runtime),
             machine=artifacts.machine(),
-            runtime=runtime_for("auto").name,
+            runtime=self.ranks.runtime,
             tp=self.ranks.tp,
             ranks=tuple(outcome.record for outcome in done),
             programs=done[0].programs,

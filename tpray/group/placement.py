@@ -4,12 +4,14 @@ The bundle carries the cores of the whole group, and the ranks and the group's o
 either places all of them on one node or none. Inside a Serve replica the placement group is the replica's
 own; elsewhere the group makes one, on the node of its owner, since the wire does not cross nodes.
 
-Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html
+Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html, accelerators.html
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.placement_group import (
@@ -18,16 +20,79 @@ from ray.util.placement_group import (
     placement_group,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from tpray.config import InstanceFamily, NeuronLayout, ParallelConfig, RuntimeName
 from tpray.errors import PlacementError
+from tpray.group.cores import cores_per_rank, usable_cores
+from tpray.runtime.neuron_env import detect, instance_family
 
 STRATEGY = "STRICT_PACK"
+NEURON_CORES = "neuron_cores"
+"""Ray's resource. It counts logical cores, gives whole ones, and their ids to the actors."""
 
 
-def bundle(tp: int, threads: int) -> dict[str, float]:
-    """What one group of ``tp`` ranks with ``threads`` cores each takes from its node."""
-    return {"CPU": float(tp * threads)}
+@dataclass(frozen=True)
+class Layout:
+    """How a group lies on its node: ``tp`` ranks of ``width`` cores each. family, lnc: see `NeuronPlace`."""
+
+    tp: int
+    runtime: RuntimeName
+    width: int
+    processes: NeuronLayout = "process-per-rank"
+    family: InstanceFamily | None = None
+    lnc: int | None = None
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, replicas: int = 1) -> Layout:
+        """What a configuration says, with what this machine is where it does not say."""
+        runtime = detect() if parallel.runtime == "auto" else parallel.runtime
+        share = cores_per_rank(len(usable_cores()), parallel.tp * replicas) if runtime == "cpu" else 1
+        width = parallel.cores_per_rank or share
+        family = parallel.instance_family or instance_family()
+        return cls(parallel.tp, runtime, width, parallel.neuron_layout, family, parallel.lnc)
+
+    @property
+    def on_neuron(self) -> bool:
+        """Whether the ranks are on NeuronCores."""
+        return self.runtime in ("neuron", "neuron-xla")
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each rank."""
+        return 1 if self.on_neuron else self.width
+
+    @property
+    def ranks_of(self) -> list[range]:
+        """The ranks of each process."""
+        if self.on_neuron and self.processes == "single-process":
+            return [range(self.tp)]
+        return [range(rank, rank + 1) for rank in range(self.tp)]
+
+    def bundle(self) -> dict[str, float]:
+        """What the group takes from its node."""
+        cpus = {"CPU": float(self.tp * self.threads)}
+        return cpus | ({NEURON_CORES: float(self.tp * self.width)} if self.on_neuron else {})
+
+    def options(self, ranks: range) -> dict[str, Any]:
+        """Ray's options for the actor that holds ``ranks``."""
+        neuron = {"resources": {NEURON_CORES: len(ranks) * self.width}} if self.on_neuron else {}
+        return {"num_cpus": len(ranks) * self.threads} | neuron
+
+
+def shortfall(layout: Layout, nodes: list[dict[str, Any]] | None = None) -> str | None:
+    """Why no node could ever hold the group, in a sentence; None if one could. nodes: default, all that are alive."""
+    found = [node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
+    needs = layout.bundle()
+    if any(all(has.get(name, 0.0) >= amount for name, amount in needs.items()) for has in found):
+        return None
+    names = {"CPU": "CPUs", NEURON_CORES: "NeuronCores"}
+    wanted = " and ".join(f"{amount:g} {names[name]}" for name, amount in needs.items())
+    largest = " and ".join(f"{max((has.get(name, 0.0) for has in found), default=0.0):g} {names[name]}" for name in needs)
+    return (
+        f"a group of {layout.tp} ranks with {layout.width} cores each needs {wanted} on one node, and no node of this Ray "
+        f"has more than {largest}: ask for fewer, or start Ray with more"
+    )
 
 
 class Placement:
@@ -37,7 +102,7 @@ class Placement:
         self._group, self._own = group, own
 
     @classmethod
-    async def acquire(cls, tp: int, threads: int) -> Placement:
+    async def acquire(cls, layout: Layout) -> Placement:
         """The placement group of the replica that calls, or a new one on this node.
 
         Raises:
@@ -48,14 +113,11 @@ class Placement:
             return cls(current, own=False)
         node = ray.get_runtime_context().get_node_id()
         record = next(n for n in ray.nodes() if n["NodeID"] == node)
-        needs, has = tp * threads, record["Resources"].get("CPU", 0.0)
-        if needs > has:
-            raise PlacementError(
-                f"a group of {tp} ranks with {threads} cores each needs {needs} CPUs on one node, and Ray was "
-                f"given {has:g} on this one: ask for fewer, or start Ray with more"
-            )
+        reason = shortfall(layout, [record])
+        if reason is not None:
+            raise PlacementError(reason)
         here = {f"node:{record['NodeManagerAddress']}": 0.001}
-        return cls(placement_group([bundle(tp, threads) | here], strategy=STRATEGY), own=True)
+        return cls(placement_group([layout.bundle() | here], strategy=STRATEGY), own=True)
 
     async def ready(self) -> None:
         """Wait until the node's resources are ours; the caller bounds the wait."""
@@ -70,3 +132,8 @@ class Placement:
         """Give the resources back, if they were taken here; the actors in it die with it."""
         if self._own:
             remove_placement_group(self._group)
+
+
+def outside() -> NodeAffinitySchedulingStrategy:
+    """The scheduling strategy of an actor on this node that is in no placement group."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -7,21 +7,33 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from tpray.config import RuntimeName
-from tpray.errors import GroupError, RankError, TprayError
-from tpray.group.placement import Placement
+from tpray.config import RuntimeName, cache_dir
+from tpray.errors import GroupError, PlacementError, RankError, TprayError
+from tpray.group import lease
+from tpray.group.cores import describe, is_aligned, is_run, to_hold_back
+from tpray.group.host import RankHost
+from tpray.group.lease import CoreLease
+from tpray.group.placement import NEURON_CORES, Layout, Placement, outside
 from tpray.group.worker import RankInfo, ShardWorker
+from tpray.runtime.neuron_env import NeuronPlace, environment
+
+log = logging.getLogger("tpray.group.ranks")
+
+SPAWN_ATTEMPTS = 8
+SPACER_WAIT_S = 10.0
 
 
 class Ranks(Protocol):
     """The ``tp`` ranks of one group."""
 
     tp: int
-    pins: bool  # whether the ranks are processes, which can be kept on cores of their own
+    runtime: RuntimeName
+    pins: bool  # whether the ranks are processes, which can be kept on CPU cores of their own
 
     async def place(self) -> None:
         """Reserve what the ranks need."""
@@ -31,8 +43,18 @@ class Ranks(Protocol):
         """Bring the ranks up, in the reserved place; again after `kill`."""
         ...
 
-    async def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        """Call a `ShardWorker` method on every rank at once; ``each`` gives every rank arguments of its own.
+    async def call(
+        self,
+        method: str,
+        *args: Any,
+        each: Sequence[tuple[Any, ...]] | None = None,
+        at_once: int | None = None,
+    ) -> list[Any]:
+        """Call a `ShardWorker` method on every rank.
+
+        Args:
+            each: arguments of every rank's own, instead of ``args``.
+            at_once: how many processes work at a time; the default is all.
 
         Raises:
             TprayError: what a rank raised, as it raised it.
@@ -50,48 +72,125 @@ class Ranks(Protocol):
 
 
 class RayRanks:
-    """Ranks that are Ray actors in one placement group."""
+    """Ranks in Ray actors, all in one placement group."""
 
-    pins = True
-
-    def __init__(self, tp: int, runtime: RuntimeName, threads: int) -> None:
-        self.tp = tp
-        self._runtime, self._threads = runtime, threads
+    def __init__(self, layout: Layout) -> None:
+        self.tp, self.runtime = layout.tp, layout.runtime
+        self.pins = not layout.on_neuron  # there Ray has given out the cores
+        self._layout = layout
         self._placement: Placement | None = None
+        self._ports: CoreLease | None = None
         self._actors: list[Any] = []
         self._pids: list[int] = []
 
     async def place(self) -> None:
         if self._placement is None:
-            self._placement = await Placement.acquire(self.tp, self._threads)
+            self._placement = await Placement.acquire(self._layout)
             await self._placement.ready()
 
     async def spawn(self) -> list[RankInfo]:
+        layout = self._layout
+        if not layout.on_neuron:
+            self._start_actors()
+            begin = [(ranks, layout.tp, layout.runtime, layout.threads) for ranks in layout.ranks_of]
+        else:
+            cores = await self._spawn_on_cores()
+            self._ports = lease.take_ports(cache_dir() / "ports")
+            begin = [self._begin_on(ranks, cores) for ranks in layout.ranks_of]
+        calls = [actor.begin.remote(*arguments) for actor, arguments in zip(self._actors, begin, strict=True)]
+        infos = [info for infos in await _gather(calls, "begin") for info in infos]
+        self._pids = sorted({info.pid for info in infos})
+        return infos
+
+    def _start_actors(self) -> None:
         import ray
 
         assert self._placement is not None, "place() comes before spawn()"
         # max_restarts=0: a rank that came back alone would sit in no collective; the group restarts whole.
-        actor = ray.remote(ShardWorker).options(
-            num_cpus=self._threads, max_restarts=0, scheduling_strategy=self._placement.strategy()
-        )
-        self._actors = [actor.remote(rank, self.tp, self._runtime, self._threads) for rank in range(self.tp)]
-        infos: list[RankInfo] = await self.call("info")
-        self._pids = [info.pid for info in infos]
-        return infos
+        options = {"max_restarts": 0, "scheduling_strategy": self._placement.strategy()}
+        host = ray.remote(RankHost)
+        self._actors = [host.options(**options, **self._layout.options(r)).remote() for r in self._layout.ranks_of]
 
-    async def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+    async def _spawn_on_cores(self) -> list[int]:
+        """Start the actors in the order of the NeuronCores that Ray gave them; the cores, ascending.
+
+        Ray gives the lowest free ids, which may have gaps. Then the ids that no aligned run may begin with are held
+        by a spacer outside the placement group while the actors are started again. Without room for spacers a run
+        that is not aligned will do.
+
+        Raises:
+            PlacementError: there are gaps, and no way around them was found.
+        """
         import ray
 
-        arguments = each if each is not None else [args] * self.tp
-        refs = [getattr(actor, method).remote(*a) for actor, a in zip(self._actors, arguments, strict=False)]
+        spacers: list[Any] = []
+        room = True
         try:
-            return list(await asyncio.gather(*refs))
-        except ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, TprayError):
-                raise e.cause from None  # the rank's own words; Ray's traceback adds nothing to them
-            raise RankError(f"a rank failed in its phase {method!r}: {e.cause!r}") from e
-        except ray.exceptions.RayError as e:
-            raise RankError(f"a rank died in its phase {method!r}: {_first_sentence(e)}") from e
+            for _ in range(SPAWN_ATTEMPTS):
+                self._start_actors()
+                owned = await _gather([actor.cores.remote() for actor in self._actors], "cores")
+                self._pids = await _gather([actor.pid.remote() for actor in self._actors], "pid")
+                order = sorted(range(len(owned)), key=lambda i: owned[i])
+                self._actors = [self._actors[i] for i in order]
+                ids = [core for i in order for core in owned[i]]
+                if len(ids) != self.tp * self._layout.width:
+                    raise PlacementError(f"Ray gave the ranks the NeuronCores {describe(ids)}, not one set each")
+                if ids == sorted(ids) and (is_aligned(ids) or (is_run(ids) and not room)):
+                    if not is_aligned(ids):
+                        log.warning("NeuronCores %s do not begin at a multiple of %d", describe(ids), len(ids))
+                    return ids
+                if not room:
+                    break
+                log.warning("Ray gave NeuronCores %s, which no group can use together: placing again", describe(ids))
+                await self.kill()
+                held = to_hold_back(sorted(ids)) or ids[:1]
+                spacers.append(
+                    ray.remote(RankHost)
+                    .options(num_cpus=0, resources={NEURON_CORES: len(held)}, scheduling_strategy=outside())
+                    .remote()
+                )
+                try:
+                    await asyncio.wait_for(_gather([spacers[-1].cores.remote()], "cores"), SPACER_WAIT_S)
+                except asyncio.TimeoutError:
+                    ray.kill(spacers.pop())
+                    room = False
+        finally:
+            for spacer in spacers:
+                ray.kill(spacer)
+        raise PlacementError(
+            f"the NeuronCores that are free, {describe(ids)}, are not neighbours: end what holds those between them, or "
+            f"use --tp {max(1, self.tp // 2)}"
+        )
+
+    def _begin_on(self, ranks: range, cores: Sequence[int]) -> tuple[Any, ...]:
+        assert self._ports is not None, "spawn() takes them"
+        layout, width = self._layout, self._layout.width
+        own = cores[ranks.start * width : ranks.stop * width]
+        first, second = self._ports.cores
+        variables = environment(own, ranks, layout.tp, (first, second), layout.lnc, cache_dir() / "neff")
+        each = [tuple(cores[rank * width : (rank + 1) * width]) for rank in ranks]
+        alone = len(ranks) == 1 and layout.processes == "process-per-rank"
+        places = [
+            NeuronPlace(layout.family, layout.lnc, None if alone else i * width) for i in range(len(ranks))
+        ]
+        return ranks, layout.tp, layout.runtime, layout.threads, variables, places, each
+
+    async def call(
+        self,
+        method: str,
+        *args: Any,
+        each: Sequence[tuple[Any, ...]] | None = None,
+        at_once: int | None = None,
+    ) -> list[Any]:
+        arguments = list(each) if each is not None else [args] * self.tp
+        split = [arguments[ranks.start : ranks.stop] for ranks in self._layout.ranks_of]
+        work = [(actor, own) for actor, own in zip(self._actors, split, strict=False) if own]
+        results: list[Any] = []
+        step = at_once or len(work)
+        for start in range(0, len(work), step):
+            refs = [actor.call.remote(method, own) for actor, own in work[start : start + step]]
+            results += [result for own in await _gather(refs, method) for result in own]
+        return results
 
     async def kill(self) -> None:
         import ray
@@ -101,6 +200,9 @@ class RayRanks:
         self._actors = []
         pids, self._pids = self._pids, []
         await asyncio.gather(*map(_wait_gone, pids))
+        if self._ports is not None:
+            self._ports.release()
+            self._ports = None
 
     def release(self) -> None:
         if self._placement is not None:
@@ -108,8 +210,18 @@ class RayRanks:
             self._placement = None
 
 
-_ONE_AT_A_TIME = ("trace", "load", "try_trace_function", "load_function")
-"""What uses torch.export, which is not safe in two threads at once."""
+async def _gather(refs: Sequence[Any], method: str) -> list[Any]:
+    """The results of calls to all ranks at once; Ray's errors translated."""
+    import ray
+
+    try:
+        return list(await asyncio.gather(*refs))
+    except ray.exceptions.RayTaskError as e:
+        if isinstance(e.cause, TprayError):
+            raise e.cause from None  # the rank's own words; Ray's traceback adds nothing to them
+        raise RankError(f"a rank failed in its phase {method!r}: {e.cause!r}") from e
+    except ray.exceptions.RayError as e:
+        raise RankError(f"a rank died in its phase {method!r}: {_first_sentence(e)}") from e
 
 
 class ThreadRanks:
@@ -118,29 +230,33 @@ class ThreadRanks:
     pins = False
 
     def __init__(self, tp: int, runtime: RuntimeName = "cpu", threads: int = 1) -> None:
-        self.tp = tp
-        self._runtime, self._threads = runtime, threads
-        self.workers: list[ShardWorker] = []
+        self.tp, self.runtime = tp, runtime
+        self._threads = threads
+        self._host = RankHost()
+
+    @property
+    def workers(self) -> list[ShardWorker]:
+        """The ranks themselves."""
+        return self._host.workers
 
     async def place(self) -> None:
         return None
 
     async def spawn(self) -> list[RankInfo]:
-        self.workers = [
-            ShardWorker(rank, self.tp, self._runtime, self._threads, exit_process=_stay) for rank in range(self.tp)
-        ]
-        return [worker.info() for worker in self.workers]
+        self._host = RankHost()
+        return self._host.begin(range(self.tp), self.tp, self.runtime, self._threads, exit_process=_stay)
 
-    async def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        arguments = each if each is not None else [args] * self.tp
-        bound = [getattr(worker, method) for worker in self.workers]
-        if method in _ONE_AT_A_TIME:
-            return [await asyncio.to_thread(f, *a) for f, a in zip(bound, arguments, strict=False)]
-        calls = (asyncio.to_thread(f, *a) for f, a in zip(bound, arguments, strict=False))
-        return list(await asyncio.gather(*calls))
+    async def call(
+        self,
+        method: str,
+        *args: Any,
+        each: Sequence[tuple[Any, ...]] | None = None,
+        at_once: int | None = None,
+    ) -> list[Any]:
+        return await asyncio.to_thread(self._host.call, method, each if each is not None else [args] * self.tp)
 
     async def kill(self) -> None:
-        self.workers = []
+        self._host.workers = []
 
     def release(self) -> None:
         return None

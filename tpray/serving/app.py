@@ -23,9 +23,8 @@ from tpray import __version__
 from tpray.config import BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.errors import PayloadTooLargeError
 from tpray.group.cluster import keep_replica_on_loopback
-from tpray.group.cores import cores_per_rank, usable_cores
 from tpray.group.group import ShardGroup
-from tpray.group.placement import STRATEGY, bundle
+from tpray.group.placement import STRATEGY, Layout
 from tpray.group.ranks import RayRanks
 from tpray.group.store import Source
 from tpray.serving import progress, tei
@@ -94,12 +93,6 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
     return bytes(body)
 
 
-def threads_of(config: ServeConfig) -> int:
-    """Cores of each rank: as configured, or this machine's shared out among all ranks of all replicas."""
-    parallel = config.parallel
-    return parallel.cores_per_rank or cores_per_rank(len(usable_cores()), parallel.tp * config.replicas)
-
-
 @serve.deployment(name=DEPLOYMENT_NAME)
 @serve.ingress(api)
 class Classifier:
@@ -111,10 +104,9 @@ class Classifier:
         keep_replica_on_loopback()
         self._config = config
         parallel = config.parallel
-        threads = threads_of(config)
-        source = Source(config.model, parallel.tp, parallel.runtime)
+        source = Source.of(config.model, parallel)
         report = progress.Sender(progress_address)
-        ranks = RayRanks(parallel.tp, parallel.runtime, threads)
+        ranks = RayRanks(Layout.of(parallel))
         group = ShardGroup(source, ranks, config.batch.step_timeout_s, report.phase)
         self._engine = Engine(group, config.batch)
         try:
@@ -253,15 +245,15 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 def application(config: ServeConfig, progress_address: str | None = None) -> serve.Application:
     """The Serve application of a configuration, reporting its start to ``progress_address`` if there is one."""
-    threads = threads_of(config)
+    layout = Layout.of(config.parallel, config.replicas)
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
-    parallel = config.parallel.model_copy(update={"cores_per_rank": threads})
+    parallel = config.parallel.model_copy(update={"cores_per_rank": layout.width, "runtime": layout.runtime})
     config = config.model_copy(update={"parallel": parallel})
     deployable: Any = Classifier  # a serve.Deployment, which the decorators' types do not say
     deployment = deployable.options(
         num_replicas=config.replicas,
         ray_actor_options={"num_cpus": 0},
-        placement_group_bundles=[bundle(parallel.tp, threads)],
+        placement_group_bundles=[layout.bundle()],
         placement_group_strategy=STRATEGY,
         # Admission is the batcher's, whose limit answers 429; Serve's own must not come first.
         max_ongoing_requests=4 * config.batch.max_concurrent_requests,

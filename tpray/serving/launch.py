@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from urllib.request import urlopen
 
 from tpray.config import ServeConfig
-from tpray.errors import ConfigError, GroupError, TprayError
+from tpray.errors import ConfigError, GroupError, PlacementError, TprayError
 from tpray.group.cores import usable_cores
 from tpray.group.life import PhaseReport
 from tpray.group.store import Source, check_source
@@ -81,12 +81,13 @@ class Server:
 
     def __enter__(self) -> Server:
         config, parallel = self.config, self.config.parallel
-        check_source(Source(config.model, parallel.tp, parallel.runtime))
+        check_source(Source.of(config.model, parallel))
         check_port(self.host, self.port)
         from tpray.group.cluster import start_ray
-        from tpray.serving.app import threads_of
+        from tpray.group.placement import Layout, shortfall
 
-        cores, needed = len(usable_cores()), parallel.tp * threads_of(config) * config.replicas
+        layout = Layout.of(parallel, config.replicas)
+        cores, needed = len(usable_cores()), parallel.tp * layout.threads * config.replicas
         if needed > cores:
             log.warning(
                 "%d ranks want %d cores and this machine has %d: they run unpinned and share them",
@@ -96,6 +97,9 @@ class Server:
             folder = Path(tempfile.mkdtemp(prefix="tpray-"))
             os.environ |= {name: os.environ.get(name, value) for name, value in haproxy.settings(folder).items()}
             start_ray(max(cores, needed), folder)
+            reason = shortfall(layout)
+            if reason is not None:
+                raise PlacementError(reason)
             catch_signals()  # Ray has put a handler of its own in their place
             self._deploy()
         except BaseException:

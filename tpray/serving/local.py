@@ -7,16 +7,25 @@ import atexit
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from tpray.config import BatchConfig, DtypeName, ModelConfig, ParallelConfig, RuntimeName
+from tpray.config import (
+    BatchConfig,
+    DtypeName,
+    InstanceFamily,
+    ModelConfig,
+    NeuronLayout,
+    ParallelConfig,
+    RuntimeName,
+)
 from tpray.errors import ConfigError
 from tpray.group.blocking import LoopThread
-from tpray.group.cores import cores_per_rank, usable_cores
+from tpray.group.cores import usable_cores
 from tpray.group.group import ShardGroup
 from tpray.group.life import PhaseReport
+from tpray.group.placement import Layout
 from tpray.group.ranks import Ranks, RayRanks
 from tpray.group.store import Source, check_source
 from tpray.group.wire import Array
@@ -167,6 +176,9 @@ def load(
     out: Path | None = None,
     progress: Any = None,
     ranks: Ranks | None = None,
+    instance_family: InstanceFamily | None = None,
+    neuron_layout: NeuronLayout = "process-per-rank",
+    lnc: Literal[1, 2] | None = None,
 ) -> LocalClassifier:
     """Bring up one group on this machine, starting Ray here if there is none.
 
@@ -181,21 +193,24 @@ def load(
         out: keep the traced artifact in this directory instead of the cache.
         progress: called with a `PhaseReport` after each start-up phase.
         ranks: where the ranks come from, when they are not to be Ray actors.
+        instance_family, neuron_layout, lnc: on NeuronCores; see `tpray.config.ParallelConfig`.
 
     Raises:
         TprayError: the model, the degree or the machine will not do; the message says what would.
     """
     shapes = parse(buckets) if isinstance(buckets, str) else tuple(buckets)
     named = None if model is None else str(model)
-    source = Source(ModelConfig(source=named, dtype=dtype, plan=plan, buckets=shapes), tp, runtime, out)
-    parallel = ParallelConfig(tp=tp, cores_per_rank=cores, runtime=runtime)
+    parallel = ParallelConfig(
+        tp=tp, cores_per_rank=cores, runtime=runtime, instance_family=instance_family, neuron_layout=neuron_layout, lnc=lnc
+    )
+    source = Source.of(ModelConfig(source=named, dtype=dtype, plan=plan, buckets=shapes), parallel, out)
     check_source(source)  # before anything is started
     owns_ray = False
     if ranks is None:
         from tpray.group.cluster import ensure_ray
 
-        threads = parallel.cores_per_rank or cores_per_rank(len(usable_cores()), tp)
-        owns_ray = ensure_ray(max(len(usable_cores()), tp * threads))
-        ranks = RayRanks(tp, runtime, threads)
+        layout = Layout.of(parallel)
+        owns_ray = ensure_ray(max(len(usable_cores()), tp * layout.threads))
+        ranks = RayRanks(layout)
     group = ShardGroup(source, ranks, BatchConfig().step_timeout_s, progress)
     return LocalClassifier(group, BatchConfig(), owns_ray)
