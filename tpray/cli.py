@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -100,7 +100,13 @@ CoresPerRank = Annotated[
 ]
 Family = Annotated[
     InstanceFamily | None,
-    typer.Option("--instance-family", envvar="TPRAY_INSTANCE_FAMILY", help="Of NeuronCores.", show_default="this one's"),
+    typer.Option(
+        "--instance-family", envvar="TPRAY_INSTANCE_FAMILY", help="Of NeuronCores.", show_default="this one's"
+    ),
+]
+LogicalCores = Annotated[
+    Literal["1", "2"] | None,
+    typer.Option("--lnc", envvar="TPRAY_LNC", help="Physical NeuronCores in a logical one.", show_default="Neuron's"),
 ]
 Layout = Annotated[
     NeuronLayout,
@@ -141,6 +147,7 @@ def serve(
     cores_per_rank: CoresPerRank = None,
     instance_family: Family = None,
     neuron_layout: Layout = "process-per-rank",
+    lnc: LogicalCores = None,
     host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
     max_batch_tokens: Annotated[
@@ -168,6 +175,7 @@ def serve(
             runtime=runtime,
             instance_family=instance_family,
             neuron_layout=neuron_layout,
+            lnc=_number(lnc),
         ),
         batch=BatchConfig(
             max_batch_tokens=max_batch_tokens,
@@ -246,7 +254,16 @@ def classify(
         raise ConfigError(f"there is no file {input_file}")
     if output_file is not None and not output_file.absolute().parent.is_dir():
         raise ConfigError(f"there is no folder {output_file.absolute().parent} to write {output_file.name} in")
-    with _load(model, tp, dtype, runtime, cores_per_rank, plan=plan) as classifier:
+    with _load(
+        model,
+        tp=tp,
+        dtype=dtype,
+        runtime=runtime,
+        cores=cores_per_rank,
+        plan=plan,
+        instance_family=instance_family,
+        neuron_layout=neuron_layout,
+    ) as classifier:
         if input_file is not None:
             done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err)
             err.print(f"{done.classified} classified, {done.refused} refused", highlight=False)
@@ -279,6 +296,9 @@ def trace(
     dtype: Dtype = "auto",
     runtime: Runtime = "auto",
     plan: PlanFile = None,
+    instance_family: Family = None,
+    neuron_layout: Layout = "process-per-rank",
+    lnc: LogicalCores = None,
     buckets: Annotated[
         str | None,
         typer.Option(
@@ -308,7 +328,18 @@ def trace(
         err.print(f"Buckets: {buckets}", highlight=False)
     elif samples is not None:
         raise ConfigError("--samples is for --buckets auto")
-    with _load(model, tp, dtype, runtime, None, out_dir, plan, buckets) as classifier:
+    with _load(
+        model,
+        tp=tp,
+        dtype=dtype,
+        runtime=runtime,
+        out=out_dir,
+        plan=plan,
+        buckets=buckets or (),
+        instance_family=instance_family,
+        neuron_layout=neuron_layout,
+        lnc=_number(lnc),
+    ) as classifier:
         artifact = classifier.group.artifact
         assert artifact is not None, "a loaded group has an artifact"
     out.print(str(artifact.directory), soft_wrap=True, highlight=False)
@@ -486,16 +517,7 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
     out.print(table)
 
 
-def _load(
-    model: str | None,
-    tp: int,
-    dtype: DtypeName,
-    runtime: RuntimeName,
-    cores: int | None,
-    out_dir: Path | None = None,
-    plan: Path | None = None,
-    buckets: str | None = None,
-) -> LocalClassifier:
+def _load(model: str | None, **options: Any) -> LocalClassifier:
     from tpray.serving.local import load
 
     with err.status(f"Starting {model or 'the embedded demo'}") as status:
@@ -503,7 +525,12 @@ def _load(
         def show(report: PhaseReport) -> None:
             status.update(f"{report.name} done")
 
-        return load(model, tp, dtype, runtime, cores, plan, buckets or (), out_dir, show)
+        return load(model, progress=show, **options)
+
+
+def _number(lnc: Literal["1", "2"] | None) -> Literal[1, 2] | None:
+    """Typer takes words to choose from, the configuration numbers."""
+    return None if lnc is None else 1 if lnc == "1" else 2
 
 
 def _show_phase(report: PhaseReport) -> None:

@@ -19,8 +19,9 @@ from tpray.runtime.neuron_env import NeuronPlace
 if TYPE_CHECKING:
     from tpray.group.worker import RankInfo, ShardWorker
 
-_ONE_AT_A_TIME = ("trace", "load", "try_trace_function", "load_function")
-"""What uses torch.export, which is not safe in two threads at once; and what loads one module after another."""
+_ONE_AT_A_TIME = ("trace", "try_trace_function")
+_LOADS = ("load", "load_function")
+"""torch.export is not safe in two threads at once, and loading a CPU program uses it too. NeuronCores load together."""
 
 
 class RankHost:
@@ -29,6 +30,7 @@ class RankHost:
     def __init__(self) -> None:
         self.workers: list[ShardWorker] = []
         self._threads: ThreadPoolExecutor | None = None
+        self._in_turn: tuple[str, ...] = ()
 
     def cores(self) -> tuple[int, ...]:
         """The NeuronCores that Ray gave this process, ascending; () on CPUs."""
@@ -71,6 +73,7 @@ class RankHost:
             ShardWorker(rank, tp, runtime, threads, exit_process, place, own)
             for rank, place, own in zip(ranks, places, cores or [()] * len(ranks), strict=True)
         ]
+        self._in_turn = (*_ONE_AT_A_TIME, *_LOADS) if runtime in ("auto", "cpu") else _ONE_AT_A_TIME
         if len(ranks) > 1:
             self._threads = ThreadPoolExecutor(len(ranks), thread_name_prefix="tpray-host")
         return [worker.info() for worker in self.workers]
@@ -82,7 +85,7 @@ class RankHost:
             TprayError: what the first rank to fail raised.
         """
         bound = [getattr(worker, method) for worker in self.workers]
-        if self._threads is None or method in _ONE_AT_A_TIME:
+        if self._threads is None or method in self._in_turn:
             return [f(*own) for f, own in zip(bound, arguments, strict=False)]
         futures = [self._threads.submit(f, *own) for f, own in zip(bound, arguments, strict=False)]
         for done in wait(futures, return_when=FIRST_EXCEPTION).done:

@@ -170,9 +170,7 @@ class RayRanks:
         variables = environment(own, ranks, layout.tp, (first, second), layout.lnc, cache_dir() / "neff")
         each = [tuple(cores[rank * width : (rank + 1) * width]) for rank in ranks]
         alone = len(ranks) == 1 and layout.processes == "process-per-rank"
-        places = [
-            NeuronPlace(layout.family, layout.lnc, None if alone else i * width) for i in range(len(ranks))
-        ]
+        places = [NeuronPlace(layout.family, layout.lnc, None if alone else i * width) for i in range(len(ranks))]
         return ranks, layout.tp, layout.runtime, layout.threads, variables, places, each
 
     async def call(

@@ -184,7 +184,12 @@ class ArtifactStore:
         self._checkpoint = found
         self._dtype = self._runtime.choose_dtype(self._source.model.dtype)
         key = await asyncio.to_thread(
-            artifacts.cache_key, found, self._source.tp, self._dtype, self._runtime.name, self._buckets(found),
+            artifacts.cache_key,
+            found,
+            self._source.tp,
+            self._dtype,
+            self._runtime.name,
+            self._buckets(found),
             f"{self._source.instance_family} {self._source.lnc}",
         )  # reads every weight once
         self._directory = self._source.out or cache_dir() / "artifacts" / key

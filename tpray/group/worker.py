@@ -133,7 +133,7 @@ class ShardWorker:
         except Exception as e:
             raise RankError(
                 f"rank {self.rank} cannot start the runtime {self._runtime.name} on cores "
-                f"{cores.describe(self._neuron_cores)}: {e}. `tpray doctor` says what is wrong with them, or who has them"
+                f"{cores.describe(self._neuron_cores)}: {e}. `tpray doctor` says what is wrong, or who has them"
             ) from e
         threading.Thread(target=self._answer, args=(sock,), name=f"tpray-rank-{self.rank}", daemon=True).start()
 

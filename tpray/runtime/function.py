@@ -50,7 +50,10 @@ class FunctionProgram:
     packs_rows = False
 
     def __init__(
-        self, modules: Sequence[Callable[..., Sequence[Tensor]]], records: Sequence[ProgramRecord], state: Mapping[Tensor, int]
+        self,
+        modules: Sequence[Callable[..., Sequence[Tensor]]],
+        records: Sequence[ProgramRecord],
+        state: Mapping[Tensor, int],
     ) -> None:
         shapes = [tuple(record.shape for record in program.inputs) for program in records]
         self._modules = dict(zip(shapes, modules, strict=True))

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,17 +44,24 @@ DEVICE = "neuron"  # never with an index: a process sees its own cores only
 Compiled = Callable[..., Sequence[Tensor]]
 
 
+def _everyone() -> Any:
+    return dist.group.WORLD  # None, as its type says, only before the group is made
+
+
 def _all_reduce(x: Tensor) -> Tensor:
     wide = torch.float32 if x.dtype is torch.bfloat16 else x.dtype  # neuronx-distributed's reduce_dtype
-    return functional.all_reduce(x.to(wide), "sum", dist.group.WORLD).to(x.dtype)
+    total: Tensor = functional.all_reduce(x.to(wide), "sum", _everyone())
+    return total.to(x.dtype)
 
 
 def _all_gather(x: Tensor, dim: int, size: int) -> Tensor:
-    return functional.all_gather_tensor(x, dim, dist.group.WORLD)
+    gathered: Tensor = functional.all_gather_tensor(x, dim, _everyone())
+    return gathered
 
 
 def _broadcast(x: Tensor, source: int) -> Tensor:
-    return functional.broadcast(x, source, dist.group.WORLD)
+    copied: Tensor = functional.broadcast(x, source, _everyone())
+    return copied
 
 
 class NeuronProgram:

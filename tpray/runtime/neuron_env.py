@@ -2,8 +2,8 @@
 
 Nothing here imports torch, since importing torch may load Neuron's backend, which reads the environment once.
 
-Two stacks carry the distribution name ``torch-neuronx``: TorchNeuron (2.13 and newer: Trn2, Trn3), the runtime
-``neuron``; and the XLA one (up to 2.9: Inf2, Trn1, Trn2), the runtime ``neuron-xla``. One environment holds one of them.
+Two stacks carry the distribution name ``torch-neuronx``, and one environment holds one of them: TorchNeuron (2.13 and
+newer: Trn2, Trn3) is the runtime ``neuron``; the XLA one (up to 2.9: Inf2, Trn1, Trn2) is ``neuron-xla``.
 
 Sources: Neuron's runtime configuration guide (NEURON_RT_*), torch-xla's PJRT notes (NEURON_PJRT_*),
 https://docs.pytorch.org/docs/stable/elastic/run.html (RANK and its like).
@@ -57,7 +57,7 @@ def instance_family(product: Path = DMI) -> InstanceFamily | None:
 
 def stack_of(found: str) -> RuntimeName | None:
     """Which runtime a version of torch-neuronx is; None for the public index's placeholder."""
-    major, minor = (int(part) for part in found.split("+")[0].split(".")[:2])
+    major, minor = (int(part) for part in found.split("+", 1)[0].split(".")[:2])
     if (major, minor) < (1, 13):
         return None
     return "neuron" if (major, minor) >= (2, 13) else "neuron-xla"

@@ -89,9 +89,7 @@ class NeuronXlaRuntime:
             torch.distributed.init_process_group("xla", rank=rank, world_size=size)
 
     def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
-        self.trace_function(
-            shard, [inputs_of(b) for b in buckets or self.default_buckets(max_length)], directory
-        )
+        self.trace_function(shard, [inputs_of(b) for b in buckets or self.default_buckets(max_length)], directory)
 
     def load(self, artifact: Artifact, rank: int) -> Program:
         buckets = artifact.manifest.buckets
@@ -121,9 +119,7 @@ class NeuronXlaRuntime:
 
         remove_stale_locks(Path(os.environ["NEURON_COMPILE_CACHE_URL"]))
         records = []
-        for number, (program, example) in enumerate(
-            zip(export(module, examples), examples, strict=True)
-        ):
+        for number, (program, example) in enumerate(zip(export(module, examples), examples, strict=True)):
             graph: Any = program.module(check_guards=False)
             neuron_graph.lower(graph, xm.xla_device(), Collectives(all_reduce, all_gather, broadcast))
             work = directory.parent / WORK_DIR / f"rank_{state.rank:02d}_{number}"

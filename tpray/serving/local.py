@@ -201,7 +201,12 @@ def load(
     shapes = parse(buckets) if isinstance(buckets, str) else tuple(buckets)
     named = None if model is None else str(model)
     parallel = ParallelConfig(
-        tp=tp, cores_per_rank=cores, runtime=runtime, instance_family=instance_family, neuron_layout=neuron_layout, lnc=lnc
+        tp=tp,
+        cores_per_rank=cores,
+        runtime=runtime,
+        instance_family=instance_family,
+        neuron_layout=neuron_layout,
+        lnc=lnc,
     )
     source = Source.of(ModelConfig(source=named, dtype=dtype, plan=plan, buckets=shapes), parallel, out)
     check_source(source)  # before anything is started
