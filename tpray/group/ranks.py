@@ -158,7 +158,7 @@ class RayRanks:
             for spacer in spacers:
                 ray.kill(spacer)
         raise PlacementError(
-            f"the NeuronCores that are free, {describe(ids)}, are not neighbours: end what holds those between them, or "
+            f"the NeuronCores that are free, {describe(ids)}, are not neighbours: end what holds those between, or "
             f"use --tp {max(1, self.tp // 2)}"
         )
 

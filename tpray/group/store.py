@@ -37,8 +37,8 @@ log = logging.getLogger("tpray.group.store")
 
 
 COMPILER_BYTES = 8 << 30
-"""What a compiler of NeuronCores is given: one for BERT-large takes some 4 GiB, more than one at a time ran machines out
-of memory (aws-neuron-sdk, 706 and 1014)."""
+"""Memory that one rank's compiler is given. A guess on the safe side: Neuron publishes no figure, and users ran out of memory
+with all ranks at once (aws-neuron-sdk, issues 706 and 1014)."""
 
 
 @dataclass(frozen=True)

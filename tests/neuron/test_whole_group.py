@@ -1,0 +1,184 @@
+"""A whole group on NeuronCores, through the stand-ins: HTTP, placement, a killed rank, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.neuron_standin import environment
+from tests.neuron_standin.build import build_device
+
+import tpray
+from tpray.group.ranks import ThreadRanks
+
+pytestmark = pytest.mark.ray
+TEXTS = [["a b c"], ["b", "c d"], ["f g h i j k"]]
+BUCKETS = "1x16,4x16,4x48"
+
+
+@pytest.fixture(scope="session")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_device(tmp_path_factory.mktemp("device"))
+
+
+@contextmanager
+def serving(environ: dict[str, str], *args: str) -> Iterator[str]:
+    """A server that is up; it is stopped, and must stop cleanly, at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tpray", "serve", *args], env=os.environ | environ | {"TPRAY_LOG": "INFO"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    port = args[args.index("--port") + 1]
+    try:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if line.startswith("Ready"):
+                break
+        else:
+            raise AssertionError("".join(seen))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def scores(url: str) -> list[list[float]]:
+    answer = httpx.post(f"{url}/predict", json={"inputs": TEXTS, "raw_scores": True}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return [[p["score"] for p in sorted(row, key=lambda p: p["label"])] for row in answer.json()]
+
+
+def run(environ: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tpray", *args], capture_output=True, text=True, timeout=240, check=False,
+        env=os.environ | environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("runtime", "layout"),
+    [("neuron", "process-per-rank"), ("neuron-xla", "process-per-rank"), ("neuron-xla", "single-process")],
+)
+def test_a_group_serves_http_and_is_rebuilt(
+    runtime: str, layout: str, device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path],
+    free_port: Callable[[], int],
+) -> None:  # fmt: skip
+    """The CPU runtime's logits, from ranks on neighbouring cores, before and after one of them is killed."""
+    checkpoint = make_checkpoint()
+    with tpray.load(checkpoint, tp=2, dtype="float32", ranks=ThreadRanks(2)) as reference:
+        rows = reference.classify([text[0] if len(text) == 1 else tuple(text) for text in TEXTS], raw_scores=True)
+    wanted = [[p["score"] for p in sorted(row, key=lambda p: p["label"])] for row in rows]
+    environ = environment(runtime, tmp_path, device)
+    arguments = [
+        str(checkpoint), "--tp", "2", "--dtype", "float32", "--runtime", runtime, "--neuron-layout", layout,
+        "--buckets", BUCKETS, "--instance-family", "trn2", "--port", str(free_port()),
+    ]  # fmt: skip
+    with serving(environ, *arguments) as url:
+        info = httpx.get(f"{url}/info", timeout=30).json()
+        assert info["runtime"] == runtime
+        assert [rank["cores"] for rank in info["ranks"]] == [[0], [1]]
+        assert len({rank["pid"] for rank in info["ranks"]}) == (1 if layout == "single-process" else 2)
+        for row, expected in zip(scores(url), wanted, strict=True):
+            assert row == pytest.approx(expected, abs=1e-5)
+        too_long = httpx.post(f"{url}/predict", json={"inputs": "a " * 60}, timeout=30)
+        assert too_long.status_code == 422
+        os.kill(info["ranks"][-1]["pid"], signal.SIGKILL)
+        for row, expected in zip(scores(url), wanted, strict=True):
+            assert row == pytest.approx(expected, abs=1e-5)
+        after = httpx.get(f"{url}/info", timeout=30).json()
+        assert after["restarts"] == 1
+        assert [rank["cores"] for rank in after["ranks"]] == [[0], [1]]
+        assert {r["pid"] for r in after["ranks"]}.isdisjoint({r["pid"] for r in info["ranks"]})
+
+
+def test_two_groups_on_one_node_share_nothing(
+    device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path], free_port: Callable[[], int]
+) -> None:
+    """Cores [0, 1] and [2, 3], ports of their own, and the artifact that the first has compiled."""
+    environ = environment("neuron", tmp_path, device)
+    arguments = [
+        str(make_checkpoint()), "--tp", "2", "--runtime", "neuron", "--instance-family", "trn2", "--replicas", "2",
+        "--buckets", "1x16", "--port", str(free_port()),
+    ]  # fmt: skip
+    with serving(environ, *arguments) as url:
+        found: set[tuple[int, ...]] = set()
+        give_up = time.monotonic() + 60
+        while len(found) < 2 and time.monotonic() < give_up:
+            ranks = httpx.get(f"{url}/info", timeout=30).json()["ranks"]
+            found.add(tuple(core for rank in ranks for core in rank["cores"]))
+        assert found == {(0, 1), (2, 3)}
+    compiled = (tmp_path / "compiled").read_text().split()
+    assert len(compiled) == len(set(compiled)) or len(compiled) <= 2, "an artifact is compiled once"
+
+
+def test_traced_here_and_loaded_there_without_compiling(
+    device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    environ = environment("neuron", tmp_path, device)
+    out = tmp_path / "artifact"
+    common = ["--tp", "2", "--runtime", "neuron", "--instance-family", "trn2"]
+    done = run(environ, "trace", str(make_checkpoint()), *common, "--buckets", BUCKETS, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["instance_family"] == "trn2"
+    assert manifest["versions"]["torch-neuronx"] == "2.13.3.0"
+    compiled = (tmp_path / "compiled").read_text()
+    elsewhere = environ | {"TPRAY_CACHE": str(tmp_path / "other-machine")}
+    used = run(elsewhere, "classify", "a b c", "--model", str(out), *common, "--json")
+    assert used.returncode == 0, used.stderr
+    assert len(json.loads(used.stdout)["scores"]) == 3
+    assert (tmp_path / "compiled").read_text() == compiled
+    other = run(environ, "classify", "a", "--model", str(out), "--tp", "2", "--runtime", "neuron-xla",
+                "--instance-family", "trn1")  # fmt: skip
+    assert other.returncode == 2
+    assert "was traced for the runtime neuron" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("runtime", "args", "changes", "words"),
+    [
+        ("neuron-xla", ["--tp", "4", "--instance-family", "trn1"], {}, "over 1, 2, 8, 16 or 32 cores, not over 4"),
+        ("neuron", ["--tp", "2", "--instance-family", "inf2"], {}, "use --runtime neuron-xla"),
+        ("neuron", ["--tp", "2", "--dtype", "int8"], {}, "bfloat16 or float32, not int8"),
+        ("neuron-xla", ["--tp", "2"], {"NEURON_STANDIN_FAIL_COMPILE": "1"}, "NCC_EVRF004"),
+        ("neuron", ["--tp", "2"], {"NEURON_STANDIN_FAIL_COMPILE": "1"}, "NCC_EVRF004"),
+        ("neuron", ["--tp", "2"], {"TPRAY_CORES_PER_RANK": "8"}, "16 NeuronCores"),
+        ("neuron", ["--tp", "2", "--neuron-layout", "single-process"], {}, "the single-process layout is neuron-xla's"),
+    ],
+)
+def test_what_cannot_work_is_a_named_error(
+    runtime: str, args: list[str], changes: dict[str, str], words: str, device: Path, tmp_path: Path,
+    make_checkpoint: Callable[..., Path],
+) -> None:  # fmt: skip
+    environ = environment(runtime, tmp_path, device) | changes
+    done = run(environ, "classify", "a", "--model", str(make_checkpoint()), "--runtime", runtime, *args)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cores_that_are_taken_are_named(device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
+    import fcntl
+
+    with (tmp_path / "nc-1").open("w") as held:
+        held.write("4711")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        environ = environment("neuron", tmp_path, device)
+        done = run(environ, "classify", "a", "--model", str(make_checkpoint()), "--tp", "2", "--runtime", "neuron")
+    assert done.returncode == 1
+    assert "core" in done.stderr
+    assert "4711" in done.stderr

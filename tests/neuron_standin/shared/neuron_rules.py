@@ -1,0 +1,147 @@
+"""What both stand-ins check, as Neuron's runtime (NRT) does. Each rule names where it comes from.
+
+A process imports a stand-in, which remembers the environment as it is then: the runtime reads it once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+CLAIMS = Path(os.environ["NEURON_STANDIN_DIR"])
+CORES = int(os.environ.get("NEURON_STANDIN_CORES", "8"))
+
+# Read at import. Rule: "all env must be set before the first import of any torch_* Neuron package" (Neuron runtime
+# configuration guide; aws-neuron-sdk 1123 is what happens otherwise).
+ENV = {name: value for name, value in os.environ.items() if name.startswith(("NEURON_", "TORCH_NEURONX", "PJRT"))}
+
+# Rule: torch-neuronx takes TORCHELASTIC_RUN_ID to mean that torchrun started it, and waits for its agent.
+if "TORCHELASTIC_RUN_ID" in os.environ:
+    raise RuntimeError("TORCHELASTIC_RUN_ID is set, but there is no elastic agent")
+
+_held: list[Any] = []
+_lock = threading.Lock()
+
+
+class NrtError(RuntimeError):
+    """What nrt_init and nrt_execute raise."""
+
+
+def visible_cores() -> list[int]:
+    """Rule: one number, or a range FIRST-LAST, or a list (NEURON_RT_VISIBLE_CORES, runtime configuration guide)."""
+    if "NEURON_RT_NUM_CORES" in ENV:
+        raise NrtError("NEURON_RT_NUM_CORES and NEURON_RT_VISIBLE_CORES are both set")
+    cores: list[int] = []
+    for part in ENV["NEURON_RT_VISIBLE_CORES"].split(","):
+        first, _, last = part.partition("-")
+        cores += range(int(first), int(last or first) + 1)
+    if not cores or max(cores) >= CORES:
+        raise NrtError(f"NEURON_RT_VISIBLE_CORES={ENV['NEURON_RT_VISIBLE_CORES']}, and there are {CORES} cores")
+    return cores
+
+
+def nrt_init(rank: int, world: int) -> None:
+    """Take this process's cores and meet the group's root; once."""
+    with _lock:
+        if _held:
+            return
+        for core in visible_cores():
+            # Rule: a core belongs to one process until that exits ("Logical Neuron Core(s) not available", sdk 1338).
+            file = (CLAIMS / f"nc-{core}").open("a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise NrtError(
+                    f"nrt_init: Logical Neuron Core(s) not available - Requested:{core} Available:0; "
+                    f"held by pid {file.read()}"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            _held.append(file)
+        if world > 1:
+            # Rule: NEURON_RT_ROOT_COMM_ID is mandatory for collectives; rank 0 listens there (runtime guide).
+            host, _, port = ENV.get("NEURON_RT_ROOT_COMM_ID", "").rpartition(":")
+            if not host:
+                raise NrtError("nrt_init: NEURON_RT_ROOT_COMM_ID is not set, and there are collectives")
+            if rank == 0:
+                listener = socket.socket()
+                listener.bind((host, int(port)))  # fails if another group has the port
+                listener.listen()
+                _held.append(listener)
+
+
+def check_process_rank(rank: int, world: int) -> None:
+    """Rule: torch.distributed's variables agree with what the process is (sdk 1123, KeyError: LOCAL_WORLD_SIZE)."""
+    for name, wanted in (
+        ("RANK", rank), ("WORLD_SIZE", world), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", world),
+    ):  # fmt: skip
+        if int(os.environ[name]) != wanted:
+            raise RuntimeError(f"{name} is {os.environ[name]} in the process of rank {rank} of {world}")
+
+
+class ProcessExchange:
+    """Ranks that are processes, over gloo on loopback."""
+
+    def __init__(self, store: Any, rank: int, world: int) -> None:
+        gloo: Any = dist.ProcessGroupGloo
+        options = gloo._Options()
+        options._devices = [gloo.create_device(hostname="127.0.0.1")]
+        self.rank, self.world = rank, world
+        self.group = gloo(store, rank, world, options)
+
+    def gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+        parts = [torch.empty_like(x) for _ in range(self.world)]
+        self.group.allgather([parts], [x.contiguous()]).wait()
+        return parts
+
+
+class ThreadExchange:
+    """Ranks that are threads of one process."""
+
+    _made: dict[int, ThreadExchange] = {}  # noqa: RUF012  # by world size
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self.barrier = threading.Barrier(world, timeout=30)
+        self.slots: list[Any] = [None] * world
+
+    @classmethod
+    def of(cls, world: int) -> ThreadExchange:
+        with _lock:
+            return cls._made.setdefault(world, cls(world))
+
+    def gather(self, x: torch.Tensor, rank: int) -> list[torch.Tensor]:
+        self.slots[rank] = x
+        self.barrier.wait()
+        parts = list(self.slots)
+        self.barrier.wait()
+        return parts
+
+
+def same_call(gather: Any, name: str, x: torch.Tensor) -> None:
+    """Rule: all ranks enter the same collective with the same shape and dtype; else the device hangs (sdk 713)."""
+    said = json.dumps([name, list(x.shape), str(x.dtype)]).ljust(120).encode()
+    heard = {bytes(part.tolist()) for part in gather(torch.tensor(list(said), dtype=torch.uint8))}
+    if len(heard) != 1:
+        raise NrtError(f"the ranks are in different collectives: {sorted(heard)}")
+
+
+def compile_log(folder: Path, key: str) -> None:
+    """What neuronx-cc would do with a program; it fails, with a log, when a test asks for that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"INFO: pass {i} of the program {key}" for i in range(40)]
+    if os.environ.get("NEURON_STANDIN_FAIL_COMPILE"):
+        lines += ["ERROR: [NCC_EVRF004] the operator frobnicate is not supported", "Compiler status ERROR"]
+        (folder / "log-neuron-cc.txt").write_text("\n".join(lines))
+        raise RuntimeError("neuronx-cc failed with 70: " + lines[-2])
+    (folder / "log-neuron-cc.txt").write_text("\n".join(lines))
