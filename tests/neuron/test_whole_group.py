@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from tests.neuron_standin import environment
-from tests.neuron_standin.build import build_device
 
 import tpray
+from tests.neuron_standin import environment
+from tests.neuron_standin.build import build_device
 from tpray.group.ranks import ThreadRanks
 
 pytestmark = pytest.mark.ray

@@ -13,11 +13,12 @@ STACKS = {"neuron": "torchneuron", "neuron-xla": "xla"}
 
 
 def environment(runtime: str, claims: Path, device: Path) -> dict[str, str]:
-    """The variables of a process that finds ``runtime``'s stand-in. claims: where cores are taken; device: see build."""
+    """What a process needs to find ``runtime``'s stand-in. claims: where cores are taken; device: see `build`."""
     paths = [str(HERE / STACKS[runtime]), str(HERE / "shared"), str(HERE.parents[1])]
     return {
         "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
         "PATH": os.pathsep.join([str(HERE / "bin"), os.environ["PATH"]]),
+        "RAY_OVERRIDE_RESOURCES": '{"neuron_cores": 8}',  # what Ray's autoscaler tells a node that it started
         "NEURON_STANDIN_DIR": str(claims),
         "NEURON_STANDIN_DEVICE": str(device),
     }

@@ -49,7 +49,7 @@ _exchange: ProcessExchange | None = None
 
 
 def _process_group(store: Any, rank: int, world: int, timeout: Any) -> Any:
-    global _exchange  # noqa: PLW0603
+    global _exchange
     # Rule: init_process_group("neuron") asserts that the runtime is not initialised (TorchNeuron's distributed guide).
     if torch.ops.neuron_standin_device.was_used():
         raise AssertionError("the Neuron runtime was initialised before init_process_group")

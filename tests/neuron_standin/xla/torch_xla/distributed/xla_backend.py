@@ -12,7 +12,7 @@ exchange: ProcessExchange | None = None
 
 
 def _process_group(store: Any, rank: int, world: int, timeout: Any) -> Any:
-    global exchange  # noqa: PLW0603
+    global exchange
     check_process_rank(rank, world)
     # Rule: a multi-process group needs these before import (torch-neuronx's PJRT notes).
     if int(ENV["NEURON_PJRT_PROCESS_INDEX"]) != rank:
