@@ -81,7 +81,7 @@ def is_run(ids: Sequence[int]) -> bool:
 
 
 def is_aligned(ids: Sequence[int]) -> bool:
-    """Whether ascending ``ids`` are a run that begins at a multiple of its length, as groups of NeuronCores run best."""
+    """Whether ascending ``ids`` are a run that begins at a multiple of its length, where NeuronCores run best."""
     return is_run(ids) and ids[0] % len(ids) == 0
 
 

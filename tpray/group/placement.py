@@ -92,8 +92,8 @@ def shortfall(layout: Layout, nodes: list[dict[str, Any]] | None = None) -> str 
         f"{max((has.get(name, 0.0) for has in found), default=0.0):g} {names[name]}" for name in needs
     )
     return (
-        f"a group of {layout.tp} ranks with {layout.width} cores each needs {wanted} on one node, and no node of this Ray "
-        f"has more than {largest}: ask for fewer, or start Ray with more"
+        f"a group of {layout.tp} ranks with {layout.width} cores each needs {wanted} on one node, and no node of this "
+        f"Ray has more than {largest}: ask for fewer, or start Ray with more"
     )
 
 

@@ -37,8 +37,8 @@ log = logging.getLogger("tpray.group.store")
 
 
 COMPILER_BYTES = 8 << 30
-"""Memory that one rank's compiler is given. A guess on the safe side: Neuron publishes no figure, and users ran out of memory
-with all ranks at once (aws-neuron-sdk, issues 706 and 1014)."""
+"""Memory that one rank's compiler is given. A guess on the safe side: Neuron publishes no figure, and users ran out
+of memory with all ranks at once (aws-neuron-sdk, issues 706 and 1014)."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,10 @@ def lower(module: GraphModule, device: Any, collectives: Collectives) -> int:
         ops.broadcast.default: collectives.broadcast,
     }
     found = 0
-    for node in module.graph.nodes:
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # of the exporter's device
+            module.graph.erase_node(node)
+            continue
         if node.op == "call_function" and node.target in replacements:
             node.target = replacements[node.target]
             found += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ _library.define("all_gather(Tensor x, int dim, int world) -> Tensor")
 
 
 def _gather(x: Tensor, name: str, world: int) -> list[Tensor]:
-    core, rank, own_world = _loaded[_now.neff]
+    _core, rank, own_world = _loaded[_now.neff]
     if world != own_world:
         raise NrtError(f"the program has collectives over {world} ranks, and was loaded for {own_world}")
     if xla.exchange is not None:
