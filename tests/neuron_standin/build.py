@@ -14,7 +14,7 @@ def build_device(folder: Path) -> Path:
     target = folder / "neuron_device.so"
     command = [
         "g++", "-O0", "-std=c++20", "-shared", "-fPIC", f"-I{root / 'include'}",
-        f"-I{root / 'include/torch/csrc/api/include'}", 
+        f"-I{root / 'include/torch/csrc/api/include'}",
         str(Path(__file__).parent / "device.cpp"), "-o", str(target), f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
     ]  # fmt: skip
     subprocess.run(command, check=True, timeout=300)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from tpray.config import DtypeName
 from tpray.errors import CompileError, ConfigError
@@ -23,6 +24,9 @@ from tpray.runtime.buckets import Bucket
 
 DEFAULT_BUCKETS = ((1, 128), (8, 128))
 """[B, S] that are traced when nobody says which: each takes minutes to compile."""
+
+
+_KEPT = (torch.ops.aten._assert_tensor_metadata.default,)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ def lower(module: GraphModule, device: Any, collectives: Collectives) -> int:
         ops.all_gather.default: collectives.all_gather,
         ops.broadcast.default: collectives.broadcast,
     }
+    fold_constants(module)
+    for part in module.modules():
+        part.training = False  # eval() is refused on exported modules: this was settled when they were traced
     found = 0
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:  # of the exporter's device
@@ -73,9 +80,30 @@ def lower(module: GraphModule, device: Any, collectives: Collectives) -> int:
     return found
 
 
+def fold_constants(module: GraphModule) -> int:
+    """Compute in place, once and for all, what depends on no input and no weight: positions, mostly; how many."""
+    known: dict[Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_function" and all(i in known for i in node.all_input_nodes) and node.target not in _KEPT:
+            arguments = map_arg((node.args, dict(node.kwargs)), lambda n: known[n])
+            known[node] = node.target(*arguments[0], **arguments[1])
+    needed = [n for n in known if isinstance(known[n], Tensor) and any(user not in known for user in n.users)]
+    for number, node in enumerate(needed):
+        name = f"_tpray_constant_{number}"
+        module.register_buffer(name, known[node])
+        with module.graph.inserting_before(node):
+            node.replace_all_uses_with(module.graph.get_attr(name), delete_user_cb=lambda user: user not in known)
+    module.graph.eliminate_dead_code()
+    return len(needed)
+
+
 def compile_error(rank: int, what: str, error: Exception, log: Path | None, lines: int = 12) -> CompileError:
     """A compiler's failure with the end of what it wrote, and where all of it is."""
-    text = log.read_text(errors="replace") if log is not None and log.is_file() else str(error)
-    tail = "\n".join(f"  {line}" for line in text.strip().splitlines()[-lines:])
-    rest = f"; its log is {log}" if log is not None and log.is_file() else ""
-    return CompileError(f"rank {rank}: {what} was not compiled ({type(error).__name__}){rest}. It ends with\n{tail}")
+    if log is not None and log.is_file():
+        said = log.read_text(errors="replace").strip().splitlines()[-lines:]
+        rest = f" its log, {log}, ends with"
+    else:
+        said = str(getattr(error, "inner_exception", error)).strip().splitlines()[:lines]
+        rest = f" {type(error).__name__}"
+    shown = "\n".join(f"  {line}" for line in said)
+    return CompileError(f"rank {rank}: {what} was not compiled:{rest}\n{shown}")
