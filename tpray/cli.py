@@ -55,7 +55,7 @@ Model = Annotated[
     str | None,
     typer.Argument(
         envvar="TPRAY_MODEL",
-        help="Hub id, checkpoint directory or traced artifact directory.",
+        help="Hub id, checkpoint directory, or a traced artifact's directory or URL.",
         show_default="the embedded demo",
     ),
 ]
@@ -64,7 +64,7 @@ ModelFlag = Annotated[
     typer.Option(
         "--model",
         envvar="TPRAY_MODEL",
-        help="Hub id, checkpoint directory or traced artifact directory.",
+        help="Hub id, checkpoint directory, or a traced artifact's directory or URL.",
         show_default="the embedded demo",
     ),
 ]
@@ -312,6 +312,9 @@ def trace(
     programs: Annotated[int, typer.Option(min=1, max=64, help="For --buckets auto: how many programs, at most.")] = 4,
     batch: Annotated[int, typer.Option(min=1, help="For --buckets auto: rows of each bucket.")] = 8,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+    publish: Annotated[
+        str | None, typer.Option("--publish", help="Copy the artifact to this URL too: s3://, gs://, file://.")
+    ] = None,
 ) -> None:
     """Trace a model's shards ahead of time, check them, and print where the artifact is."""
     from tpray.runtime.artifact import is_artifact
@@ -342,7 +345,11 @@ def trace(
     ) as classifier:
         artifact = classifier.group.artifact
         assert artifact is not None, "a loaded group has an artifact"
-    out.print(str(artifact.directory), soft_wrap=True, highlight=False)
+    if publish is not None:
+        from tpray.group import remote
+
+        remote.publish(artifact.directory, publish)
+    out.print(publish or str(artifact.directory), soft_wrap=True, highlight=False)
 
 
 def _auto_buckets(model: str | None, samples: Path | None, programs: int, batch: int) -> str:

@@ -32,7 +32,7 @@ class _Frozen(BaseModel):
 
 
 class ModelConfig(_Frozen):
-    """Which classifier: a Hub id, a checkpoint directory or an artifact directory; None is the demo."""
+    """Which classifier: a Hub id, a checkpoint directory, an artifact directory or its URL; None is the demo."""
 
     source: str | None = None
     revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
@@ -91,6 +91,11 @@ def log_level() -> str:
 def ray_address() -> str | None:
     """The running Ray that ``RAY_ADDRESS`` names, Ray's own variable."""
     return os.environ.get("RAY_ADDRESS")
+
+
+def environment() -> dict[str, str]:
+    """A copy of this process's environment, for `tpray doctor` to look at."""
+    return dict(os.environ)
 
 
 def stay_quiet(environ: MutableMapping[str, str] | None = None) -> None:

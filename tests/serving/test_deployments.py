@@ -13,7 +13,9 @@ import yaml
 
 from tpray.config import ServeConfig, stay_quiet
 
-FILES = sorted(p for p in (Path(__file__).parents[2] / "deployments").glob("*.yaml") if p.name != "kuberay-rayservice.yaml")
+FILES = sorted(
+    p for p in (Path(__file__).parents[2] / "deployments").glob("*.yaml") if p.name != "kuberay-rayservice.yaml"
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from tpray.config import DEMO_DIR, InstanceFamily, ModelConfig, ParallelConfig, RuntimeName, cache_dir
 from tpray.errors import ArtifactError, ConfigError
 from tpray.group.cores import check_neuron_degree
+from tpray.group.remote import fetch, is_url
 from tpray.parallel_layers.checkpoint import Checkpoint, resolve
 from tpray.parallel_layers.plan import read_plan
 from tpray.parallel_layers.shard import check_plan
@@ -78,6 +79,8 @@ def check_source(source: Source) -> Checkpoint | Artifact:
     if source.runtime in ("neuron", "neuron-xla"):
         _check_neuron(source)
     own_plan = None if source.model.plan is None else read_plan(source.model.plan)
+    if name is not None and is_url(name):
+        name = str(fetch(name))
     directory = DEMO_DIR if name is None else Path(name).expanduser()
     if artifacts.is_artifact(directory):
         if own_plan is not None:

@@ -178,6 +178,7 @@ def _keep_log(path: Path) -> Path | None:
     if not path.is_file():
         return None
     kept = Path(os.environ["NEURON_COMPILE_CACHE_URL"]) / f"failed-{path.parent.name}-{os.getpid()}.log"
+    kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(path, kept)
     return kept
 

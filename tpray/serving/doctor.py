@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tpray import __version__
-from tpray.config import ModelConfig, cache_dir
+from tpray.config import ModelConfig, ParallelConfig, cache_dir, environment
 from tpray.errors import ConfigError
 from tpray.group.cores import describe, usable_cores
 from tpray.group.store import Source, check_source
@@ -23,18 +23,12 @@ from tpray.parallel_layers.plan import Cut, Rule, Split, Unit
 from tpray.parallel_layers.shard import apply_plan, decide, empty_model
 from tpray.runtime.artifact import MANIFEST_FILE, Artifact, is_artifact
 from tpray.runtime.cpu import CpuRuntime, cpu_flags, multiplies_bfloat16, multiplies_int8
+from tpray.runtime.neuron_env import detect
+from tpray.serving import doctor_neuron
+from tpray.serving.finding import Finding
 
-PACKAGES = {"ray": (2, 60), "torch": (2, 13), "transformers": (5, 23)}
+PACKAGES = {"ray": (2, 60), "torch": (2, 9), "transformers": (5, 23)}
 """The oldest versions that tpray was tested with."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. problem: the sentence that mends it, if something is wrong."""
-
-    name: str
-    value: str
-    problem: str | None = None
 
 
 def examine() -> Iterator[Finding]:
@@ -45,12 +39,15 @@ def examine() -> Iterator[Finding]:
     )
     yield _system()
     yield from (_package(name, oldest) for name, oldest in PACKAGES.items())
-    yield Finding("neuron", "not supported by this release; runtimes: cpu")
+    yield from doctor_neuron.examine(doctor_neuron.Machine(environment()))
     cores = usable_cores()
     yield Finding("cores", f"{len(cores)} usable ({describe(cores)}) of {os.cpu_count()}; {_numa()}")
     yield Finding("instructions", _instructions())
     yield _memory()
     yield _cache(cache_dir())
+    if (runtime := detect()) != "cpu":
+        yield Finding("auto chooses", f"runtime {runtime}, dtype bfloat16; one NeuronCore a rank")
+        return
     chosen = CpuRuntime().choose_dtype("auto")
     reason = "multiplied natively" if multiplies_bfloat16() else "this CPU has no AVX512_BF16 or AMX"
     yield Finding(
@@ -149,7 +146,7 @@ def explain_plan(model: ModelConfig, tp: int) -> list[PlanLine]:
     Raises:
         TprayError: as `check_source` does.
     """
-    checkpoint = check_source(Source(model, tp))
+    checkpoint = check_source(Source.of(model, ParallelConfig(tp=tp)))
     if isinstance(checkpoint, Artifact):
         raise ConfigError(f"{model.source} is traced already; its plan is in {MANIFEST_FILE}")
     whole = empty_model(checkpoint.config)

@@ -1,0 +1,178 @@
+"""Degrees, runs of cores, locks and environments: what is decided before any core is touched; and Ray's own ids."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tpray.config import ModelConfig, ParallelConfig
+from tpray.errors import ConfigError, DegreeError, PlacementError
+from tpray.group import lease
+from tpray.group.cores import check_neuron_degree, is_aligned, is_run, to_hold_back
+from tpray.group.placement import Layout, shortfall
+from tpray.group.ranks import RayRanks
+from tpray.group.store import Source, check_source
+from tpray.runtime.neuron_env import environment, instance_family, stack_of
+from tpray.runtime.neuron_xla import remove_stale_locks
+
+
+def test_degrees_of_each_family() -> None:
+    check_neuron_degree(24, "inf2")
+    with pytest.raises(DegreeError, match="1, 2, 4, 8 or 24 cores, not over 16"):
+        check_neuron_degree(16, "inf2")
+    with pytest.raises(DegreeError, match="use --tp 1, 2, 4, 8, 16, 24, 32 or 64"):
+        check_neuron_degree(3, None)
+
+
+def test_runs_and_what_is_held_back() -> None:
+    assert is_run([3, 4, 5])
+    assert not is_run([3, 5])
+    assert is_aligned([4, 5])
+    assert not is_aligned([3, 4])
+    assert to_hold_back([1, 3]) == [1]
+    assert to_hold_back([3, 4]) == [3]
+    assert to_hold_back([0, 2]) == [0]
+    assert to_hold_back([5, 6, 7, 8]) == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("found", "stack"),
+    [("1.0", None), ("1.13.1.1.9", "neuron-xla"), ("2.9.0.2.15.32035", "neuron-xla"), ("2.13.3.0", "neuron")],
+)
+def test_which_runtime_a_version_is(found: str, stack: str | None) -> None:
+    assert stack_of(found) == stack
+
+
+def test_the_family_is_the_firmwares_word(tmp_path: Path) -> None:
+    (tmp_path / "name").write_text("trn1n.32xlarge\n")
+    assert instance_family(tmp_path / "name") == "trn1"
+    (tmp_path / "name").write_text("c7i.large\n")
+    assert instance_family(tmp_path / "name") is None
+    assert instance_family(tmp_path / "absent") is None
+
+
+def test_the_environment_of_a_rank_and_of_a_process_of_all() -> None:
+    rank = environment([5], range(1, 2), 2, (61100, 61101), 2, Path("/c"))
+    assert rank["NEURON_RT_VISIBLE_CORES"] == "5"
+    assert rank["NEURON_RT_ROOT_COMM_ID"] == "127.0.0.1:61100"
+    assert (rank["RANK"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_PORT"]) == ("1", "2", "61101")
+    assert rank["NEURON_PJRT_PROCESSES_NUM_DEVICES"] == "1,1"
+    assert rank["NEURON_LOGICAL_NC_CONFIG"] == "2"
+    assert rank["TORCHELASTIC_RUN_ID"] is None
+    both = environment([4, 5], range(2), 2, (61100, 61101), None, Path("/c"))
+    assert both["NEURON_RT_VISIBLE_CORES"] == "4-5"
+    assert "RANK" not in both
+
+
+def test_a_lock_that_nobody_holds_is_removed_and_another_stays(tmp_path: Path) -> None:
+    stale, held = tmp_path / "a" / "model.lock", tmp_path / "b" / "model.lock"
+    for path in (stale, held):
+        path.parent.mkdir()
+        path.touch()
+    with held.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert remove_stale_locks(tmp_path) == [stale]
+    assert held.exists()
+    assert not stale.exists()
+
+
+def test_two_groups_never_take_one_port(tmp_path: Path) -> None:
+    first, second = lease.take_ports(tmp_path), lease.take_ports(tmp_path)
+    assert set(first.cores).isdisjoint(second.cores)
+    first.release()
+    third = lease.take_ports(tmp_path)
+    assert third.cores == first.cores
+    third.release()
+    second.release()
+
+
+def test_a_group_that_no_node_can_hold_is_named() -> None:
+    layout = Layout(8, "neuron-xla", 1, family="trn1")
+    node = {"Alive": True, "Resources": {"CPU": 64.0, "neuron_cores": 2.0}}
+    assert shortfall(layout, [node | {"Resources": {"CPU": 8.0, "neuron_cores": 8.0}}]) is None
+    assert "needs 8 CPUs and 8 NeuronCores on one node" in str(shortfall(layout, [node]))
+    dead = node | {"Alive": False, "Resources": {"CPU": 64.0, "neuron_cores": 32.0}}
+    assert "no more" not in str(shortfall(layout, [node, dead]))
+    assert shortfall(layout, [node, dead]) is not None
+
+
+def test_a_configuration_becomes_a_layout_and_a_source() -> None:
+    parallel = ParallelConfig(tp=8, runtime="neuron-xla", instance_family="trn1", neuron_layout="single-process")
+    layout = Layout.of(parallel)
+    assert layout.bundle() == {"CPU": 8.0, "neuron_cores": 8.0}
+    assert layout.ranks_of == [range(8)]
+    assert Source.of(ModelConfig(), parallel).instance_family == "trn1"
+    with pytest.raises(ConfigError, match="use --runtime neuron-xla"):
+        check_source(Source(ModelConfig(), 2, "neuron", instance_family="trn1"))
+
+
+@pytest.fixture
+def ray_with_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from tpray.group.cluster import start_ray, stop_ray
+
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", f'{{"neuron_cores": {request.param}}}')
+    start_ray(8)
+    yield
+    stop_ray()
+
+
+def hold(count: int) -> list[Any]:
+    """Actors with a NeuronCore each, the lowest that are free, in order."""
+    import ray
+
+    from tpray.group.host import RankHost
+
+    held = []
+    for _ in range(count):
+        held.append(ray.remote(RankHost).options(num_cpus=0, resources={"neuron_cores": 1}).remote())
+        ray.get(held[-1].cores.remote())
+    return held
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [8], indirect=True)
+def test_a_gap_in_rays_ids_is_placed_around(ray_with_cores: None) -> None:
+    """With 0 and 2 taken Ray gives 1 and 3, then 3 and 4; the group ends on 4 and 5, and holds nothing else."""
+    import ray
+
+    held = hold(3)
+    ray.kill(held.pop(1))
+
+    async def spawn() -> list[tuple[int, ...]]:
+        ranks = RayRanks(Layout(2, "neuron", 1, family="trn2"))
+        await ranks.place()
+        try:
+            infos = await ranks.spawn()
+            assert infos[0].pid != infos[1].pid
+            return [info.cores for info in infos]
+        finally:
+            await ranks.kill()
+            ranks.release()
+
+    assert asyncio.run(spawn()) == [(4,), (5,)]
+    assert ray.get(hold(1)[0].cores.remote()) == (1,), "the spacers are gone"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [4], indirect=True)
+def test_cores_without_neighbours_are_refused(ray_with_cores: None) -> None:
+    import ray
+
+    held = hold(3)
+    ray.kill(held.pop(1))
+
+    async def spawn() -> None:
+        ranks = RayRanks(Layout(2, "neuron", 1, family="trn2"))
+        await ranks.place()
+        try:
+            await ranks.spawn()
+        finally:
+            await ranks.kill()
+            ranks.release()
+
+    with pytest.raises(PlacementError, match="are not neighbours"):
+        asyncio.run(spawn())

@@ -1,0 +1,100 @@
+"""Each planted fault is named, with the sentence that mends it."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from tests.neuron_standin import HERE
+from tpray.serving import doctor_neuron
+from tpray.serving.doctor_neuron import Machine
+from tpray.serving.finding import Finding
+
+GOOD = {
+    "torch": "2.9.0", "torch-neuronx": "2.9.0.2.15.32035", "torch-xla": "2.9.0", "neuronx-cc": "2.31.0",
+    "libneuronxla": "2.2.31",
+}  # fmt: skip
+Plant = Callable[..., list[Finding]]
+
+
+@pytest.fixture
+def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
+    """A function that makes a sound machine with the faults it is told, and examines it."""
+
+    def make(
+        packages: dict[str, str | None] | None = None, devices: int = 4, driver: bool = True, tools: bool = True,
+        product: str = "trn1.32xlarge", busy: int | None = None, **variables: str,
+    ) -> list[Finding]:  # fmt: skip
+        installed = GOOD | (packages or {})
+
+        def version(name: str) -> str:
+            found = installed.get(name)
+            if found is None:
+                raise PackageNotFoundError(name)
+            return found
+
+        monkeypatch.setattr(doctor_neuron, "version", version)
+        if busy is not None:
+            monkeypatch.setenv("NEURON_STANDIN_BUSY", str(busy))
+        for number in range(devices):
+            (tmp_path / f"neuron{number}").touch()
+        if driver:
+            (tmp_path / "driver").mkdir()
+            (tmp_path / "driver" / "version").write_text("2.23.9.0\n")
+        (tmp_path / "product_name").write_text(f"{product}\n")
+        machine = Machine(
+            variables, tmp_path, tmp_path / "driver", HERE / "bin" if tools else tmp_path, tmp_path / "product_name"
+        )
+        return list(doctor_neuron.examine(machine))
+
+    return make
+
+
+def problems(findings: list[Finding]) -> str:
+    return " | ".join(f"{f.name} {f.value}: {f.problem}" for f in findings if f.problem)
+
+
+def test_a_sound_machine_has_no_problem(plant: Plant) -> None:
+    found = plant()
+    assert problems(found) == ""
+    assert any(f.name == "NeuronCores" and f.value.startswith("8 on 4") for f in found)
+    assert any(f.name == "driver" and f.value == "2.23.9.0" for f in found)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"packages": {"torch-neuronx": "1.0"}}, "pip uninstall torch-neuronx"),
+        ({"packages": {"neuronx-cc": "1.0.post1"}}, "pip uninstall neuronx-cc"),
+        ({"packages": {"torch-neuronx": None}}, "torch-neuronx missing: install it"),
+        ({"packages": {"neuronx-cc": None}}, "neuronx-cc missing: the runtime neuron-xla needs it"),
+        ({"packages": {"torch": "2.13.0"}}, "torch-neuronx 2.9 with torch 2.13: they must agree"),
+        ({"packages": {"torch": "2.13.0", "torch-neuronx": "2.13.3.0"}}, "make an environment with the packages of"),
+        ({"driver": False}, "install aws-neuronx-dkms"),
+        ({"devices": 0}, "--device=/dev/neuron0"),
+        ({"tools": False}, "install aws-neuronx-tools"),
+        ({"busy": 4711}, "held by process 4711"),
+        ({"NEURON_RT_VISIBLE_CORES": "0-3"}, "unset it before Ray is started"),
+        ({"TORCHELASTIC_RUN_ID": "x"}, "unset it: torch-neuronx would wait"),
+        ({"NEURON_LOGICAL_NC_CONFIG": "2"}, "logical cores of 2 exist from Trn2 on"),
+    ],
+)
+def test_a_fault_is_named(plant: Plant, fault: dict[str, object], words: str) -> None:
+    assert words in problems(plant(**fault))
+
+
+def test_a_tool_that_fails_is_named(plant: Plant, tmp_path: Path) -> None:
+    tool = tmp_path / "neuron-ls"
+    tool.write_text("#!/bin/sh\necho broken >&2; exit 3\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    assert "neuron-ls fails: run" in problems(plant(tools=False))
+
+
+def test_a_machine_without_neuron_says_so_in_one_line(tmp_path: Path) -> None:
+    (line,) = doctor_neuron.examine(Machine({}, tmp_path, tmp_path, tmp_path, tmp_path / "absent"))
+    assert line.problem is None
+    assert "no NeuronCores" in line.value
