@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
-.PHONY: serve test bench check clean
+.PHONY: serve test test-device bench check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,6 +14,11 @@ serve: .venv/serve.stamp
 
 test: .venv/dev.stamp
 	$(BIN)/pytest
+
+# On a machine with NeuronCores, in the environment that has Neuron's packages; writes neuron-report.json.
+CORES ?= 2
+test-device:
+	TPRAY_TEST_CORES=$(CORES) $(PYTHON) -m pytest tests/device
 
 # BENCH=--short is a quick look.
 bench: .venv/bench.stamp

@@ -181,3 +181,19 @@ def test_cores_that_are_taken_are_named(device: Path, tmp_path: Path, make_check
     assert done.returncode == 1
     assert "core" in done.stderr
     assert "4711" in done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
+def test_the_device_suite_runs(runtime: str, device: Path, tmp_path: Path) -> None:
+    """What a person with hardware runs passes on the stand-ins, and writes its report."""
+    environ = environment(runtime, tmp_path, device) | {"TPRAY_TEST_RUNTIME": runtime, "TPRAY_TEST_CORES": "2"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--rootdir", str(root), "-c", str(root / "pyproject.toml"),
+         str(root / "tests" / "device"), "-k", "float32-2 or 2-float32 or kill or latency"],
+        env=os.environ | environ, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    report = json.loads((tmp_path / "neuron-report.json").read_text())
+    assert report["parity tp 2 float32"]["cores"] == [[0], [1]]
+    assert report["cores are free after kill -9"]["seconds"] > 0

@@ -143,17 +143,9 @@ class RayRanks:
                     break
                 log.warning("Ray gave NeuronCores %s, which no group can use together: placing again", describe(ids))
                 await self.kill()
-                held = to_hold_back(sorted(ids)) or ids[:1]
-                spacers.append(
-                    ray.remote(RankHost)
-                    .options(num_cpus=0, resources={NEURON_CORES: len(held)}, scheduling_strategy=outside())
-                    .remote()
-                )
-                try:
-                    await asyncio.wait_for(_gather([spacers[-1].cores.remote()], "cores"), SPACER_WAIT_S)
-                except asyncio.TimeoutError:
-                    ray.kill(spacers.pop())
-                    room = False
+                spacer = await _hold_back(to_hold_back(sorted(ids)))
+                room = spacer is not None
+                spacers += [spacer] if room else []
         finally:
             for spacer in spacers:
                 ray.kill(spacer)
@@ -206,6 +198,28 @@ class RayRanks:
         if self._placement is not None:
             self._placement.release()
             self._placement = None
+
+
+async def _hold_back(ids: Sequence[int]) -> Any | None:
+    """An actor that has ``ids``, or lower ones, so that nobody else is given them; None if there is no room for it.
+
+    Ray counts the ids of a process that was killed as taken for a moment longer, and would give higher ones till then.
+    """
+    import ray
+
+    options = {"num_cpus": 0, "resources": {NEURON_CORES: len(ids)}, "scheduling_strategy": outside()}
+    for _ in range(SPAWN_ATTEMPTS):
+        await asyncio.sleep(0.5)
+        spacer = ray.remote(RankHost).options(**options).remote()
+        try:
+            (got,) = await asyncio.wait_for(_gather([spacer.cores.remote()], "cores"), SPACER_WAIT_S)
+        except asyncio.TimeoutError:
+            ray.kill(spacer)
+            return None
+        if max(got) <= max(ids):
+            return spacer
+        ray.kill(spacer)
+    return None
 
 
 async def _gather(refs: Sequence[Any], method: str) -> list[Any]:

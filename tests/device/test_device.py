@@ -1,0 +1,113 @@
+"""On a machine with NeuronCores: `make test-device`. Writes neuron-report.json, to be sent back with what went wrong.
+
+Every test runs on the cores that are there, with the family's degrees that fit them and a model with heads enough.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tpray
+from tests.helpers import rows
+from tpray.config import RuntimeName, environment
+from tpray.errors import GroupError
+from tpray.group.cores import NEURON_DEGREES
+from tpray.group.ranks import ThreadRanks
+from tpray.runtime.artifact import versions
+from tpray.runtime.neuron_env import detect, instance_family
+from tpray.serving.doctor import examine
+
+RUNTIME: RuntimeName = environment().get("TPRAY_TEST_RUNTIME", detect())  # type: ignore[assignment]  # of the stand-ins
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(RUNTIME == "cpu", reason="this machine has no /dev/neuron0, or no torch-neuronx"),
+]
+REPORT = Path("neuron-report.json")
+FAMILY = instance_family()
+CORES = int(environment().get("TPRAY_TEST_CORES", "2"))
+DEGREES = [tp for tp in NEURON_DEGREES[FAMILY or "inf2"] if tp <= CORES]
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest logit; a guess until hardware has been seen
+
+
+@pytest.fixture(scope="module")
+def report() -> Iterator[dict[str, Any]]:
+    """What is written to the report, test by test."""
+    found: dict[str, Any] = {
+        "machine": platform.platform(),
+        "family": FAMILY,
+        "runtime": RUNTIME,
+        "versions": versions(RUNTIME),
+        "doctor": [[f.name, f.value, f.problem] for f in examine()],
+    }
+    yield found
+    REPORT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint(num_attention_heads=64, hidden_size=512, intermediate_size=1024, max_position_embeddings=80)
+
+
+def start(checkpoint: Path, tp: int, dtype: Any = "float32") -> tpray.LocalClassifier:
+    return tpray.load(checkpoint, tp=tp, runtime=RUNTIME, dtype=dtype, buckets="1x16,8x64")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tp", DEGREES)
+def test_parity_with_the_cpu(tp: int, dtype: str, checkpoint: Path, report: dict[str, Any]) -> None:
+    ids, mask, types = rows([5, 11, 3, 16, 40, 64, 2, 9], 0)
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    with tpray.load(checkpoint, tp=1, runtime="cpu", dtype="float32", ranks=ThreadRanks(1)) as reference:
+        wanted = reference.logits(**inputs)
+    with start(checkpoint, tp, dtype) as classifier:
+        got = classifier.logits(**inputs)
+        phases = {p.name: round(p.seconds, 2) for p in classifier.phases}
+        cores = [info.cores for info in classifier.group.infos]
+    difference = float(np.abs(got - wanted).max() / max(1.0, np.abs(wanted).max()))
+    report[f"parity tp {tp} {dtype}"] = {"difference": difference, "phases_s": phases, "cores": cores}
+    assert difference <= TOLERANCE[dtype]
+
+
+def test_cores_are_free_after_a_kill(checkpoint: Path, report: dict[str, Any]) -> None:
+    tp = DEGREES[-1]
+    with start(checkpoint, tp) as classifier:
+        for info in classifier.group.infos:
+            os.kill(info.pid, signal.SIGKILL)
+        started, failures = time.monotonic(), 0
+        while True:
+            try:
+                assert classifier.classify("a b c")
+                break
+            except GroupError:
+                failures += 1
+                assert time.monotonic() - started < 300, "the cores did not come back"
+                time.sleep(1)
+        report["cores are free after kill -9"] = {"tp": tp, "seconds": time.monotonic() - started, "failures": failures}
+
+
+@pytest.mark.parametrize("tp", DEGREES)
+def test_latency(tp: int, checkpoint: Path, report: dict[str, Any]) -> None:
+    with start(checkpoint, tp, "bfloat16") as classifier:
+        for batch, length in ((1, 16), (8, 64)):
+            ids = np.full((batch, length), 7)
+            seconds = []
+            for _ in range(60):
+                before = time.perf_counter()
+                classifier.logits(input_ids=ids)
+                seconds.append(time.perf_counter() - before)
+            ordered = sorted(seconds[10:])
+            report[f"latency tp {tp} [{batch}, {length}]"] = {
+                "p50_ms": 1e3 * statistics.median(ordered),
+                "p90_ms": 1e3 * ordered[int(0.9 * len(ordered))],
+            }
