@@ -210,7 +210,7 @@ async def _hold_back(ids: Sequence[int]) -> Any | None:
     options = {"num_cpus": 0, "resources": {NEURON_CORES: len(ids)}, "scheduling_strategy": outside()}
     for _ in range(SPAWN_ATTEMPTS):
         await asyncio.sleep(0.5)
-        spacer = ray.remote(RankHost).options(**options).remote()
+        spacer: Any = ray.remote(RankHost).options(**options).remote()
         try:
             (got,) = await asyncio.wait_for(_gather([spacer.cores.remote()], "cores"), SPACER_WAIT_S)
         except asyncio.TimeoutError:

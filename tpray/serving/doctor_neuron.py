@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,7 +63,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _packages(found: Mapping[str, str | None]) -> Iterator[Finding]:
+def _packages(found: Mapping[str, str | None]) -> Generator[Finding, None, RuntimeName | None]:
     """The findings; returns which runtime is installed."""
     for name, installed in found.items():
         if installed is not None and installed == PLACEHOLDERS.get(name):
