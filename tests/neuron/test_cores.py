@@ -12,7 +12,7 @@ import pytest
 from tpray.config import ModelConfig, ParallelConfig
 from tpray.errors import ConfigError, DegreeError, PlacementError
 from tpray.group import lease
-from tpray.group.cores import check_neuron_degree, is_aligned, is_run, to_hold_back
+from tpray.group.cores import check_neuron_degree, is_aligned, is_run
 from tpray.group.placement import Layout, shortfall
 from tpray.group.ranks import RayRanks
 from tpray.group.store import Source, check_source
@@ -28,15 +28,11 @@ def test_degrees_of_each_family() -> None:
         check_neuron_degree(3, None)
 
 
-def test_runs_and_what_is_held_back() -> None:
+def test_runs() -> None:
     assert is_run([3, 4, 5])
     assert not is_run([3, 5])
     assert is_aligned([4, 5])
     assert not is_aligned([3, 4])
-    assert to_hold_back([1, 3]) == [1]
-    assert to_hold_back([3, 4]) == [3]
-    assert to_hold_back([0, 2]) == [0]
-    assert to_hold_back([5, 6, 7, 8]) == [5, 6, 7]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +132,7 @@ def hold(count: int) -> list[Any]:
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [8], indirect=True)
 def test_a_gap_in_rays_ids_is_placed_around(ray_with_cores: None) -> None:
-    """With 0 and 2 taken Ray gives 1 and 3, then 3 and 4; the group ends on 4 and 5, and holds nothing else."""
+    """With 0 and 2 taken Ray gives 1 and 3, or 3 and 4; the group ends on an aligned pair, and holds nothing else."""
     import ray
 
     held = hold(3)
@@ -153,8 +149,9 @@ def test_a_gap_in_rays_ids_is_placed_around(ray_with_cores: None) -> None:
             await ranks.kill()
             ranks.release()
 
-    assert asyncio.run(spawn()) == [(4,), (5,)]
-    assert ray.get(hold(1)[0].cores.remote()) == (1,), "the spacers are gone"
+    assert asyncio.run(spawn()) in ([(4,), (5,)], [(6,), (7,)])
+    free = [ray.get(actor.cores.remote(), timeout=30) for actor in hold(6)]
+    assert sorted(free) == [(1,), (3,), (4,), (5,), (6,), (7,)], "nothing else is held"
 
 
 @pytest.mark.ray

@@ -83,14 +83,3 @@ def is_run(ids: Sequence[int]) -> bool:
 def is_aligned(ids: Sequence[int]) -> bool:
     """Whether ascending ``ids`` are a run that begins at a multiple of its length, where NeuronCores run best."""
     return is_run(ids) and ids[0] % len(ids) == 0
-
-
-def to_hold_back(ids: Sequence[int]) -> list[int]:
-    """Which of ascending ``ids`` no aligned run may begin with: those before the next multiple of their number.
-
-    Ray gives out the lowest free ids; with these held by somebody else it gives higher ones.
-    """
-    start = -(-ids[0] // len(ids)) * len(ids)
-    if start == ids[0]:  # aligned and with a gap: the run must begin later
-        start += len(ids)
-    return [core for core in ids if core < start]

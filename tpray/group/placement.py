@@ -20,7 +20,7 @@ from ray.util.placement_group import (
     placement_group,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tpray.config import InstanceFamily, NeuronLayout, ParallelConfig, RuntimeName
 from tpray.errors import PlacementError
@@ -101,7 +101,7 @@ class Placement:
     """A placement group that holds, or will hold, one group. ``own``: made here and removed here."""
 
     def __init__(self, group: PlacementGroup, own: bool) -> None:
-        self._group, self._own = group, own
+        self._group, self.own = group, own
 
     @classmethod
     async def acquire(cls, layout: Layout) -> Placement:
@@ -123,7 +123,7 @@ class Placement:
 
     async def ready(self) -> None:
         """Wait until the node's resources are ours; the caller bounds the wait."""
-        if self._own:
+        if self.own:
             await asyncio.wrap_future(self._group.ready().future())
 
     def strategy(self) -> PlacementGroupSchedulingStrategy:
@@ -132,10 +132,5 @@ class Placement:
 
     def release(self) -> None:
         """Give the resources back, if they were taken here; the actors in it die with it."""
-        if self._own:
+        if self.own:
             remove_placement_group(self._group)
-
-
-def outside() -> NodeAffinitySchedulingStrategy:
-    """The scheduling strategy of an actor on this node that is in no placement group."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

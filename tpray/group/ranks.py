@@ -15,17 +15,17 @@ from typing import Any, Protocol
 from tpray.config import RuntimeName, cache_dir
 from tpray.errors import GroupError, PlacementError, RankError, TprayError
 from tpray.group import lease
-from tpray.group.cores import describe, is_aligned, is_run, to_hold_back
+from tpray.group.cores import describe, is_aligned, is_run
 from tpray.group.host import RankHost
 from tpray.group.lease import CoreLease
-from tpray.group.placement import NEURON_CORES, Layout, Placement, outside
+from tpray.group.placement import Layout, Placement
 from tpray.group.worker import RankInfo, ShardWorker
 from tpray.runtime.neuron_env import NeuronPlace, environment
 
 log = logging.getLogger("tpray.group.ranks")
 
-SPAWN_ATTEMPTS = 8
-SPACER_WAIT_S = 10.0
+PLACE_ATTEMPTS = 8
+PLACE_WAIT_S = 5.0
 
 
 class Ranks(Protocol):
@@ -114,45 +114,69 @@ class RayRanks:
     async def _spawn_on_cores(self) -> list[int]:
         """Start the actors in the order of the NeuronCores that Ray gave them; the cores, ascending.
 
-        Ray gives the lowest free ids, which may have gaps. Then the ids that no aligned run may begin with are held
-        by a spacer outside the placement group while the actors are started again. Without room for spacers a run
-        that is not aligned will do.
+        A placement group has certain ids, the lowest that were free. If these are no aligned run, another placement
+        group is made while this one keeps them, and so on; at last a run that is not aligned will do. The placement
+        group of a Serve replica cannot be exchanged here: with a gap the replica fails, and Serve places a new one.
 
         Raises:
             PlacementError: there are gaps, and no way around them was found.
         """
-        import ray
-
-        spacers: list[Any] = []
-        room = True
+        assert self._placement is not None, "place() comes before spawn()"
+        set_aside: list[tuple[Placement, list[int]]] = []
         try:
-            for _ in range(SPAWN_ATTEMPTS):
-                self._start_actors()
-                owned = await _gather([actor.cores.remote() for actor in self._actors], "cores")
-                self._pids = await _gather([actor.pid.remote() for actor in self._actors], "pid")
-                order = sorted(range(len(owned)), key=lambda i: owned[i])
-                self._actors = [self._actors[i] for i in order]
-                ids = [core for i in order for core in owned[i]]
-                if len(ids) != self.tp * self._layout.width:
-                    raise PlacementError(f"Ray gave the ranks the NeuronCores {describe(ids)}, not one set each")
-                if ids == sorted(ids) and (is_aligned(ids) or (is_run(ids) and not room)):
-                    if not is_aligned(ids):
-                        log.warning("NeuronCores %s do not begin at a multiple of %d", describe(ids), len(ids))
+            while True:
+                ids = await self._start_in_order()
+                if is_aligned(ids):
                     return ids
-                if not room:
+                log.warning("Ray gave NeuronCores %s, which do not begin at a multiple of %d", describe(ids), len(ids))
+                another = await self._another() if len(set_aside) < PLACE_ATTEMPTS else None
+                if another is None:
                     break
-                log.warning("Ray gave NeuronCores %s, which no group can use together: placing again", describe(ids))
                 await self.kill()
-                spacer = await _hold_back(to_hold_back(sorted(ids)))
-                room = spacer is not None
-                spacers += [spacer] if room else []
+                set_aside.append((self._placement, ids))
+                self._placement = another
+            if not is_run(ids):  # an earlier one may have been
+                await self.kill()
+                before = self._placement
+                self._placement = next((placement for placement, own in set_aside if is_run(own)), before)
+                if self._placement is not before:
+                    before.release()
+                    ids = await self._start_in_order()
+            if is_run(ids):
+                return ids
         finally:
-            for spacer in spacers:
-                ray.kill(spacer)
+            for placement, _ in set_aside:
+                if placement is not self._placement:
+                    placement.release()
         raise PlacementError(
             f"the NeuronCores that are free, {describe(ids)}, are not neighbours: end what holds those between, or "
             f"use --tp {max(1, self.tp // 2)}"
         )
+
+    async def _start_in_order(self) -> list[int]:
+        """Start the actors, order them by their cores, and return these."""
+        self._start_actors()
+        owned = await _gather([actor.cores.remote() for actor in self._actors], "cores")
+        self._pids = await _gather([actor.pid.remote() for actor in self._actors], "pid")
+        order = sorted(range(len(owned)), key=lambda i: owned[i])
+        self._actors = [self._actors[i] for i in order]
+        ids = [core for i in order for core in owned[i]]
+        if len(ids) != self.tp * self._layout.width or ids != sorted(ids):
+            raise PlacementError(f"Ray gave the ranks the NeuronCores {describe(ids)}, not a set of neighbours each")
+        return ids
+
+    async def _another(self) -> Placement | None:
+        """A further placement group for this group on its node, if there is room, and if this one was made here."""
+        assert self._placement is not None, "place() comes before spawn()"
+        if not self._placement.own:
+            return None
+        another = await Placement.acquire(self._layout)
+        try:
+            await asyncio.wait_for(another.ready(), PLACE_WAIT_S)
+        except asyncio.TimeoutError:
+            another.release()
+            return None
+        return another
 
     def _begin_on(self, ranks: range, cores: Sequence[int]) -> tuple[Any, ...]:
         assert self._ports is not None, "spawn() takes them"
@@ -198,28 +222,6 @@ class RayRanks:
         if self._placement is not None:
             self._placement.release()
             self._placement = None
-
-
-async def _hold_back(ids: Sequence[int]) -> Any | None:
-    """An actor that has ``ids``, or lower ones, so that nobody else is given them; None if there is no room for it.
-
-    Ray counts the ids of a process that was killed as taken for a moment longer, and would give higher ones till then.
-    """
-    import ray
-
-    options = {"num_cpus": 0, "resources": {NEURON_CORES: len(ids)}, "scheduling_strategy": outside()}
-    for _ in range(SPAWN_ATTEMPTS):
-        await asyncio.sleep(0.5)
-        spacer: Any = ray.remote(RankHost).options(**options).remote()
-        try:
-            (got,) = await asyncio.wait_for(_gather([spacer.cores.remote()], "cores"), SPACER_WAIT_S)
-        except asyncio.TimeoutError:
-            ray.kill(spacer)
-            return None
-        if max(got) <= max(ids):
-            return spacer
-        ray.kill(spacer)
-    return None
 
 
 async def _gather(refs: Sequence[Any], method: str) -> list[Any]:
