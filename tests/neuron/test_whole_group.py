@@ -190,7 +190,7 @@ def test_the_device_suite_runs(runtime: str, device: Path, tmp_path: Path) -> No
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--rootdir", str(root), "-c", str(root / "pyproject.toml"),
-         str(root / "tests" / "device"), "-k", "float32-2 or 2-float32 or kill or latency"],
+         str(root / "tests" / "device"), "-k", "2-float32 or kill"],
         env=os.environ | environ, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
