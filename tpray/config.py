@@ -16,7 +16,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 RuntimeName = Literal["auto", "cpu", "neuron", "neuron-xla"]
@@ -66,6 +66,28 @@ class BatchConfig(_Frozen):
     step_timeout_s: float = Field(60.0, gt=0)
 
 
+class AutoscalingConfig(_Frozen):
+    """How many groups there are, by the tokens that wait for a step.
+
+    By default a group may have eight steps' tokens waiting (``max_step_tokens`` 512): some tenths of a second of work.
+    A new one takes its start, seconds from an artifact and minutes without, so that it comes after half a minute of
+    such a backlog and goes after ten minutes without.
+    """
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(2, ge=1)
+    backlog_tokens: int = Field(4096, ge=1, description="tokens that may wait at each group")
+    upscale_delay_s: float = Field(30.0, ge=0)
+    downscale_delay_s: float = Field(600.0, ge=0)
+    look_back_period_s: float = Field(30.0, gt=0, description="what the backlog is averaged over")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AutoscalingConfig:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
+
+
 class ServeConfig(_Frozen):
     """One Serve application: the ``args`` of ``tpray.serving.app:build`` in a Serve config file."""
 
@@ -73,6 +95,13 @@ class ServeConfig(_Frozen):
     parallel: ParallelConfig = ParallelConfig()
     batch: BatchConfig = BatchConfig()
     replicas: int = Field(1, ge=1, description="groups, each with its own copy of the model")
+    autoscaling: AutoscalingConfig | None = Field(None, description="instead of a fixed number of replicas")
+
+    @model_validator(mode="after")
+    def _either(self) -> ServeConfig:
+        if self.autoscaling is not None and self.replicas != 1:
+            raise ValueError("replicas is a fixed number and autoscaling a range: give one of them")
+        return self
 
 
 def cache_dir() -> Path:

@@ -28,6 +28,7 @@ from tpray.group.placement import STRATEGY, Layout
 from tpray.group.ranks import RayRanks
 from tpray.group.store import Source
 from tpray.serving import progress, tei
+from tpray.serving.autoscaling import METRIC
 from tpray.serving.engine import Engine
 from tpray.serving.text import Direction, Item
 
@@ -220,6 +221,10 @@ class Classifier:
             "startup": [{"phase": n, "seconds": s, "note": note} for n, s, note in self._startup],
         }
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's hook: what `autoscaling.TokenBacklog` decides by."""
+        return {METRIC: float(self._engine.queued_tokens)}
+
     async def check_health(self) -> None:
         """Serve's check: fails, and has this replica replaced, once its group was given up."""
         self._engine.check_alive()
@@ -243,6 +248,22 @@ def build(args: dict[str, Any]) -> serve.Application:
     return application(ServeConfig.model_validate(args))
 
 
+def _scale(config: ServeConfig) -> dict[str, Any]:
+    """How many replicas: Serve's options."""
+    scaling = config.autoscaling
+    if scaling is None:
+        return {"num_replicas": config.replicas}
+    policy = serve.config.AutoscalingPolicy(
+        policy_function="tpray.serving.autoscaling:TokenBacklog",
+        policy_kwargs={"backlog_tokens": scaling.backlog_tokens},
+    )
+    return {
+        "autoscaling_config": serve.config.AutoscalingConfig(
+            **scaling.model_dump(exclude={"backlog_tokens"}), initial_replicas=scaling.min_replicas, policy=policy
+        )
+    }
+
+
 def application(config: ServeConfig, progress_address: str | None = None) -> serve.Application:
     """The Serve application of a configuration, reporting its start to ``progress_address`` if there is one."""
     layout = Layout.of(config.parallel, config.replicas)
@@ -251,7 +272,7 @@ def application(config: ServeConfig, progress_address: str | None = None) -> ser
     config = config.model_copy(update={"parallel": parallel})
     deployable: Any = Classifier  # a serve.Deployment, which the decorators' types do not say
     deployment = deployable.options(
-        num_replicas=config.replicas,
+        **_scale(config),
         ray_actor_options={"num_cpus": 0},
         placement_group_bundles=[layout.bundle()],
         placement_group_strategy=STRATEGY,

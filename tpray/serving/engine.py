@@ -82,6 +82,11 @@ class Engine:
     def _batching(self) -> BatchConfig:
         return self.config.model_copy(update={"max_padding": 0.0}) if self._reads_padding else self.config
 
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait for a step."""
+        return self._batcher.queued_tokens if self._batcher is not None else 0
+
     def reconfigure(self, config: BatchConfig) -> None:
         """Work within other limits from now on; what is queued stays queued."""
         self.config = config
