@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine, each scenario in a process of its own: python -m tests.serving.cluster_scenarios NAME.
+"""Several Ray nodes on this machine: python -m tests.serving.cluster_scenarios NAME PORT, a process for each scenario.
 
 A head without CPUs, and nodes of two CPUs with room for one group each. Prints what happened when, as JSON.
 """

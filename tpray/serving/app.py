@@ -259,7 +259,10 @@ def _scale(config: ServeConfig) -> dict[str, Any]:
     )
     return {
         "autoscaling_config": serve.config.AutoscalingConfig(
-            **scaling.model_dump(exclude={"backlog_tokens"}), initial_replicas=scaling.min_replicas, policy=policy
+            **scaling.model_dump(exclude={"backlog_tokens"}),
+            initial_replicas=scaling.min_replicas,
+            metrics_interval_s=min(10.0, scaling.look_back_period_s / 2),
+            policy=policy,
         )
     }
 

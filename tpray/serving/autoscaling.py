@@ -1,8 +1,8 @@
 """How many groups there are: as many as the tokens that wait for a step call for.
 
-Tokens, and not requests, because a request is one text or thirty-two, of five tokens or five hundred. Each replica tells
-Serve how many tokens wait in its queue; Serve averages them over a while, asks `TokenBacklog`, and applies its own
-delays and bounds to the answer.
+Tokens, and not requests, because a request is one text or thirty-two, of five tokens or five hundred. Each replica
+tells Serve how many tokens wait in its queue; Serve averages them over a while, asks `TokenBacklog`, and applies its
+own delays and bounds to the answer.
 
 Source: https://docs.ray.io/en/latest/serve/advanced-guides/advanced-autoscaling.html (custom policies, custom metrics)
 """

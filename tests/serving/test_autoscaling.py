@@ -1,0 +1,70 @@
+"""Groups follow the token backlog, and come back on another node: with real Ray nodes, each scenario on its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from tpray.config import ServeConfig
+from tpray.serving.autoscaling import METRIC, TokenBacklog, wanted_replicas
+
+
+@pytest.mark.parametrize(
+    ("backlogs", "replicas", "wanted"),
+    [
+        ([0.0], 1, 1),
+        ([4000.0], 1, 1),
+        ([4001.0], 1, 2),
+        ([9000.0, 3500.0], 2, 4),
+        ([2100.0, 100.0], 2, 2),
+        ([900.0, 900.0], 2, 1),
+        ([0.0, 0.0, 0.0], 3, 2),
+    ],
+)
+def test_waiting_tokens_call_for_groups(backlogs: list[float], replicas: int, wanted: int) -> None:
+    """More at once; fewer one at a time, and only with half of the backlog that one fewer could have."""
+    assert wanted_replicas(backlogs, replicas, 4000) == wanted
+
+
+def test_the_policy_keeps_what_is_while_nobody_reports() -> None:
+    policy = TokenBacklog(100)
+    assert policy(SimpleNamespace(aggregated_metrics={}, target_num_replicas=3)) == (3, {})
+    told = SimpleNamespace(aggregated_metrics={METRIC: {"a": 250.0}}, target_num_replicas=1)
+    assert policy(told) == (3, {})
+
+
+def test_a_range_and_a_number_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="give one of them"):
+        ServeConfig.model_validate({"replicas": 2, "autoscaling": {"max_replicas": 4}})
+    with pytest.raises(ValidationError, match="below min_replicas"):
+        ServeConfig.model_validate({"autoscaling": {"min_replicas": 3, "max_replicas": 2}})
+
+
+def scenario(name: str, port: int) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.serving.cluster_scenarios", name, str(port)], capture_output=True, text=True,
+        timeout=300, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    events: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return events
+
+
+@pytest.mark.ray
+def test_a_second_group_comes_with_the_load_and_goes_with_it(free_port: Callable[[], int]) -> None:
+    events = scenario("load", free_port())
+    assert events["one group"] < events["a second group"] < events["the second group's end"]
+    assert events["answered"] > 0
+
+
+@pytest.mark.ray
+def test_a_group_comes_back_on_another_node(free_port: Callable[[], int]) -> None:
+    events = scenario("death", free_port())
+    assert events["a node is killed"] < events["its group on another node"] <= events["an answer"]
