@@ -5,12 +5,17 @@ A head without CPUs, and nodes of two CPUs with room for one group each. Prints 
 
 import json
 import os
+import secrets
+import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 # Serve's processes read these when they are imported: how often a replica reports, and how soon the dead are found.
@@ -155,6 +160,83 @@ def outlive_a_node(port: int) -> None:
         assert before[1] not in replicas().values()
 
 
+@contextmanager
+def autoscaled(worker: dict[str, float]) -> Iterator[None]:
+    """A head without CPUs whose autoscaler may start one more node, with the resources ``worker``.
+
+    Ray has a class for this, but that ends every Ray of the machine by name; here what was started is known by a mark.
+    """
+    import ray
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+    from tpray.group import watchdog
+
+    stay_quiet()
+    none: list[str] = []
+    config = {
+        "cluster_name": "tpray-test", "max_workers": 1, "upscaling_speed": 1.0, "idle_timeout_minutes": 5,
+        "provider": {
+            "type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True,
+            "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "inf2": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": 1},
+        },
+        "head_node_type": "ray.head.default", "auth": {}, "file_mounts": {}, "cluster_synced_files": none,
+        "initialization_commands": none, "setup_commands": none, "head_setup_commands": none,
+        "worker_setup_commands": none, "head_start_ray_commands": none, "worker_start_ray_commands": none,
+    }  # fmt: skip
+    mark, since = secrets.token_hex(16), time.time() - 1
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(config, file)
+        file.flush()
+        environ = os.environ | {
+            watchdog.MARK: mark, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        }  # fmt: skip
+        port = _free_port()
+        start = (
+            "from tpray.group.cluster import _stay_on_loopback as s; s(); from ray.scripts.scripts import main; main()"
+        )
+        command = [
+            sys.executable, "-c", start, "start", "--head", f"--autoscaling-config={file.name}", f"--port={port}",
+            "--num-cpus=0", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats",
+        ]  # fmt: skip
+        starter = subprocess.Popen(command, env=environ, stdout=sys.stderr)
+        try:
+            assert starter.wait(timeout=90) == 0
+            ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
+            yield
+        finally:
+            ray.shutdown()
+            watchdog.clean_up(mark, Path("/tmp/ray"), starter.pid, since, ended_well=not os.environ.get("KEEP_LOGS"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
+
+
+def wait_for_a_node_type(port: int) -> None:
+    """Nobody has NeuronCores: a group waits for them, the autoscaler adds the node type that has, and it answers."""
+    import ray
+
+    with autoscaled({"CPU": 4, "neuron_cores": 2}):
+        assert all("neuron_cores" not in node["Resources"] for node in ray.nodes())
+        note("a head alone")
+        parallel = {"tp": 2, "runtime": "neuron", "instance_family": "trn2"}
+        handle = deploy(port, parallel=parallel, model={"dtype": "float32", "buckets": [[1, 32]]})
+        note("one group")
+        assert any(node["Resources"].get("neuron_cores") == 2 for node in ray.nodes() if node["Alive"])
+        assert handle.classify.remote("a b").result(timeout_s=60)
+        note("an answer")
+
+
 if __name__ == "__main__":
-    {"load": follow_the_load, "death": outlive_a_node}[sys.argv[1]](int(sys.argv[2]))
+    scenarios = {"load": follow_the_load, "death": outlive_a_node, "grow": wait_for_a_node_type}
+    scenarios[sys.argv[1]](int(sys.argv[2]))
     print(json.dumps(EVENTS))
