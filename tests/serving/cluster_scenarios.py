@@ -170,8 +170,10 @@ def autoscaled(worker: dict[str, float]) -> Iterator[None]:
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
     from tpray.group import watchdog
+    from tpray.group.cluster import _stay_on_loopback
 
     stay_quiet()
+    _stay_on_loopback()
     none: list[str] = []
     config = {
         "cluster_name": "tpray-test", "max_workers": 1, "upscaling_speed": 1.0, "idle_timeout_minutes": 5,
