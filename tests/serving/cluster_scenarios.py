@@ -196,7 +196,7 @@ def autoscaled(worker: dict[str, float]) -> Iterator[None]:
         environ = os.environ | {
             watchdog.MARK: mark, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID, "RAY_AUTH_MODE": "disabled",
         }  # fmt: skip
         port = _free_port()
         start = (

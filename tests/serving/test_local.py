@@ -78,7 +78,7 @@ def test_trace_then_classify_from_the_artifact(tmp_path: Path, make_checkpoint: 
         (["classify", "a", "--model", "./absent"], "there is no directory ./absent"),
         (["classify", "a", "--model", "/etc"], "no config.json"),
         (["classify", "a", "--tp", "9"], "use 1 to 4 ranks"),
-        (["classify", "a", "--runtime", "neuron"], "install it from the Neuron pip repository"),
+        (["classify", "a", "--runtime", "neuron"], "NeuronCores on one node, and no node of this Ray has more"),
         (["classify"], "name texts to classify"),
         (["classify", "a", "--pair"], "exactly two texts"),
         (["status", "http://127.0.0.1:1"], "no tpray server answers"),
