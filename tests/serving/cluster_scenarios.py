@@ -6,7 +6,6 @@ A head without CPUs, and nodes of two CPUs with room for one group each. Prints 
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -179,7 +178,6 @@ def autoscaled(worker: dict[str, float]) -> Iterator[None]:
         "cluster_name": "tpray-test", "max_workers": 1, "upscaling_speed": 1.0, "idle_timeout_minutes": 5,
         "provider": {
             "type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True,
-            "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -195,10 +193,11 @@ def autoscaled(worker: dict[str, float]) -> Iterator[None]:
         file.flush()
         environ = os.environ | {
             watchdog.MARK: mark, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1",
-            "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+            "RAY_enable_autoscaler_v2": "0", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID, "RAY_AUTH_MODE": "disabled",
+            "PYTHONPATH": f"{Path(__file__).parent / 'loopback_site'}:{os.environ.get('PYTHONPATH', '')}",
         }  # fmt: skip
-        port = _free_port()
+        port = 6379  # Ray's own stand-in for a cloud knows no other
         start = (
             "from tpray.group.cluster import _stay_on_loopback as s; s(); from ray.scripts.scripts import main; main()"
         )
@@ -214,13 +213,6 @@ def autoscaled(worker: dict[str, float]) -> Iterator[None]:
         finally:
             ray.shutdown()
             watchdog.clean_up(mark, Path("/tmp/ray"), starter.pid, since, ended_well=not os.environ.get("KEEP_LOGS"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
 
 
 def wait_for_a_node_type(port: int) -> None:

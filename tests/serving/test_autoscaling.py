@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,8 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
+from tests.neuron_standin import environment
+from tests.neuron_standin.build import build_device
 from tpray.config import ServeConfig
 from tpray.serving.autoscaling import METRIC, TokenBacklog, wanted_replicas
 
@@ -47,10 +51,10 @@ def test_a_range_and_a_number_exclude_each_other() -> None:
         ServeConfig.model_validate({"autoscaling": {"min_replicas": 3, "max_replicas": 2}})
 
 
-def scenario(name: str, port: int) -> dict[str, float]:
+def scenario(name: str, port: int, **environ: str) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.serving.cluster_scenarios", name, str(port)], capture_output=True, text=True,
-        timeout=300, check=False, cwd=Path(__file__).parents[2],
+        timeout=300, check=False, cwd=Path(__file__).parents[2], env=os.environ | environ,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     events: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -68,3 +72,15 @@ def test_a_second_group_comes_with_the_load_and_goes_with_it(free_port: Callable
 def test_a_group_comes_back_on_another_node(free_port: Callable[[], int]) -> None:
     events = scenario("death", free_port())
     assert events["a node is killed"] < events["its group on another node"] <= events["an answer"]
+
+
+@pytest.mark.ray
+def test_a_node_type_with_neuron_cores_is_added_for_a_group(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    """By Ray's autoscaler with its own stand-in for a cloud, which insists on port 6379."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 6379)) == 0:
+            pytest.skip("somebody listens on port 6379, the only one that Ray's stand-in for a cloud knows")
+    environ = environment("neuron", tmp_path, build_device(tmp_path))
+    del environ["RAY_OVERRIDE_RESOURCES"]  # the autoscaler says what its nodes have
+    events = scenario("grow", free_port(), **environ)
+    assert events["a head alone"] < events["one group"] <= events["an answer"]
