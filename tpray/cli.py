@@ -88,6 +88,15 @@ Buckets = Annotated[
         show_default="any shape, in one program",
     ),
 ]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="TPRAY_STORE",
+        help="URL of a folder that machines share, s3://, gs:// or file://: what one traced, the others fetch.",
+        show_default="none",
+    ),
+]
 Runtime = Annotated[RuntimeName, typer.Option(envvar="TPRAY_RUNTIME", help="The kind of core.")]
 CoresPerRank = Annotated[
     int | None,
@@ -144,6 +153,7 @@ def serve(
     runtime: Runtime = "auto",
     plan: PlanFile = None,
     buckets: Buckets = None,
+    store: Store = None,
     cores_per_rank: CoresPerRank = None,
     instance_family: Family = None,
     neuron_layout: Layout = "process-per-rank",
@@ -168,7 +178,7 @@ def serve(
     from tpray.runtime.buckets import parse
 
     config = ServeConfig(
-        model=ModelConfig(source=model, dtype=dtype, plan=plan, buckets=parse(buckets) if buckets else ()),
+        model=ModelConfig(source=model, dtype=dtype, plan=plan, buckets=parse(buckets) if buckets else (), store=store),
         parallel=ParallelConfig(
             tp=tp,
             cores_per_rank=cores_per_rank,
@@ -312,9 +322,7 @@ def trace(
     programs: Annotated[int, typer.Option(min=1, max=64, help="For --buckets auto: how many programs, at most.")] = 4,
     batch: Annotated[int, typer.Option(min=1, help="For --buckets auto: rows of each bucket.")] = 8,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
-    publish: Annotated[
-        str | None, typer.Option("--publish", help="Copy the artifact to this URL too: s3://, gs://, file://.")
-    ] = None,
+    store: Store = None,
 ) -> None:
     """Trace a model's shards ahead of time, check them, and print where the artifact is."""
     from tpray.runtime.artifact import is_artifact
@@ -342,14 +350,12 @@ def trace(
         instance_family=instance_family,
         neuron_layout=neuron_layout,
         lnc=_number(lnc),
+        store=store,
     ) as classifier:
         artifact = classifier.group.artifact
         assert artifact is not None, "a loaded group has an artifact"
-    if publish is not None:
-        from tpray.group import remote
-
-        remote.publish(artifact.directory, publish)
-    out.print(publish or str(artifact.directory), soft_wrap=True, highlight=False)
+        where = classifier.group.url or str(artifact.directory)
+    out.print(where, soft_wrap=True, highlight=False)
 
 
 def _auto_buckets(model: str | None, samples: Path | None, programs: int, batch: int) -> str:

@@ -39,6 +39,7 @@ class ModelConfig(_Frozen):
     plan: Path | dict[str, Any] | None = Field(None, description="how to shard it: a plan file, or what it holds")
     dtype: DtypeName = "auto"
     buckets: tuple[tuple[int, int], ...] = Field((), description="[batch, length] to trace for; none: any shape")
+    store: str | None = Field(None, description="URL of a folder: what one machine traced, the others fetch there")
 
 
 class ParallelConfig(_Frozen):

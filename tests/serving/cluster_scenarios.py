@@ -17,8 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Serve's processes read these when they are imported: how often a replica reports, and how soon the dead are found.
+# Serve's processes read these when they are imported: how often a replica reports, and how soon the dead are found; and
+# that nothing connects to Ray by itself, as Serve's handle would, which reports to the controller until the end and after.
 os.environ |= {
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_health_check_period_ms": "1000",

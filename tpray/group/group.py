@@ -48,6 +48,11 @@ class ShardGroup(RankGroup):
         """The shapes that the program takes; none: any."""
         return self.artifact.manifest.buckets if self.artifact else ()
 
+    @property
+    def url(self) -> str | None:
+        """Where the artifact is in the store that machines share; None without one."""
+        return self._store.url
+
     async def step(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
         """See `RankGroup.step`; a program of fixed shapes is given its inputs in buckets, one after another.
 

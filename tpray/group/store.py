@@ -2,7 +2,8 @@
 
 Traced artifacts are kept under ``<cache>/artifacts/<key>``, where the key is a digest of everything that
 shapes a program (`runtime.artifact.cache_key`): the same model, degree, dtype, runtime and versions are traced
-once. A lock lets one group trace while others wait for what it makes; the kernel frees it on a crash.
+once. A lock lets one group trace while others wait for what it makes; the kernel frees it on a crash. With a store
+(`remote.SharedStore`), a URL that machines share, the same holds for all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from tpray.config import DEMO_DIR, InstanceFamily, ModelConfig, ParallelConfig, RuntimeName, cache_dir
 from tpray.errors import ArtifactError, ConfigError
 from tpray.group.cores import check_neuron_degree
-from tpray.group.remote import fetch, is_url
+from tpray.group.remote import SharedStore, fetch, is_url
 from tpray.parallel_layers.checkpoint import Checkpoint, resolve
 from tpray.parallel_layers.plan import read_plan
 from tpray.parallel_layers.shard import check_plan
@@ -78,6 +79,8 @@ def check_source(source: Source) -> Checkpoint | Artifact:
     name = source.model.source
     if source.runtime in ("neuron", "neuron-xla"):
         _check_neuron(source)
+    if source.model.store is not None:
+        SharedStore(source.model.store)
     own_plan = None if source.model.plan is None else read_plan(source.model.plan)
     if name is not None and is_url(name):
         name = str(fetch(name))
@@ -172,7 +175,10 @@ class ArtifactStore:
         self._runtime = runtime_for(source.runtime)
         self._checkpoint: Checkpoint | None = None
         self._dtype = ""
+        self._key = ""
         self._directory: Path | None = None
+        self._shared = SharedStore(source.model.store) if source.model.store else None
+        self._damaged = False  # what was found: the store's copy is replaced and not fetched again
 
     @property
     def caches(self) -> bool:
@@ -186,7 +192,7 @@ class ArtifactStore:
             return found
         self._checkpoint = found
         self._dtype = self._runtime.choose_dtype(self._source.model.dtype)
-        key = await asyncio.to_thread(
+        self._key = await asyncio.to_thread(
             artifacts.cache_key,
             found,
             self._source.tp,
@@ -195,8 +201,35 @@ class ArtifactStore:
             self._buckets(found),
             f"{self._source.instance_family} {self._source.lnc}",
         )  # reads every weight once
-        self._directory = self._source.out or cache_dir() / "artifacts" / key
-        return self._open() if self._source.out is None else None
+        self._directory = self._source.out or cache_dir() / "artifacts" / self._key
+        if self._source.out is not None:
+            return None
+        found_here = self._open()
+        if found_here is None:
+            return await self._fetch()
+        if self._shared is not None:
+            await self._share(found_here, self._shared)
+        return found_here
+
+    @property
+    def url(self) -> str | None:
+        """Where the store has, or will have, the artifact of a checkpoint; None without a store."""
+        return self._shared.url_of(self._key) if self._shared is not None and self._key else None
+
+    async def _share(self, artifact: Artifact, shared: SharedStore) -> None:
+        """Put what this machine traced before it knew the store there, unless another one did."""
+        if await asyncio.to_thread(shared.has, self._key):
+            return
+        async with shared.claim(self._key) as claim:
+            if not claim.lost and not await asyncio.to_thread(shared.has, self._key):
+                await asyncio.to_thread(shared.publish, artifact.directory, self._key)
+
+    async def _fetch(self) -> Artifact | None:
+        """What another machine has put into the store."""
+        assert self._directory is not None, "find() says where"
+        if self._shared is None or not await asyncio.to_thread(self._shared.fetch, self._key, self._directory):
+            return None
+        return self._open()
 
     def _buckets(self, checkpoint: Checkpoint) -> tuple[Bucket, ...]:
         return self._source.buckets or self._runtime.default_buckets(checkpoint.plan.max_length(checkpoint.config))
@@ -219,7 +252,8 @@ class ArtifactStore:
             return None
 
     def discard(self) -> None:
-        """Throw the traced artifact away, so that the next `find` does not see it; never a user's own."""
+        """Throw the traced artifact away, here and, when it is traced anew, in the store; never a user's own."""
+        self._damaged = True
         if self._directory is not None and self._source.out is None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -234,11 +268,24 @@ class ArtifactStore:
         async with _locked(self._directory.parent / f".{self._directory.name}.lock"):
             # Another group may have traced the same model while this one waited for the lock.
             other = self._open() if self._source.out is None else None
-            return other or await self._trace(ranks, self._directory)
+            if other is not None:
+                return other
+            return await self._trace_for_all(ranks, self._shared) if self._shared else await self._trace(ranks)
 
-    async def _trace(self, ranks: Ranks, directory: Path) -> Artifact:
+    async def _trace_for_all(self, ranks: Ranks, shared: SharedStore) -> Artifact:
+        async with shared.claim(self._key) as claim:
+            other = await self._fetch() if self._source.out is None and not self._damaged else None
+            if other is not None:
+                return other
+            traced = await self._trace(ranks)
+            if not claim.lost:
+                await asyncio.to_thread(shared.publish, traced.directory, self._key)
+            return traced
+
+    async def _trace(self, ranks: Ranks) -> Artifact:
         assert self._checkpoint is not None
-        checkpoint, config = self._checkpoint, self._checkpoint.config
+        assert self._directory is not None
+        checkpoint, config, directory = self._checkpoint, self._checkpoint.config, self._directory
         buckets = self._buckets(checkpoint)
         max_length = checkpoint.plan.max_length(config)
         if buckets:

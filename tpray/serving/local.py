@@ -179,11 +179,12 @@ def load(
     instance_family: InstanceFamily | None = None,
     neuron_layout: NeuronLayout = "process-per-rank",
     lnc: Literal[1, 2] | None = None,
+    store: str | None = None,
 ) -> LocalClassifier:
     """Bring up one group on this machine, starting Ray here if there is none.
 
     Args:
-        model: a Hub id, a checkpoint directory or an artifact directory; None is the embedded demo.
+        model: a Hub id, a checkpoint directory, an artifact directory or its URL; None is the embedded demo.
         tp: the tensor-parallel degree.
         dtype: what the shards compute in; ``auto`` is the fastest that the cores multiply natively.
         runtime: the kind of core.
@@ -194,6 +195,7 @@ def load(
         progress: called with a `PhaseReport` after each start-up phase.
         ranks: where the ranks come from, when they are not to be Ray actors.
         instance_family, neuron_layout, lnc: on NeuronCores; see `tpray.config.ParallelConfig`.
+        store: URL of a folder that machines share: what one of them traced, the others fetch.
 
     Raises:
         TprayError: the model, the degree or the machine will not do; the message says what would.
@@ -208,7 +210,7 @@ def load(
         neuron_layout=neuron_layout,
         lnc=lnc,
     )
-    source = Source.of(ModelConfig(source=named, dtype=dtype, plan=plan, buckets=shapes), parallel, out)
+    source = Source.of(ModelConfig(source=named, dtype=dtype, plan=plan, buckets=shapes, store=store), parallel, out)
     check_source(source)  # before anything is started
     owns_ray = False
     if ranks is None:
