@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 # Serve's processes read these when they are imported: how often a replica reports, and how soon the dead are found; and
 # that nothing connects to Ray by itself, as Serve's handle would, which reports to the controller until the end and after.
@@ -61,8 +62,21 @@ def cluster() -> Iterator[Any]:
         made.shutdown()
 
 
-def add_node(made: Any) -> Any:
-    return made.add_node(num_cpus=2, node_ip_address="127.0.0.1")
+def add_node(made: Any, cache: str | None = None) -> Any:
+    """A node, which is a machine of its own if it has a cache of its own."""
+    variables = {"TPRAY_CACHE": cache} if cache else {}
+    return made.add_node(num_cpus=2, node_ip_address="127.0.0.1", env_vars=os.environ | variables)
+
+
+def ask(port: int, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What the server answers; None if it does not."""
+    data = None if body is None else json.dumps(body).encode()
+    request = Request(f"http://127.0.0.1:{port}{path}", data, {"content-type": "application/json"})
+    try:
+        with urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+    except OSError:
+        return None
 
 
 def deploy(port: int, **changes: Any) -> Any:
@@ -93,15 +107,18 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None
 
 
 def follow_the_load(port: int) -> None:
-    """Load rises: a second group comes, on the second node. Load falls: it goes. Every request is answered."""
-    with cluster() as made:
-        add_node(made)
-        add_node(made)
+    """Load rises: a second group comes, on the second node, from what the first has put into the store that both share.
+
+    Load falls: it goes. Every request is answered.
+    """
+    with cluster() as made, tempfile.TemporaryDirectory() as folder:
+        for name in ("first", "second"):
+            add_node(made, f"{folder}/{name}")
         scaling = {
             "max_replicas": 2, "backlog_tokens": 200, "upscale_delay_s": 1, "downscale_delay_s": 3,
             "look_back_period_s": 5,
         }  # fmt: skip
-        handle = deploy(port, autoscaling=scaling)
+        handle = deploy(port, autoscaling=scaling, model={"dtype": "float32", "store": f"file://{folder}/store"})
         assert len(replicas()) == 1
         note("one group")
         stop = threading.Event()
@@ -119,6 +136,13 @@ def follow_the_load(port: int) -> None:
             try:
                 wait_for(lambda: len(replicas()) == 2, 100, "a second group")
                 assert len(set(replicas().values())) == 2, "on the second node"
+                starts: dict[int, Any] = {}  # by the process of rank 0
+                wait_for(
+                    lambda: bool((info := ask(port, "/info")) and starts.update({info["ranks"][0]["pid"]: info}))
+                    or len(starts) == 2, 30, "both have said how they started",
+                )  # fmt: skip
+                assert sorted(info["traced_now"] for info in starts.values()) == [False, True]
+                assert all(phase["seconds"] >= 0 for info in starts.values() for phase in info["startup"])
             finally:
                 stop.set()
             EVENTS["answered"] = sum(client.result() for client in clients)
@@ -225,11 +249,10 @@ def wait_for_a_node_type(port: int) -> None:
         assert all("neuron_cores" not in node["Resources"] for node in ray.nodes())
         note("a head alone")
         parallel = {"tp": 2, "runtime": "neuron", "instance_family": "trn2"}
-        handle = deploy(port, parallel=parallel, model={"dtype": "float32", "buckets": [[1, 32]]})
+        deploy(port, parallel=parallel, model={"dtype": "float32", "buckets": [[1, 32]]})
         note("one group")
         assert any(node["Resources"].get("neuron_cores") == 2 for node in ray.nodes() if node["Alive"])
-        assert handle.classify.remote("a b").result(timeout_s=60)
-        note("an answer")
+        wait_for(lambda: bool(ask(port, "/predict", {"inputs": "a b"})), 60, "an answer")
 
 
 if __name__ == "__main__":
