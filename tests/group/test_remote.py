@@ -186,7 +186,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, make_checkpoint: Callable[..
     with pytest.raises(ConfigError, match="is no URL of a store"):
         start(make_checkpoint(), "models")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="the store file://.* cannot be used"):
+    with pytest.raises(ConfigError, match=r"the store file://.* cannot be used"):
         start(make_checkpoint(), f"file://{tmp_path}/file")
 
 
