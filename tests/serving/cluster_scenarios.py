@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-# Serve's processes read these when they are imported: how often a replica reports, how soon the dead are found, and that
-# nothing connects to Ray unasked, as Serve's handle would, which reports to the controller even after `ray.shutdown`.
+# Serve's processes read these when they are imported: how often a replica reports, how soon the dead are found, and
+# that nothing connects to Ray unasked, as Serve's handle would, which reports to the controller to the end.
 os.environ |= {
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
