@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.neuron_standin.build import build_device
 from tpray.config import stay_quiet
 
 stay_quiet()
@@ -118,6 +119,12 @@ def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
     vocabulary.write_text("\n".join(words))
     BertTokenizerFast(str(vocabulary)).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def neuron_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library with the stand-in for Neuron's device, compiled once."""
+    return build_device(tmp_path_factory.mktemp("device"))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from tpray import __version__
@@ -201,8 +202,9 @@ def serve(
     with launch.stopping_on_signals(), err.status(f"Starting {named}") as status:
 
         def show(report: PhaseReport) -> None:
-            _show_phase(report)
-            status.update(f"Starting {named}: {report.name} done")
+            if report.done:
+                _show_phase(report)
+            _show_progress(status, f"Starting {named}", report)
 
         with launch.Server(config, host, port, show) as server:
             status.stop()
@@ -536,7 +538,7 @@ def _load(model: str | None, **options: Any) -> LocalClassifier:
     with err.status(f"Starting {model or 'the embedded demo'}") as status:
 
         def show(report: PhaseReport) -> None:
-            status.update(f"{report.name} done")
+            _show_progress(status, f"Starting {model or 'the embedded demo'}", report)
 
         return load(model, progress=show, **options)
 
@@ -544,6 +546,13 @@ def _load(model: str | None, **options: Any) -> LocalClassifier:
 def _number(lnc: Literal["1", "2"] | None) -> Literal[1, 2] | None:
     """Typer takes words to choose from, the configuration numbers."""
     return None if lnc is None else 1 if lnc == "1" else 2
+
+
+def _show_progress(status: Status, what: str, report: PhaseReport) -> None:
+    """In a terminal the spinner says how far it is; elsewhere, in a log, long phases get a line for each part."""
+    status.update(f"{what}: {report.name} {'done' if report.done else report.note}")
+    if not report.done and not err.is_terminal:
+        _show_phase(report)
 
 
 def _show_phase(report: PhaseReport) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,9 @@ from tpray.group.cores import check_neuron_degree, is_aligned, is_run
 from tpray.group.placement import Layout, shortfall
 from tpray.group.ranks import RayRanks
 from tpray.group.store import Source, check_source
+from tpray.runtime import neuron_graph
 from tpray.runtime.neuron_env import environment, instance_family, stack_of
-from tpray.runtime.neuron_xla import remove_stale_locks
+from tpray.runtime.neuron_graph import remove_stale_locks
 
 
 def test_degrees_of_each_family() -> None:
@@ -64,16 +69,28 @@ def test_the_environment_of_a_rank_and_of_a_process_of_all() -> None:
     assert "RANK" not in both
 
 
-def test_a_lock_that_nobody_holds_is_removed_and_another_stays(tmp_path: Path) -> None:
-    stale, held = tmp_path / "a" / "model.lock", tmp_path / "b" / "model.lock"
-    for path in (stale, held):
+def test_a_lock_that_nobody_can_hold_is_removed_and_others_stay(tmp_path: Path) -> None:
+    """A locked one, a new one, and one that a compiler, which runs, may have made."""
+    stale, held, new, later = (tmp_path / name / "model.lock" for name in ("stale", "held", "new", "later"))
+    now = time.time()
+    for path, age_s in ((stale, 600), (held, 600), (new, 1), (later, 90)):
         path.parent.mkdir()
         path.touch()
+        os.utime(path, (now - age_s, now - age_s))
     with held.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert remove_stale_locks(tmp_path) == [stale]
-    assert held.exists()
-    assert not stale.exists()
+        assert remove_stale_locks(tmp_path / "stale") == [stale]
+        stale.touch()
+        os.utime(stale, (now - 600, now - 600))
+        compiler = subprocess.Popen([sys.executable, "-c", "input()", "neuronx-cc compile"], stdin=subprocess.PIPE)
+        try:
+            started = neuron_graph._oldest_compiler()
+            assert now - 5 < started < now + 60
+            os.utime(later, (started + 1, started + 1))
+            assert remove_stale_locks(tmp_path) == [stale]
+        finally:
+            compiler.communicate(b"\n")
+    assert [path.exists() for path in (held, new, later)] == [True] * 3
 
 
 def test_two_groups_never_take_one_port(tmp_path: Path) -> None:

@@ -17,17 +17,11 @@ import pytest
 
 import tpray
 from tests.neuron_standin import environment
-from tests.neuron_standin.build import build_device
 from tpray.group.ranks import ThreadRanks
 
 pytestmark = pytest.mark.ray
 TEXTS = [["a b c"], ["b", "c d"], ["f g h i j k"]]
 BUCKETS = "1x16,4x16,4x48"
-
-
-@pytest.fixture(scope="session")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_device(tmp_path_factory.mktemp("device"))
 
 
 @contextmanager
@@ -72,7 +66,7 @@ def run(environ: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]
     [("neuron", "process-per-rank"), ("neuron-xla", "process-per-rank"), ("neuron-xla", "single-process")],
 )
 def test_a_group_serves_http_and_is_rebuilt(
-    runtime: str, layout: str, device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path],
+    runtime: str, layout: str, neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path],
     free_port: Callable[[], int],
 ) -> None:  # fmt: skip
     """The CPU runtime's logits, from ranks on neighbouring cores, before and after one of them is killed."""
@@ -80,7 +74,7 @@ def test_a_group_serves_http_and_is_rebuilt(
     with tpray.load(checkpoint, tp=2, dtype="float32", ranks=ThreadRanks(2)) as reference:
         rows = reference.classify([text[0] if len(text) == 1 else tuple(text) for text in TEXTS], raw_scores=True)
     wanted = [[p["score"] for p in sorted(row, key=lambda p: p["label"])] for row in rows]
-    environ = environment(runtime, tmp_path, device)
+    environ = environment(runtime, tmp_path, neuron_device)
     arguments = [
         str(checkpoint), "--tp", "2", "--dtype", "float32", "--runtime", runtime, "--neuron-layout", layout,
         "--buckets", BUCKETS, "--instance-family", "trn2", "--port", str(free_port()),
@@ -104,10 +98,10 @@ def test_a_group_serves_http_and_is_rebuilt(
 
 
 def test_two_groups_on_one_node_share_nothing(
-    device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path], free_port: Callable[[], int]
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path], free_port: Callable[[], int]
 ) -> None:
     """Cores [0, 1] and [2, 3], ports of their own, and the artifact that the first has compiled."""
-    environ = environment("neuron", tmp_path, device)
+    environ = environment("neuron", tmp_path, neuron_device)
     arguments = [
         str(make_checkpoint()), "--tp", "2", "--runtime", "neuron", "--instance-family", "trn2", "--replicas", "2",
         "--buckets", "1x16", "--port", str(free_port()),
@@ -124,9 +118,9 @@ def test_two_groups_on_one_node_share_nothing(
 
 
 def test_traced_here_and_loaded_there_without_compiling(
-    device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
-    environ = environment("neuron", tmp_path, device)
+    environ = environment("neuron", tmp_path, neuron_device)
     out = tmp_path / "artifact"
     common = ["--tp", "2", "--runtime", "neuron", "--instance-family", "trn2"]
     done = run(environ, "trace", str(make_checkpoint()), *common, "--buckets", BUCKETS, "--out", str(out))
@@ -159,24 +153,26 @@ def test_traced_here_and_loaded_there_without_compiling(
     ],
 )
 def test_what_cannot_work_is_a_named_error(
-    runtime: str, args: list[str], changes: dict[str, str], words: str, device: Path, tmp_path: Path,
+    runtime: str, args: list[str], changes: dict[str, str], words: str, neuron_device: Path, tmp_path: Path,
     make_checkpoint: Callable[..., Path],
 ) -> None:  # fmt: skip
-    environ = environment(runtime, tmp_path, device) | changes
+    environ = environment(runtime, tmp_path, neuron_device) | changes
     done = run(environ, "classify", "a", "--model", str(make_checkpoint()), "--runtime", runtime, *args)
     assert done.returncode in (1, 2)
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_cores_that_are_taken_are_named(device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
+def test_cores_that_are_taken_are_named(
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
     import fcntl
 
     with (tmp_path / "nc-1").open("w") as held:
         held.write("4711")
         held.flush()
         fcntl.flock(held, fcntl.LOCK_EX)
-        environ = environment("neuron", tmp_path, device)
+        environ = environment("neuron", tmp_path, neuron_device)
         done = run(environ, "classify", "a", "--model", str(make_checkpoint()), "--tp", "2", "--runtime", "neuron")
     assert done.returncode == 1
     assert "core" in done.stderr
@@ -184,9 +180,9 @@ def test_cores_that_are_taken_are_named(device: Path, tmp_path: Path, make_check
 
 
 @pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
-def test_the_device_suite_runs(runtime: str, device: Path, tmp_path: Path) -> None:
+def test_the_device_suite_runs(runtime: str, neuron_device: Path, tmp_path: Path) -> None:
     """What a person with hardware runs passes on the stand-ins, and writes its report."""
-    environ = environment(runtime, tmp_path, device) | {"TPRAY_TEST_RUNTIME": runtime, "TPRAY_TEST_CORES": "2"}
+    environ = environment(runtime, tmp_path, neuron_device) | {"TPRAY_TEST_RUNTIME": runtime, "TPRAY_TEST_CORES": "2"}
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--rootdir", str(root), "-c", str(root / "pyproject.toml"),

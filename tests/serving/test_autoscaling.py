@@ -15,7 +15,6 @@ import pytest
 from pydantic import ValidationError
 
 from tests.neuron_standin import environment
-from tests.neuron_standin.build import build_device
 from tpray.config import ServeConfig
 from tpray.serving.autoscaling import METRIC, TokenBacklog, wanted_replicas
 
@@ -75,12 +74,14 @@ def test_a_group_comes_back_on_another_node(free_port: Callable[[], int]) -> Non
 
 
 @pytest.mark.ray
-def test_a_node_type_with_neuron_cores_is_added_for_a_group(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_node_type_with_neuron_cores_is_added_for_a_group(
+    neuron_device: Path, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
     """By Ray's autoscaler with its own stand-in for a cloud, which insists on port 6379."""
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 6379)) == 0:
             pytest.skip("somebody listens on port 6379, the only one that Ray's stand-in for a cloud knows")
-    environ = environment("neuron", tmp_path, build_device(tmp_path))
+    environ = environment("neuron", tmp_path, neuron_device)
     del environ["RAY_OVERRIDE_RESOURCES"]  # the autoscaler says what its nodes have
     events = scenario("grow", free_port(), **environ)
     assert events["a head alone"] < events["one group"] <= events["an answer"]

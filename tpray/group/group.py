@@ -97,6 +97,9 @@ class ShardGroup(RankGroup):
             return f"traced before: {self.artifact.directory}" if self.artifact else "not traced yet"
         return f"difference {self.parity:.1e}" if phase == "check" else super()._note(phase)
 
+    def _parts(self) -> str:
+        return f" of {self.ranks.tp * count} programs" if (count := self._store.programs) else ""
+
     async def _trace(self) -> Artifact:
         self.traced = True
         return await self._store.trace(self.ranks)

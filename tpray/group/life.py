@@ -50,12 +50,13 @@ PHASES: dict[str, float] = {
 
 @dataclass(frozen=True)
 class PhaseReport:
-    """One phase of a start: its number from 1, how long it took, and what it found."""
+    """One phase of a start: its number from 1, how long it took, and what it found; or, if not ``done``, so far."""
 
     number: int
     name: str
     seconds: float
     note: str = ""
+    done: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class RankGroup(ABC):
     Args:
         ranks: how the ranks come to be.
         step_timeout_s: the longest a step may take; a later one fails the group.
-        progress: called after every phase.
+        progress: called after every phase, and within those of which a rank tells.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class RankGroup(ABC):
         self._links: list[_Link] = []
         self._pending: dict[int, _Pending] = {}
         self._next_step = 0
+        self._current = ("", 0.0, 0)  # the phase that is going on, since when, and how many notes came of it
 
     @abstractmethod
     async def _resolve(self) -> None:
@@ -185,6 +187,7 @@ class RankGroup(ABC):
     async def _phase(self, name: str, work: Awaitable[T]) -> T:
         number, limit_s = list(PHASES).index(name) + 1, PHASES[name]
         started = time.perf_counter()
+        self._current = (name, started, 0)
         try:
             result = await asyncio.wait_for(work, limit_s)
         except asyncio.TimeoutError as e:
@@ -255,7 +258,24 @@ class RankGroup(ABC):
         # Shielded: a caller that leaves must not take away the future that the answer will come to.
         return await asyncio.shield(pending.future)
 
+    def _heard(self, rank: int, text: str) -> None:
+        """A rank has done a part of the phase that is going on."""
+        name, started, count = self._current
+        self._current = (name, started, count + 1)
+        note = f"{count + 1}{self._parts()} done; rank {rank}: {text}"
+        log.info("phase %s: %s", name, note)
+        if self._progress is not None and name in PHASES:
+            number, seconds = list(PHASES).index(name) + 1, time.perf_counter() - started
+            self._progress(PhaseReport(number, name, seconds, note, done=False))
+
+    def _parts(self) -> str:
+        """Of how many parts the ranks will tell, as " of N"; nothing if that is not known."""
+        return ""
+
     def _answered(self, rank: int, frame: Frame) -> None:
+        if frame.kind is Kind.NOTE:
+            self._heard(rank, frame.text)
+            return
         pending = self._pending.get(frame.step)
         if pending is None:
             return

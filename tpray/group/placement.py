@@ -10,8 +10,10 @@ Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html, 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.placement_group import (
@@ -26,6 +28,8 @@ from tpray.config import InstanceFamily, NeuronLayout, ParallelConfig, RuntimeNa
 from tpray.errors import PlacementError
 from tpray.group.cores import cores_per_rank, usable_cores
 from tpray.runtime.neuron_env import detect, instance_family
+
+log = logging.getLogger("tpray.group.placement")
 
 STRATEGY = "STRICT_PACK"
 NEURON_CORES = "neuron_cores"
@@ -97,6 +101,46 @@ def shortfall(layout: Layout, nodes: list[dict[str, Any]] | None = None) -> str 
     )
 
 
+NODE_PATIENCE_S = 120.0
+NODE_LIMIT_S = 900.0
+"""How long to wait for a node that can hold a group: while no autoscaler starts one, and at the longest."""
+
+
+def wait_for_node(layout: Layout) -> None:
+    """Return when a node of this Ray could hold the group, were it idle; ask the autoscaler for one meanwhile.
+
+    Without this a deployment whose group is too large for every node would wait for ever, and say so nowhere.
+
+    Raises:
+        PlacementError: none has come, and the message says what is wanted and what there is.
+    """
+    reason = shortfall(layout)
+    if reason is None:
+        return
+    log.warning("%s; waiting for such a node", reason)
+    demand = placement_group([layout.bundle()], strategy=STRATEGY)  # what an autoscaler goes by
+    started = time.monotonic()
+    try:
+        while reason is not None:
+            waited = time.monotonic() - started
+            if waited > NODE_LIMIT_S or (waited > NODE_PATIENCE_S and not _nodes_are_coming()):
+                raise PlacementError(f"{reason}; none has come in {waited:.0f} s")
+            time.sleep(1)
+            reason = shortfall(layout)
+    finally:
+        remove_placement_group(demand)
+
+
+def _nodes_are_coming() -> bool:
+    """Whether Ray's autoscaler is starting nodes; taken to be so where it is of version 1, which does not say."""
+    from ray.core.generated import autoscaler_pb2
+
+    messages, private = cast(Any, autoscaler_pb2), cast(Any, ray)._raylet  # neither has types
+    client = private.GcsClient(ray.get_runtime_context().gcs_address)
+    state = messages.GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10)).autoscaling_state
+    return not state.autoscaler_state_version or bool(state.pending_instance_requests or state.pending_instances)
+
+
 class Placement:
     """A placement group that holds, or will hold, one group. ``own``: made here and removed here."""
 
@@ -111,8 +155,15 @@ class Placement:
             PlacementError: this node could never hold the group.
         """
         current = get_current_placement_group()
-        if current is not None:
-            return cls(current, own=False)
+        return cls.make(layout) if current is None else cls(current, own=False)
+
+    @classmethod
+    def make(cls, layout: Layout) -> Placement:
+        """A new one on this node, also within a replica.
+
+        Raises:
+            PlacementError: this node could never hold the group.
+        """
         node = ray.get_runtime_context().get_node_id()
         record = next(n for n in ray.nodes() if n["NodeID"] == node)
         reason = shortfall(layout, [record])

@@ -115,8 +115,8 @@ class RayRanks:
         """Start the actors in the order of the NeuronCores that Ray gave them; the cores, ascending.
 
         A placement group has certain ids, the lowest that were free. If these are no aligned run, another placement
-        group is made while this one keeps them, and so on; at last a run that is not aligned will do. The placement
-        group of a Serve replica cannot be exchanged here: with a gap the replica fails, and Serve places a new one.
+        group is made while this one keeps them, and so on; at last a run that is not aligned will do. A Serve replica
+        lives in its placement group and keeps it: only a gap is worth a second one, beside it.
 
         Raises:
             PlacementError: there are gaps, and no way around them was found.
@@ -129,7 +129,7 @@ class RayRanks:
                 if is_aligned(ids):
                     return ids
                 log.warning("Ray gave NeuronCores %s, which do not begin at a multiple of %d", describe(ids), len(ids))
-                another = await self._another() if len(set_aside) < PLACE_ATTEMPTS else None
+                another = await self._another(is_run(ids)) if len(set_aside) < PLACE_ATTEMPTS else None
                 if another is None:
                     break
                 await self.kill()
@@ -165,12 +165,15 @@ class RayRanks:
             raise PlacementError(f"Ray gave the ranks the NeuronCores {describe(ids)}, not a set of neighbours each")
         return ids
 
-    async def _another(self) -> Placement | None:
-        """A further placement group for this group on its node, if there is room, and if this one was made here."""
+    async def _another(self, will_do: bool) -> Placement | None:
+        """A further placement group for this group on its node, if there is room.
+
+        will_do: whether the present one will do, so that a replica should not hold the cores of two for a better one.
+        """
         assert self._placement is not None, "place() comes before spawn()"
-        if not self._placement.own:
+        if will_do and not self._placement.own:
             return None
-        another = await Placement.acquire(self._layout)
+        another = Placement.make(self._layout)
         try:
             await asyncio.wait_for(another.ready(), PLACE_WAIT_S)
         except asyncio.TimeoutError:

@@ -231,6 +231,11 @@ class ArtifactStore:
             return None
         return self._open()
 
+    @property
+    def programs(self) -> int:
+        """How many programs each rank traces; 0 where there is one for any shape, or nothing to trace."""
+        return len(self._buckets(self._checkpoint)) if self._checkpoint is not None else 0
+
     def _buckets(self, checkpoint: Checkpoint) -> tuple[Bucket, ...]:
         return self._source.buckets or self._runtime.default_buckets(checkpoint.plan.max_length(checkpoint.config))
 

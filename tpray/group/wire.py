@@ -45,6 +45,7 @@ class Kind(IntEnum):
     STEP = 2  # owner -> rank: tensors are the program's inputs
     RESULT = 3  # rank -> owner: rank 0 adds the output, the others only acknowledge
     ERROR = 4  # rank -> owner: text says what was raised
+    NOTE = 5  # rank -> owner: text says what has been done, of the start-up phase that is going on
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ class ShardWorker:
         self._all_cores = os.sched_getaffinity(0)
         self._collective: Collective = SingleRank()
         self._program: Program | None = None
+        self._sock: socket.socket | None = None
         torch.set_num_threads(threads)
 
     def info(self) -> RankInfo:
@@ -135,6 +136,7 @@ class ShardWorker:
                 f"rank {self.rank} cannot start the runtime {self._runtime.name} on cores "
                 f"{cores.describe(self._neuron_cores)}: {e}. `tpray doctor` says what is wrong, or who has them"
             ) from e
+        self._sock = sock
         threading.Thread(target=self._answer, args=(sock,), name=f"tpray-rank-{self.rank}", daemon=True).start()
 
     def trace(
@@ -147,7 +149,7 @@ class ShardWorker:
         directory.mkdir(parents=True)
         with parallel_state.use(self.rank, self.tp):
             shard = build_shard(checkpoint, DTYPES[dtype], self._runtime.attention)
-            self._runtime.trace(shard, max_length, directory, buckets)
+            self._runtime.trace(shard, max_length, directory, buckets, self._tell)
         return _record(shard, directory)
 
     def trace_function(
@@ -208,6 +210,11 @@ class ShardWorker:
         artifact.check_rank(self.rank)
         self._program = self._runtime.load(artifact, self.rank)
         return self._program.packs_rows
+
+    def _tell(self, text: str) -> None:
+        """Tell the owner; no step is in flight then, whose answer this could come between."""
+        assert self._sock is not None, "connect() comes before trace()"
+        self._sock.sendall(Frame(Kind.NOTE, text=text).encode())
 
     def _answer(self, sock: socket.socket) -> None:
         torch.set_num_threads(self.threads)  # OpenMP keeps the number per thread

@@ -6,7 +6,7 @@ Legend: B batch, S sequence, L labels. A program's inputs are ``input_ids``, ``a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,13 @@ from tpray.config import DtypeName, RuntimeName
 from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.neuron_env import NeuronPlace, detect
+
+Tell = Callable[[str], object]
+"""Is told what has just been done, in a few words."""
+
+
+def silent(text: str) -> None:
+    """A `Tell` that tells nobody."""
 
 
 class Program(Protocol):
@@ -56,10 +63,13 @@ class Runtime(Protocol):
         """Enter what the runtime's own collectives need, before any use of the device; all ranks do it at once."""
         ...
 
-    def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
+    def trace(
+        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = (), tell: Tell = silent
+    ) -> None:
         """Trace this rank's shard and save it in ``directory``.
 
-        One program for any B and any S up to ``max_length``, or one for each of ``buckets``.
+        One program for any B and any S up to ``max_length``, or one for each of ``buckets``; where each takes minutes
+        to compile, ``tell`` hears of each.
 
         Raises:
             CompileError: the compiler failed.

@@ -18,7 +18,7 @@ from tpray.config import DtypeName, RuntimeName
 from tpray.errors import ConfigError
 from tpray.runtime import passes
 from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
-from tpray.runtime.base import Program
+from tpray.runtime.base import Program, Tell, silent
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.function import FunctionProgram
 from tpray.runtime.int8 import mark_int8, quantise_linears
@@ -122,7 +122,9 @@ class CpuRuntime:
             return "bfloat16" if multiplies_bfloat16() else "float32"
         return asked
 
-    def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
+    def trace(
+        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = (), tell: Tell = silent
+    ) -> None:
         if buckets:
             self.trace_function(shard, list(map(inputs_of, buckets)), directory)
             return

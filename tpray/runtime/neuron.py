@@ -9,7 +9,6 @@ Source: torch-neuronx 2.13's documentation; what only hardware can show is in th
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,14 +27,12 @@ from tpray.errors import ConfigError
 from tpray.parallel_layers import parallel_state
 from tpray.runtime import neuron_graph
 from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
-from tpray.runtime.base import Program
+from tpray.runtime.base import Program, Tell, silent
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.function import FunctionProgram
 from tpray.runtime.neuron_env import NeuronPlace, check_installed
-from tpray.runtime.neuron_graph import Collectives, compile_error
+from tpray.runtime.neuron_graph import Collectives, compile_error, remove_stale_locks
 from tpray.runtime.program import as_module, export, inputs_of, load_programs, record_program, save_programs
-
-log = logging.getLogger("tpray.runtime.neuron")
 
 NEFF_DIR = "neff"
 JOIN_TIMEOUT_S = 120.0
@@ -106,44 +103,49 @@ class NeuronRuntime:
 
         dist.init_process_group(DEVICE, rank=rank, world_size=size, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
 
-    def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
+    def trace(
+        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = (), tell: Tell = silent
+    ) -> None:
         examples = [inputs_of(bucket) for bucket in buckets or self.default_buckets(max_length)]
         programs = export(shard, examples)
-        self._save(programs, examples, directory)
+        self._save(programs, examples, directory, tell)
 
     def load(self, artifact: Artifact, rank: int) -> Program:
         buckets = artifact.manifest.buckets
-        programs = self._open(artifact.rank_directory(rank), len(buckets))
-        return NeuronProgram(dict(zip(buckets, map(_compile, programs), strict=True)))
+        compiled = _compile_all(self._open(artifact.rank_directory(rank), len(buckets)))
+        return NeuronProgram(dict(zip(buckets, compiled, strict=True)))
 
     def trace_function(
         self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
     ) -> list[ProgramRecord]:
         programs = export(module, examples)
-        self._save(programs, examples, directory)
+        self._save(programs, examples, directory, silent)
         return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]
 
     def load_function(self, artifact: FunctionArtifact, rank: int) -> FunctionProgram:
         if artifact.manifest.aliases:
             raise ConfigError("io_aliases are not supported on the runtime neuron: trace with runtime='cpu'")
         records = artifact.manifest.programs
-        compiled = [_on_device(f) for f in map(_compile, self._open(artifact.rank_directory(rank), len(records)))]
+        programs = self._open(artifact.rank_directory(rank), len(records))
+        compiled = [_on_device(f) for f in _compile_all(programs)]
         return FunctionProgram(compiled, records, {})
 
     def _save(
-        self, programs: Sequence[ExportedProgram], examples: Sequence[tuple[Tensor, ...]], directory: Path
+        self, programs: Sequence[ExportedProgram], examples: Sequence[tuple[Tensor, ...]], directory: Path, tell: Tell
     ) -> None:
         save_programs(programs, directory)
         rank = parallel_state.get_tensor_model_parallel_rank()
+        remove_stale_locks(_cache())
         before = _neffs()
-        for program, example in zip(load_programs(directory, len(programs)), examples, strict=True):
+        loaded = load_programs(directory, len(programs))
+        for compiled, example in zip(_compile_all(loaded), examples, strict=True):
             shown = ", ".join(str(list(x.shape)) for x in example)
             try:
                 with torch.inference_mode():
-                    _on_device(_compile(program))(*example)
+                    _on_device(compiled)(*example)
             except Exception as e:
                 raise compile_error(rank, f"the program for {shown}", e, None) from e
-            log.info("rank %d compiled the program for %s", rank, shown)
+            tell(f"the program for {shown}")
         for name in _neffs():
             if name not in before or not (directory / NEFF_DIR / name).exists():
                 (directory / NEFF_DIR / name).parent.mkdir(parents=True, exist_ok=True)
@@ -161,10 +163,22 @@ class NeuronRuntime:
         return load_programs(directory, count)
 
 
-def _compile(program: ExportedProgram) -> Compiled:
-    module = as_module(program)
-    neuron_graph.lower(module, torch.device(DEVICE), Collectives(_all_reduce, _all_gather, _broadcast))
-    compiled: Compiled = torch.compile(module.to(DEVICE), backend="neuron", fullgraph=True, dynamic=False)
+def _compile_all(programs: Sequence[ExportedProgram]) -> list[Compiled]:
+    """Programs of one shard, compiled by their first calls; the weights that they share are on the device once."""
+    moved: dict[Any, tuple[Tensor, Tensor]] = {}  # with the original, whose address must not be given to another
+
+    def move(x: Tensor) -> Tensor:
+        key = (x.data_ptr(), x.dtype, x.shape, x.stride())
+        if key not in moved:
+            moved[key] = x, x.to(DEVICE)
+        return moved[key][1]
+
+    compiled = []
+    for program in programs:
+        module = as_module(program)
+        neuron_graph.lower(module, torch.device(DEVICE), Collectives(_all_reduce, _all_gather, _broadcast))
+        module._apply(move)  # what Module.to does, with a move of our own
+        compiled.append(torch.compile(module, backend="neuron", fullgraph=True, dynamic=False))
     return compiled
 
 

@@ -8,6 +8,9 @@ Legend: B batch, S sequence.
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +25,10 @@ from tpray.config import DtypeName
 from tpray.errors import CompileError, ConfigError
 from tpray.runtime.buckets import Bucket
 
+log = logging.getLogger("tpray.runtime.neuron_graph")
+
 DEFAULT_BUCKETS = ((1, 128), (8, 128))
 """[B, S] that are traced when nobody says which: each takes minutes to compile."""
-
 
 _KEPT = (torch.ops.aten._assert_tensor_metadata.default,)
 
@@ -107,3 +111,41 @@ def compile_error(rank: int, what: str, error: Exception, log: Path | None, line
         rest = f" {type(error).__name__}"
     shown = "\n".join(f"  {line}" for line in said)
     return CompileError(f"rank {rank}: {what} was not compiled:{rest}\n{shown}")
+
+
+LOCK_GRACE_S = 60.0
+
+
+def remove_stale_locks(cache: Path) -> list[Path]:
+    """Remove the lock files in a compiler's cache that nobody can hold; a compiler that was killed left them.
+
+    The next compiler would wait for such a file without end. Whether a compiler locks its file (flock) or only makes
+    it, its publisher does not say: a file stays if it is locked, or new, or made since the oldest compiler that runs.
+    """
+    removed = []
+    oldest = _oldest_compiler()
+    for path in sorted(cache.rglob("*.lock")):
+        made = path.stat().st_mtime
+        if time.time() - made < LOCK_GRACE_S or made >= oldest:
+            continue
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            path.unlink()
+            removed.append(path)
+            log.warning("removed %s, which a compiler that was killed had left", path)
+    return removed
+
+
+def _oldest_compiler() -> float:
+    """Since when the oldest compiler of this machine runs; infinity if none does."""
+    since = [float("inf")]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"neuronx-cc" in (process / "cmdline").read_bytes():
+                since.append(process.stat().st_ctime)
+        except OSError:  # it has ended meanwhile
+            continue
+    return min(since)

@@ -12,8 +12,6 @@ Source: torch-neuronx 2.9's tracing API, and the calls of neuronx-distributed's 
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,14 +26,12 @@ from tpray.errors import ArtifactError, ConfigError
 from tpray.parallel_layers import parallel_state
 from tpray.runtime import neuron_graph
 from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
-from tpray.runtime.base import Program
+from tpray.runtime.base import Program, Tell, silent
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.function import FunctionProgram
 from tpray.runtime.neuron_env import NeuronPlace, check_installed
-from tpray.runtime.neuron_graph import Collectives, compile_error
+from tpray.runtime.neuron_graph import Collectives, compile_error, remove_stale_locks
 from tpray.runtime.program import export, inputs_of, record_program
-
-log = logging.getLogger("tpray.runtime.neuron_xla")
 
 WORK_DIR = "compiler"
 COMPILER_LOG = "log-neuron-cc.txt"
@@ -88,8 +84,10 @@ class NeuronXlaRuntime:
         if self._place.first_core is None and size > 1:
             torch.distributed.init_process_group("xla", rank=rank, world_size=size)
 
-    def trace(self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = ()) -> None:
-        self.trace_function(shard, [inputs_of(b) for b in buckets or self.default_buckets(max_length)], directory)
+    def trace(
+        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = (), tell: Tell = silent
+    ) -> None:
+        self._trace(shard, [inputs_of(b) for b in buckets or self.default_buckets(max_length)], directory, tell)
 
     def load(self, artifact: Artifact, rank: int) -> Program:
         buckets = artifact.manifest.buckets
@@ -98,6 +96,11 @@ class NeuronXlaRuntime:
 
     def trace_function(
         self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
+    ) -> list[ProgramRecord]:
+        return self._trace(module, examples, directory, silent)
+
+    def _trace(
+        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path, tell: Tell
     ) -> list[ProgramRecord]:
         import torch_neuronx
         import torch_xla.core.xla_model as xm
@@ -134,7 +137,7 @@ class NeuronXlaRuntime:
                 raise compile_error(state.rank, f"the program for {shown}", e, kept) from e
             torch.jit.save(traced, str(directory / program_file(state.rank, number)))
             shutil.rmtree(work, ignore_errors=True)
-            log.info("rank %d compiled the program for %s", state.rank, shown)
+            tell(f"the program for {shown}")
             records.append(record_program(program, example))
         return records
 
@@ -181,21 +184,3 @@ def _keep_log(path: Path) -> Path | None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(path, kept)
     return kept
-
-
-def remove_stale_locks(cache: Path) -> list[Path]:
-    """Remove the lock files in a compiler's cache that no process holds; a compiler that was killed left them.
-
-    The compiler waits for such a file without end. A file that is locked (flock) is somebody's and stays.
-    """
-    removed = []
-    for path in sorted(cache.rglob("*.lock")):
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            path.unlink()
-            removed.append(path)
-            log.warning("removed %s, which a compiler that was killed had left", path)
-    return removed

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
@@ -24,7 +25,7 @@ from tpray.config import BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.errors import PayloadTooLargeError
 from tpray.group.cluster import keep_replica_on_loopback
 from tpray.group.group import ShardGroup
-from tpray.group.placement import STRATEGY, Layout
+from tpray.group.placement import STRATEGY, Layout, wait_for_node
 from tpray.group.ranks import RayRanks
 from tpray.group.store import Source
 from tpray.serving import progress, tei
@@ -235,17 +236,26 @@ class Classifier:
             await engine.stop()
 
 
-def build(args: dict[str, Any]) -> serve.Application:
+def build(args: ServeConfig) -> serve.Application:
     """The Serve application.
 
     Args:
-        args: a `ServeConfig` as a dictionary, from a Serve config file; every key may be left out.
+        args: from a Serve config file, where every key may be left out; Serve validates it by this annotation.
 
     Raises:
-        pydantic.ValidationError: an argument is unknown or out of range.
+        PlacementError: no node of the cluster can hold a group, and none that could is coming; see `wait_for_node`.
     """
     stay_quiet()
-    return application(ServeConfig.model_validate(args))
+    if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing
+        wait_for_node(Layout.of(args.parallel, args.replicas))
+    return application(args)
+
+
+def __getattr__(name: str) -> serve.Application:
+    """``app``: the application of the embedded demo, for `serve build`, which takes an application and no builder."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return build(ServeConfig())
 
 
 def _scale(config: ServeConfig) -> dict[str, Any]:

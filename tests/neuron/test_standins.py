@@ -1,0 +1,162 @@
+"""The stand-ins cannot be fooled: each of their rules, broken by a process of its own, is an error that names it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.neuron_standin import environment
+
+RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+GROUP = RANK | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "NEURON_RT_VISIBLE_CORES": "0"}
+PJRT = GROUP | {"NEURON_PJRT_PROCESS_INDEX": "0", "NEURON_PJRT_PROCESSES_NUM_DEVICES": "1"}
+
+IMPORT = "import os, torch, torch.distributed as dist, torch_neuronx\nfrom torch import nn\n"
+JOIN = "dist.init_process_group('neuron', rank=0, world_size=1, store=dist.HashStore())\n"
+COMPILE = "run = torch.compile(nn.Linear(2, 2).eval().to('neuron'), backend='neuron', fullgraph=True, dynamic=False)\n"
+TRACE = "import torch_xla.core.xla_model as xm\nexample = (torch.ones(1, 2),)\nmodel = nn.Linear(2, 2).eval()\n"
+SAVE = TRACE + "torch.jit.save(torch_neuronx.trace(model, example), os.environ['NEURON_STANDIN_DIR'] + '/m.pt')\n"
+LOAD = SAVE + (
+    "with torch_neuronx.contexts.disable_nrt_load():\n"
+    "    m = torch.jit.load(os.environ['NEURON_STANDIN_DIR'] + '/m.pt')\n"
+)
+BIND = "torch.ops.neuron._load_collectives_neuron(m.model, 0, 1, 0, 1)\n"
+
+
+FORKING = """
+import json, os, signal, sys, traceback
+import torch, torch._dynamo, torch.distributed
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    environ, code, target = json.loads(line)
+    if os.fork():
+        continue
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.path[:0] = environ["PYTHONPATH"].split(os.pathsep)
+    with open(target + ".part", "w") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        try:
+            exec(code, {})
+            print("no error", flush=True)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os.rename(target + ".part", target)
+    os._exit(0)
+"""
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, neuron_device: Path) -> Iterator[Run]:
+    """A function that runs code in a process of its own, forked off one that has imported torch; what it printed."""
+    folder = tmp_path_factory.mktemp("standins")
+    number = itertools.count()
+    forking = subprocess.Popen([sys.executable, "-c", FORKING], stdin=subprocess.PIPE, text=True)
+    assert forking.stdin is not None
+    requests = forking.stdin
+
+    def run(runtime: str, code: str, variables: dict[str, str], claims: Path) -> str:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("NEURON")}
+        own |= environment(runtime, claims, neuron_device) | {"TORCH_NEURONX_NEFF_CACHE_DIR": str(claims / "neff")}
+        target = folder / str(next(number))
+        requests.write(json.dumps([own | variables, IMPORT + code, str(target)]) + "\n")
+        requests.flush()
+        give_up = time.monotonic() + 120
+        while not target.exists():
+            assert time.monotonic() < give_up, "the process does not end"
+            time.sleep(0.02)
+        return target.read_text().strip()
+
+    yield run
+    requests.close()
+    forking.wait(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("code", "variables", "words"),
+    [
+        (JOIN + COMPILE + "run(torch.ones(1, 2).to('neuron')).to('cpu')\n", GROUP, "no error"),
+        ("torch.ones(2).to('neuron')\n" + JOIN, GROUP, "initialised before init_process_group"),
+        (JOIN, GROUP | {"LOCAL_WORLD_SIZE": "2"}, "LOCAL_WORLD_SIZE is 2"),
+        ("os.environ['NEURON_RT_VISIBLE_CORES'] = '0'\n" + JOIN, RANK | {"MASTER_ADDR": "x", "MASTER_PORT": "1"},
+         "KeyError: 'NEURON_RT_VISIBLE_CORES'"),  # set after the import
+        (JOIN, GROUP | {"NEURON_RT_VISIBLE_CORES": "8"}, "there are 8 cores"),
+        (JOIN, GROUP | {"NEURON_RT_NUM_CORES": "1"}, "are both set"),
+        ("", GROUP | {"TORCHELASTIC_RUN_ID": "x"}, "there is no elastic agent"),
+        (JOIN + "a = torch.ones(2).to('neuron')\na + a\n", GROUP, "aten::add"),  # outside of a compiled program
+        (JOIN + COMPILE.replace("False)", "True)") + "run(torch.ones(3, 2).to('neuron'))\n", GROUP, "static shapes"),
+        (JOIN + COMPILE.replace(".to('neuron')", "") + "run(torch.ones(1, 2))\n", GROUP, "move the module to"),
+        (JOIN + "f = torch.compile(lambda x: x + torch.ones(2, device='cpu').to('neuron'), backend='neuron')\n"
+         "f(torch.ones(2).to('neuron'))\n", GROUP, "makes a tensor on the CPU"),
+    ],
+)  # fmt: skip
+def test_torchneuron(code: str, variables: dict[str, str], words: str, run: Run, tmp_path: Path) -> None:
+    assert words in run("neuron", code, variables, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "variables", "words"),
+    [
+        (LOAD + BIND + "torch_neuronx.move_trace_to_device(m, 0)\nm(*example)\n", GROUP, "no error"),
+        ("import torch_xla.distributed.xla_backend\ndist.init_process_group('xla', rank=0, world_size=1, "
+         "store=dist.HashStore())\n", PJRT | {"NEURON_PJRT_PROCESS_INDEX": "1"}, "NEURON_PJRT_PROCESS_INDEX is 1"),
+        (SAVE + "torch.jit.load(os.environ['NEURON_STANDIN_DIR'] + '/m.pt')\n", GROUP, "disable_nrt_load"),
+        (LOAD + "m(*example)\n", GROUP, "not loaded with its collectives"),
+        (LOAD + BIND + "m(*example)\n", GROUP, "weights are not on the device"),
+        (LOAD + BIND.replace("0, 1, 0, 1", "3, 1, 0, 1"), GROUP, "core 3 of 1"),
+        (LOAD + BIND.replace("m.model", "m"), GROUP, "takes the traced module's .model"),
+        (LOAD + BIND + "torch_neuronx.move_trace_to_device(m, 1)\n", GROUP, "the model is not on core 1"),
+        (LOAD + BIND.replace("0, 1, 0, 1", "0, 1, 0, 2"), GROUP, "NEURON_RT_ROOT_COMM_ID is not set"),
+        (TRACE + "torch_neuronx.trace(model.train(), example)\n", GROUP, "traced in eval mode"),
+        (TRACE + "torch_neuronx.trace(model, example, compiler_args=['--lnc=1'])\n",
+         GROUP | {"NEURON_LOGICAL_NC_CONFIG": "2"}, "NEURON_LOGICAL_NC_CONFIG is 2"),
+        (TRACE + "torch_neuronx.trace(model, example, compiler_args=['--frobnicate'])\n", GROUP, "unknown argument"),
+        (TRACE + "xm.all_reduce('sum', example[0], groups=[[1, 0]])\n", GROUP, "replica groups"),
+    ],
+)  # fmt: skip
+def test_torch_neuronx_on_xla(code: str, variables: dict[str, str], words: str, run: Run, tmp_path: Path) -> None:
+    assert words in run("neuron-xla", code, variables, tmp_path)
+
+
+def test_a_core_has_one_owner_until_that_ends(run: Run, tmp_path: Path) -> None:
+    waits = "import time\nwhile not os.path.exists(os.environ['NEURON_STANDIN_DIR'] + '/end'):\n    time.sleep(0.02)\n"
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, "neuron", JOIN + waits, GROUP, tmp_path)
+        while not (tmp_path / "nc-0").exists() or not (tmp_path / "nc-0").read_text():
+            time.sleep(0.02)
+        assert "Logical Neuron Core(s) not available" in run("neuron", JOIN, GROUP, tmp_path)
+        (tmp_path / "end").touch()
+        assert first.result() == "no error"
+    assert run("neuron", JOIN, GROUP, tmp_path) == "no error"
+
+
+def test_ranks_in_different_collectives_are_named(run: Run, tmp_path: Path) -> None:
+    """Rank 0 all-reduces [2], rank 1 [3]: the device would hang."""
+    code = (
+        "rank = int(os.environ['RANK'])\nimport torch.distributed._functional_collectives as f\n"
+        "dist.init_process_group('neuron', rank=rank, world_size=2, init_method='file://' + "
+        "os.environ['NEURON_STANDIN_DIR'] + '/meet')\n"
+        "run = torch.compile(lambda x: f.all_reduce(x, 'sum', dist.group.WORLD), backend='neuron', fullgraph=True, "
+        "dynamic=False)\nrun(torch.ones(2 + rank).to('neuron'))\n"
+    )
+    root = {"NEURON_RT_ROOT_COMM_ID": "127.0.0.1:61998", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+
+    def rank(number: int) -> str:
+        own = {"RANK": str(number), "LOCAL_RANK": str(number), "NEURON_RT_VISIBLE_CORES": str(number)}
+        return run("neuron", code, GROUP | root | own, tmp_path)
+
+    with ThreadPoolExecutor(2) as pool:
+        for said in pool.map(rank, range(2)):
+            assert "the ranks are in different collectives" in said
