@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tpray.config import ModelConfig, ParallelConfig
+from tpray.config import ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, DegreeError, PlacementError
 from tpray.group import lease
 from tpray.group.cores import check_neuron_degree, is_aligned, is_run
@@ -169,6 +169,50 @@ def test_a_gap_in_rays_ids_is_placed_around(ray_with_cores: None) -> None:
     assert asyncio.run(spawn()) in ([(4,), (5,)], [(6,), (7,)])
     free = [ray.get(actor.cores.remote(), timeout=30) for actor in hold(6)]
     assert sorted(free) == [(1,), (3,), (4,), (5,), (6,), (7,)], "nothing else is held"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [8], indirect=True)
+def test_a_replica_with_a_gap_places_its_group_beside_it(ray_with_cores: None) -> None:
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    class Replica:
+        """What a Serve replica is to its group: an actor within the placement group that has the group's cores."""
+
+        async def spawn(self) -> list[tuple[int, ...]]:
+            ranks = RayRanks(Layout(2, "neuron", 1, family="trn2"))
+            await ranks.place()
+            try:
+                return [info.cores for info in await ranks.spawn()]
+            finally:
+                await ranks.kill()
+                ranks.release()
+
+    held = hold(3)
+    ray.kill(held.pop(1))
+    bundle = placement_group([{"CPU": 2, "neuron_cores": 2}])
+    ray.get(bundle.ready())
+    strategy = PlacementGroupSchedulingStrategy(bundle, 0, placement_group_capture_child_tasks=True)
+    replica = ray.remote(Replica).options(num_cpus=0, scheduling_strategy=strategy).remote()
+    found = ray.get(replica.spawn.remote(), timeout=60)
+    assert found in ([(3,), (4,)], [(4,), (5,)], [(6,), (7,)]), "neighbours, whatever Ray gave the replica"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
+def test_a_deployment_that_no_node_can_hold_is_refused(ray_with_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tpray.group import placement
+    from tpray.serving.app import build
+
+    for limit in ("NODE_PATIENCE_S", "NODE_LIMIT_S"):
+        monkeypatch.setattr(placement, limit, 2)
+    args = {"parallel": {"tp": 8, "runtime": "neuron-xla", "instance_family": "trn1"}}
+    started = time.monotonic()
+    with pytest.raises(PlacementError, match=r"8 NeuronCores on one node.* more than .* 2 NeuronCores.*none has come"):
+        build(ServeConfig.model_validate(args))
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.ray

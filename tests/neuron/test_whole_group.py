@@ -125,6 +125,7 @@ def test_traced_here_and_loaded_there_without_compiling(
     common = ["--tp", "2", "--runtime", "neuron", "--instance-family", "trn2"]
     done = run(environ, "trace", str(make_checkpoint()), *common, "--buckets", BUCKETS, "--out", str(out))
     assert done.returncode == 0, done.stderr
+    assert "6 of 6 programs done; rank" in done.stderr, "it says how far it is"
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["instance_family"] == "trn2"
     assert manifest["versions"]["torch-neuronx"] == "2.13.3.0"
@@ -177,6 +178,58 @@ def test_cores_that_are_taken_are_named(
     assert done.returncode == 1
     assert "core" in done.stderr
     assert "4711" in done.stderr
+
+
+LATE = """
+import asyncio, sys
+from pathlib import Path
+import numpy as np
+from tpray.config import ModelConfig, ParallelConfig
+from tpray.errors import StepTimeoutError
+from tpray.group.cluster import start_ray, stop_ray
+from tpray.group.group import ShardGroup
+from tpray.group.placement import Layout
+from tpray.group.ranks import RayRanks
+from tpray.group.store import Source
+
+async def main(checkpoint, runtime, claims):
+    parallel = ParallelConfig(tp=2, runtime=runtime, instance_family="trn2")
+    model = ModelConfig(source=checkpoint, dtype="float32", buckets=((1, 16),))
+    group = ShardGroup(Source.of(model, parallel), RayRanks(Layout.of(parallel)), step_timeout_s=4)
+    await group.start()
+    ids = np.full((1, 5), 7)
+    inputs = [ids, np.ones_like(ids), np.zeros_like(ids)]
+    before = (await group.step(inputs)).logits.copy()
+    Path(claims, "hang").touch()
+    try:
+        await group.step(inputs)
+    except StepTimeoutError as e:
+        print(e)
+    await group.restart()
+    assert (before == (await group.step(inputs)).logits).all()
+    print([info.cores for info in group.infos])
+    await group.stop()
+
+start_ray(4)
+try:
+    asyncio.run(main(*sys.argv[1:]))
+finally:
+    stop_ray()
+"""
+
+
+def test_a_step_past_its_deadline_ends_the_group_which_is_rebuilt_on_its_cores(
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """Rank 1 never enters a collective, so that rank 0 waits in it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, str(make_checkpoint()), "neuron", str(tmp_path)], timeout=240, check=False,
+        env=os.environ | environment("neuron", tmp_path, neuron_device), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    late, cores = done.stdout.splitlines()
+    assert late.startswith("a step was not answered by rank 0, 1 within 4")
+    assert cores == "[(0,), (1,)]"
 
 
 @pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])

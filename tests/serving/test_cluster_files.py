@@ -188,7 +188,6 @@ def test_a_worker_has_the_cores_that_ray_knows_of_its_instance_type(family: str)
 
 
 def test_the_aws_provider_keeps_the_resources(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("boto3", reason="Ray's AWS provider needs boto3, which tpray does not")
     from ray.autoscaler._private.aws import node_provider
     from ray.autoscaler._private.util import validate_config
 
@@ -203,6 +202,35 @@ def test_the_aws_provider_keeps_the_resources(monkeypatch: pytest.MonkeyPatch) -
     for name, node_type in before["available_node_types"].items():
         assert node_type["resources"].items() <= after["available_node_types"][name]["resources"].items()
     assert "neuron_cores" not in after["available_node_types"]["head"]["resources"]
+
+
+def test_ray_prepares_an_account_for_the_cluster_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What `ray up` does before the first instance, by Ray's own code, in an account that moto keeps in memory."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.aws import config as aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the key goes
+    (tmp_path / ".ssh").mkdir()
+    monkeypatch.setattr(aws.time, "sleep", lambda _: None)
+    with mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
+        ready = aws.bootstrap_aws(prepared())
+        groups = {
+            g["GroupId"]: g for g in boto3.client("ec2", "us-west-2").describe_security_groups()["SecurityGroups"]
+        }
+    assert Path(ready["auth"]["ssh_private_key"]).is_file()
+    types = ready["available_node_types"]
+    assert "ray-autoscaler-v1" in ready["head_node"]["IamInstanceProfile"]["Arn"]
+    for node_type in types.values():
+        node = node_type["node_config"]
+        assert node["SubnetIds"]
+        assert node["KeyName"]
+        assert node["ImageId"].startswith("resolve:ssm:")
+        for opened in groups[node["SecurityGroupIds"][0]]["IpPermissions"]:
+            anywhere = any(r["CidrIp"] == "0.0.0.0/0" for r in opened["IpRanges"])
+            assert not anywhere or opened.get("FromPort") == opened.get("ToPort") == 22, "only SSH is open to everybody"
 
 
 def start_commands() -> list[str]:

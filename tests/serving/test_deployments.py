@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from tpray.config import ServeConfig, stay_quiet
 
@@ -26,6 +27,29 @@ def test_every_file_is_valid_for_serve_and_for_tpray(path: Path) -> None:
         assert application.import_path == "tpray.serving.app:build"
         ServeConfig.model_validate(application.args)
     assert schema.http_options.host == "127.0.0.1"
+
+
+def test_serve_build_writes_a_valid_file(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+    from ray.serve.schema import ServeDeploySchema
+    from ray.serve.scripts import cli
+
+    target = tmp_path / "serve.yaml"
+    done = CliRunner().invoke(cli, ["build", "tpray.serving.app:app", "-o", str(target)])
+    assert done.exit_code == 0, done.output
+    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(target.read_text())).applications
+    assert application.import_path == "tpray.serving.app:app"
+    assert [deployment.name for deployment in application.deployments] == ["Classifier"]
+
+
+def test_what_no_argument_is_called_is_refused() -> None:
+    """By the annotation of the builder, with which Serve validates what a file says."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    from tpray.serving.app import build
+
+    with pytest.raises(ValidationError, match="paralel"):
+        call_user_app_builder_with_args_if_necessary(build, {"paralel": {"tp": 2}})
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,10 @@ class ThreadExchange:
 
 def same_call(gather: Any, name: str, x: torch.Tensor) -> None:
     """Rule: all ranks enter the same collective with the same shape and dtype; else the device hangs (sdk 713)."""
+    hang = CLAIMS / "hang"
+    if os.environ.get("RANK") == "1" and hang.exists():  # a test asks for a rank that never comes
+        hang.unlink()
+        time.sleep(600)
     said = json.dumps([name, list(x.shape), str(x.dtype)]).ljust(120).encode()
     heard = {bytes(part.tolist()) for part in gather(torch.tensor(list(said), dtype=torch.uint8))}
     if len(heard) != 1:
