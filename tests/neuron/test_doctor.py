@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-from tests.neuron_standin import HERE
+from tests.neuron_standin import HERE, environment
 from tpray.serving import doctor_neuron
 from tpray.serving.doctor_neuron import Machine
 from tpray.serving.finding import Finding
@@ -98,3 +101,26 @@ def test_a_machine_without_neuron_says_so_in_one_line(tmp_path: Path) -> None:
     (line,) = doctor_neuron.examine(Machine({}, tmp_path, tmp_path, tmp_path, tmp_path / "absent"))
     assert line.problem is None
     assert "no NeuronCores" in line.value
+
+
+def test_too_old_a_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tpray.serving import doctor
+
+    monkeypatch.setattr(doctor, "version", lambda name: "4.57.1" if name == "transformers" else "99.0")
+    faults = [finding for finding in doctor.examine() if finding.name == "transformers"]
+    assert problems(faults) == "transformers 4.57.1: older than the tested 5.23: pip install 'transformers>=5.23'"
+
+
+def test_the_command_shows_the_faults_and_fails(tmp_path: Path) -> None:
+    """The XLA stack's packages beside another torch, without a driver, a device or a variable that Ray can read."""
+    environ = environment("neuron-xla", tmp_path, tmp_path) | {"NEURON_RT_VISIBLE_CORES": "0-3", "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tpray", "doctor"], env=os.environ | environ, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    for words in (
+        "torch-neuronx 2.9 with torch 2.13", "install aws-neuronx-dkms", "--device=/dev/neuron0",
+        "unset it before Ray is started",
+    ):  # fmt: skip
+        assert words in done.stdout
