@@ -32,6 +32,7 @@ from tpray.errors import (
     ConfigError,
     InputError,
     ModelNotFoundError,
+    StoreError,
     TprayError,
 )
 
@@ -356,8 +357,10 @@ def trace(
     ) as classifier:
         artifact = classifier.group.artifact
         assert artifact is not None, "a loaded group has an artifact"
-        where = classifier.group.url or str(artifact.directory)
-    out.print(where, soft_wrap=True, highlight=False)
+        url = classifier.group.url
+    if store is not None and url is None:
+        raise StoreError(f"the artifact is in {artifact.directory}, but could not be put into the store; see above")
+    out.print(url or str(artifact.directory), soft_wrap=True, highlight=False)
 
 
 def _auto_buckets(model: str | None, samples: Path | None, programs: int, batch: int) -> str:

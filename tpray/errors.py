@@ -10,6 +10,7 @@
     ├── ConfigError                a setting that cannot work, named with those that would
     │   ├── DegreeError            the tensor-parallel degree does not fit the model
     │   ├── UnsupportedModelError  the sharding plan has no row for this architecture
+    │   ├── StoreError             the store of artifacts at a URL cannot be read or written
     │   └── TraceError             a model of the user's own that raised, or cannot be traced; the line is shown
     ├── ModelNotFoundError         no such Hub id, directory or artifact, or no network to fetch it
     ├── CheckpointError            files that are no checkpoint, or do not match the architecture
@@ -68,6 +69,10 @@ class DegreeError(ConfigError):
 
 class UnsupportedModelError(ConfigError):
     """The sharding plan has no row for this architecture."""
+
+
+class StoreError(ConfigError):
+    """The store of artifacts at a URL cannot be read or written."""
 
 
 class TraceError(ConfigError):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tpray import load
-from tpray.errors import ConfigError, ModelNotFoundError
+from tpray.errors import ConfigError, ModelNotFoundError, StoreError
 from tpray.group import remote
 from tpray.group.ranks import ThreadRanks
 from tpray.group.remote import SharedStore
@@ -186,8 +186,22 @@ def test_what_is_not_there_is_named(tmp_path: Path, make_checkpoint: Callable[..
     with pytest.raises(ConfigError, match="is no URL of a store"):
         start(make_checkpoint(), "models")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"the store file://.* cannot be used"):
-        start(make_checkpoint(), f"file://{tmp_path}/file")
+    with pytest.raises(StoreError, match=r"the store file://.* cannot be used"):
+        SharedStore(f"file://{tmp_path}/file").publish(tmp_path, "key")
+
+
+def test_a_store_that_cannot_be_used_is_no_reason_not_to_serve(
+    tmp_path: Path, make_checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with start(make_checkpoint(), f"file://{tmp_path}/file") as classifier:
+        assert len(classifier.classify("a b c")) == 3
+        assert classifier.group.url is None
+        artifact = classifier.group.artifact
+    assert "cannot be used" in caplog.text
+    assert artifact is not None
+    with pytest.raises(ConfigError, match="traced already: a store is for"):
+        start(artifact.directory, f"file://{tmp_path}/store")
 
 
 def test_a_copy_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

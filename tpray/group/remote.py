@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from tpray.config import cache_dir
-from tpray.errors import ConfigError, ModelNotFoundError
+from tpray.errors import ConfigError, ModelNotFoundError, StoreError
 from tpray.runtime.artifact import MANIFEST_FILE, is_artifact
 
 log = logging.getLogger("tpray.group.remote")
@@ -107,34 +107,43 @@ class SharedStore:
         """Copy the artifact in ``directory`` to the store, its manifest last.
 
         Raises:
-            ConfigError: it cannot be written there.
+            StoreError: it cannot be written there.
         """
         names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
         names.sort(key=lambda name: name == MANIFEST_FILE)
         started = time.perf_counter()
         with _asking(self._url):
+            if self.has(key):  # a damaged one, which nobody is to take while its files change
+                self._files.rm_file(f"{self._path}/{key}/{MANIFEST_FILE}")
             for name in names:
                 target = f"{self._path}/{key}/{name}"
-                self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+                self._make_folder_of(target)
                 self._files.put_file(str(directory / name), target)
         log.info("published %s in %.2f s", self.url_of(key), time.perf_counter() - started)
 
     @asynccontextmanager
-    async def claim(self, key: str) -> AsyncIterator[Claim]:
-        """Within the block nobody else, on any machine, has the claim to ``key``; waits for whoever has it.
+    async def claim(self, key: str, wait: bool = True) -> AsyncIterator[Claim]:
+        """Within the block nobody else, on any machine, has the claim to ``key``.
+
+        wait: for whoever has it; else a claim that somebody has is lost from the start.
 
         Raises:
-            ConfigError: the store cannot be written, or cannot create an object only if it is absent.
+            StoreError: the store cannot be written, or cannot create an object only if it is absent.
         """
         lock, owner = f"{self._path}/{key}.lock", f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
-        await self._acquire(lock, owner)
-        claim = Claim()
-        renewing = asyncio.get_running_loop().create_task(self._renew(lock, owner, claim))
+        claim, ended = Claim(), asyncio.Event()
+        if wait:
+            await self._acquire(lock, owner)
+        elif not await asyncio.to_thread(self._create, lock, owner):
+            claim.lost = True
+            yield claim
+            return
+        renewing = asyncio.get_running_loop().create_task(self._renew(lock, owner, claim, ended))
         try:
             yield claim
         finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            ended.set()
+            await renewing  # not cancelled: a renewal under way would come after the removal
             await asyncio.to_thread(self._remove, lock, owner)
 
     async def _acquire(self, lock: str, owner: str) -> None:
@@ -150,10 +159,13 @@ class SharedStore:
                 await asyncio.to_thread(self._remove, lock, _owner(seen))
             await asyncio.sleep(POLL_S)
 
-    async def _renew(self, lock: str, owner: str, claim: Claim) -> None:
+    async def _renew(self, lock: str, owner: str, claim: Claim, ended: asyncio.Event) -> None:
         beats = 0
         while not claim.lost:
-            await asyncio.sleep(RENEW_S)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ended.wait(), RENEW_S)
+            if ended.is_set():
+                return
             beats += 1
             try:
                 if _owner(await asyncio.to_thread(self._read, lock)) == owner:
@@ -166,13 +178,21 @@ class SharedStore:
 
     def _create(self, lock: str, owner: str) -> bool:
         with _asking(self._url):
-            self._files.makedirs(lock.rpartition("/")[0], exist_ok=True)
+            self._make_folder_of(lock)
             try:
                 with self._files.open(lock, "xb") as file:
                     file.write(_content(owner, 0))
-            except FileExistsError:
-                return False
+            except OSError as e:
+                if isinstance(e, FileExistsError) or _is_conflict(e):
+                    return False
+                raise
         return True
+
+    def _make_folder_of(self, path: str) -> None:
+        """Where there are folders: on an object store it would make the bucket."""
+        protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else set(self._files.protocol)
+        if protocols.isdisjoint(("s3", "gs")):
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
 
     def _read(self, lock: str) -> bytes:
         with _asking(self._url), suppress(FileNotFoundError):
@@ -185,6 +205,12 @@ class SharedStore:
         if _owner(self._read(lock)) == owner:
             with _asking(self._url), suppress(FileNotFoundError):
                 self._files.rm_file(lock)
+
+
+def _is_conflict(error: OSError) -> bool:
+    """Whether S3 refused a conditional write because of another one at the same time; s3fs has no error for that."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return response.get("Error", {}).get("Code") in ("ConditionalRequestConflict", "PreconditionFailed")
 
 
 def _content(owner: str, beats: int) -> bytes:
@@ -204,7 +230,7 @@ def _asking(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        raise ConfigError(f"the store {url} cannot be used: {type(e).__name__}: {e}") from e
+        raise StoreError(f"the store {url} cannot be used: {type(e).__name__}: {e}") from e
 
 
 def _copy_once(files: Any, path: str, target: Path, url: str) -> None:

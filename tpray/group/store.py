@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpray.config import DEMO_DIR, InstanceFamily, ModelConfig, ParallelConfig, RuntimeName, cache_dir
-from tpray.errors import ArtifactError, ConfigError
+from tpray.errors import ArtifactError, ConfigError, StoreError
 from tpray.group.cores import check_neuron_degree
 from tpray.group.remote import SharedStore, fetch, is_url
 from tpray.parallel_layers.checkpoint import Checkpoint, resolve
@@ -88,6 +88,10 @@ def check_source(source: Source) -> Checkpoint | Artifact:
     if artifacts.is_artifact(directory):
         if own_plan is not None:
             raise ConfigError(f"{directory} is traced already: a sharding plan is for a checkpoint")
+        if source.model.store is not None:
+            raise ConfigError(
+                f"{name} is traced already: a store is for what is traced from a checkpoint; leave it out"
+            )
         found = Artifact.open(directory)
         _check_agrees(found.manifest, source)
         _check_memory(sum(r.sharded_bytes + r.replicated_bytes for r in found.manifest.ranks), str(directory))
@@ -178,6 +182,7 @@ class ArtifactStore:
         self._key = ""
         self._directory: Path | None = None
         self._shared = SharedStore(source.model.store) if source.model.store else None
+        self._in_store = False
         self._damaged = False  # what was found: the store's copy is replaced and not fetched again
 
     @property
@@ -205,30 +210,35 @@ class ArtifactStore:
         if self._source.out is not None:
             return None
         found_here = self._open()
-        if found_here is None:
-            return await self._fetch()
-        if self._shared is not None:
-            await self._share(found_here, self._shared)
+        try:
+            if found_here is None:
+                return await self._fetch()
+            if self._shared is not None:
+                await self._share(found_here, self._shared)
+        except StoreError as e:
+            log.warning("%s; this group does without it", e)
         return found_here
 
     @property
     def url(self) -> str | None:
-        """Where the store has, or will have, the artifact of a checkpoint; None without a store."""
-        return self._shared.url_of(self._key) if self._shared is not None and self._key else None
+        """Where the store has the artifact; None if it has not, or there is no store."""
+        return self._shared.url_of(self._key) if self._shared is not None and self._in_store else None
 
     async def _share(self, artifact: Artifact, shared: SharedStore) -> None:
         """Put what this machine traced before it knew the store there, unless another one did."""
-        if await asyncio.to_thread(shared.has, self._key):
-            return
-        async with shared.claim(self._key) as claim:
-            if not claim.lost and not await asyncio.to_thread(shared.has, self._key):
+        if not await asyncio.to_thread(shared.has, self._key):
+            async with shared.claim(self._key, wait=False) as claim:
+                if claim.lost:  # somebody traces it, and will put it there
+                    return
                 await asyncio.to_thread(shared.publish, artifact.directory, self._key)
+        self._in_store = True
 
     async def _fetch(self) -> Artifact | None:
         """What another machine has put into the store."""
         assert self._directory is not None, "find() says where"
         if self._shared is None or not await asyncio.to_thread(self._shared.fetch, self._key, self._directory):
             return None
+        self._in_store = True
         return self._open()
 
     @property
@@ -278,14 +288,21 @@ class ArtifactStore:
             return await self._trace_for_all(ranks, self._shared) if self._shared else await self._trace(ranks)
 
     async def _trace_for_all(self, ranks: Ranks, shared: SharedStore) -> Artifact:
-        async with shared.claim(self._key) as claim:
-            other = await self._fetch() if self._source.out is None and not self._damaged else None
-            if other is not None:
-                return other
-            traced = await self._trace(ranks)
-            if not claim.lost:
-                await asyncio.to_thread(shared.publish, traced.directory, self._key)
-            return traced
+        traced = None
+        try:
+            async with shared.claim(self._key) as claim:
+                other = await self._fetch() if self._source.out is None and not self._damaged else None
+                if other is not None:
+                    return other
+                traced = await self._trace(ranks)
+                if self._damaged or not await asyncio.to_thread(shared.has, self._key):
+                    if claim.lost:
+                        return traced
+                    await asyncio.to_thread(shared.publish, traced.directory, self._key)
+                self._in_store = True
+        except StoreError as e:
+            log.warning("%s; this group does without it", e)
+        return traced or await self._trace(ranks)
 
     async def _trace(self, ranks: Ranks) -> Artifact:
         assert self._checkpoint is not None

@@ -138,7 +138,11 @@ class NeuronRuntime:
         remove_stale_locks(_cache())
         before = _neffs()
         loaded = load_programs(directory, len(programs))
-        for compiled, example in zip(_compile_all(loaded), examples, strict=True):
+        try:
+            compiled_all = _compile_all(loaded)
+        except Exception as e:
+            raise compile_error(rank, "its shard", e, None) from e
+        for compiled, example in zip(compiled_all, examples, strict=True):
             shown = ", ".join(str(list(x.shape)) for x in example)
             try:
                 with torch.inference_mode():
@@ -196,4 +200,4 @@ def _cache() -> Path:
 
 
 def _neffs() -> set[Path]:
-    return {path.relative_to(_cache()) for path in _cache().rglob("*") if path.is_file()}
+    return {path.relative_to(_cache()) for path in _cache().rglob("*") if path.suffix != ".lock" and path.is_file()}

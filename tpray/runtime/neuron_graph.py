@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,27 +126,29 @@ def remove_stale_locks(cache: Path) -> list[Path]:
     removed = []
     oldest = _oldest_compiler()
     for path in sorted(cache.rglob("*.lock")):
-        made = path.stat().st_mtime
-        if time.time() - made < LOCK_GRACE_S or made >= oldest:
-            continue
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        try:
+            made = path.stat().st_mtime
+            if time.time() - made < LOCK_GRACE_S or made >= oldest:
                 continue
-            path.unlink()
-            removed.append(path)
-            log.warning("removed %s, which a compiler that was killed had left", path)
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except OSError:  # it is locked, or another's; or another rank, which looks at the same time, has removed it
+            continue
+        removed.append(path)
+        log.warning("removed %s, which a compiler that was killed had left", path)
     return removed
 
 
 def _oldest_compiler() -> float:
-    """Since when the oldest compiler of this machine runs; infinity if none does."""
+    """Since when the oldest compiler of this machine runs; infinity if none does. Source: proc(5), starttime."""
+    booted, ticks = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME), os.sysconf("SC_CLK_TCK")
     since = [float("inf")]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if b"neuronx-cc" in (process / "cmdline").read_bytes():
-                since.append(process.stat().st_ctime)
+                after_name = (process / "stat").read_text().rpartition(")")[2].split()
+                since.append(booted + int(after_name[19]) / ticks)
         except OSError:  # it has ended meanwhile
             continue
     return min(since)
