@@ -8,19 +8,22 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tpray import load
 from tpray.config import ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, DegreeError, PlacementError
 from tpray.group import lease
 from tpray.group.cores import check_neuron_degree, is_aligned, is_run
 from tpray.group.placement import Layout, shortfall
-from tpray.group.ranks import RayRanks
+from tpray.group.ranks import RayRanks, ThreadRanks
 from tpray.group.store import Source, check_source
 from tpray.runtime import neuron_graph
+from tpray.runtime.artifact import write_manifest
 from tpray.runtime.neuron_env import environment, instance_family, stack_of
 from tpray.runtime.neuron_graph import remove_stale_locks
 
@@ -121,6 +124,19 @@ def test_a_configuration_becomes_a_layout_and_a_source() -> None:
     assert Source.of(ModelConfig(), parallel).instance_family == "trn1"
     with pytest.raises(ConfigError, match="use --runtime neuron-xla"):
         check_source(Source(ModelConfig(), 2, "neuron", instance_family="trn1"))
+
+
+def test_an_artifact_for_another_family_is_refused(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
+    out = tmp_path / "artifact"
+    with load(make_checkpoint(), dtype="float32", out=out, ranks=ThreadRanks(1)) as classifier:
+        artifact = classifier.group.artifact
+    assert artifact is not None
+    for_inf2 = {"runtime": "neuron-xla", "instance_family": "inf2"}
+    write_manifest(out, artifact.manifest.model_copy(update=for_inf2))
+    model = ModelConfig(source=str(out))
+    assert check_source(Source(model, 1, "neuron-xla", instance_family="inf2"))
+    with pytest.raises(ConfigError, match="compiled for the instance family inf2, and this is trn1: trace the model"):
+        check_source(Source(model, 1, "neuron-xla", instance_family="trn1"))
 
 
 @pytest.fixture
