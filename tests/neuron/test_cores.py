@@ -96,11 +96,11 @@ def test_a_lock_that_nobody_can_hold_is_removed_and_others_stay(tmp_path: Path) 
     assert [path.exists() for path in (held, new, later)] == [True] * 3
 
 
-def test_two_groups_never_take_one_port(tmp_path: Path) -> None:
-    first, second = lease.take_ports(tmp_path), lease.take_ports(tmp_path)
+def test_two_groups_never_take_one_port() -> None:
+    first, second = lease.take_ports(), lease.take_ports()
     assert set(first.cores).isdisjoint(second.cores)
     first.release()
-    third = lease.take_ports(tmp_path)
+    third = lease.take_ports()
     assert third.cores == first.cores
     third.release()
     second.release()

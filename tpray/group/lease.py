@@ -33,17 +33,25 @@ PORTS = range(61100, 61700)
 """Where groups meet: above what Linux gives to outgoing connections, 32768 to 60999 unless told otherwise."""
 
 
-def take_ports(folder: Path) -> CoreLease:
+def take_ports() -> CoreLease:
     """Claim two ports of this machine, next to one another, that nobody listens on and no other group has.
+
+    A claim is an abstract Unix address, which is the machine's and not a cache folder's, and ends with its holder.
 
     Raises:
         PlacementError: there are none.
     """
-    free = [(port, port + 1) for port in PORTS[::2] if _is_free(port) and _is_free(port + 1)]
-    held = take(free, folder, "port")
-    if held is None:
-        raise PlacementError(f"ports {PORTS.start} to {PORTS.stop - 1} are all in use: end what listens on them")
-    return held
+    for port in PORTS[::2]:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0tpray-port-{port}")
+        except OSError:
+            claim.close()
+            continue
+        if _is_free(port) and _is_free(port + 1):
+            return CoreLease((port, port + 1), [claim.detach()])
+        claim.close()
+    raise PlacementError(f"ports {PORTS.start} to {PORTS.stop - 1} are all in use: end what listens on them")
 
 
 def _is_free(port: int) -> bool:
@@ -55,13 +63,13 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def take(ranges: Sequence[tuple[int, ...]], folder: Path, what: str = "core") -> CoreLease | None:
+def take(ranges: Sequence[tuple[int, ...]], folder: Path) -> CoreLease | None:
     """Claim the first of ``ranges`` whose cores are all free; None when there is none."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for cores in ranges:
         fds: list[int] = []
         for core in cores:
-            fd = os.open(folder / f"{what}-{core}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(folder / f"core-{core}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fds.append(fd)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -95,7 +95,7 @@ class RayRanks:
             begin = [(ranks, layout.tp, layout.runtime, layout.threads) for ranks in layout.ranks_of]
         else:
             cores = await self._spawn_on_cores()
-            self._ports = lease.take_ports(cache_dir() / "ports")
+            self._ports = lease.take_ports()
             begin = [self._begin_on(ranks, cores) for ranks in layout.ranks_of]
         calls = [actor.begin.remote(*arguments) for actor, arguments in zip(self._actors, begin, strict=True)]
         infos = [info for infos in await _gather(calls, "begin") for info in infos]
