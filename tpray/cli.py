@@ -9,23 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console
-from rich.status import Status
-from rich.table import Table
 
 from tpray import __version__
-from tpray.config import (
-    BatchConfig,
-    DtypeName,
-    InstanceFamily,
-    ModelConfig,
-    NeuronLayout,
-    ParallelConfig,
-    RuntimeName,
-    ServeConfig,
-    log_level,
-    stay_quiet,
-)
+from tpray.config import BatchConfig, ModelConfig, ParallelConfig, ServeConfig, log_level, stay_quiet
 from tpray.errors import (
     ArtifactError,
     CheckpointError,
@@ -35,11 +21,37 @@ from tpray.errors import (
     StoreError,
     TprayError,
 )
+from tpray.flags import (
+    Buckets,
+    CoresPerRank,
+    Dtype,
+    Family,
+    Layout,
+    LogicalCores,
+    Model,
+    ModelFlag,
+    PlanFile,
+    Runtime,
+    Store,
+    Tp,
+)
+from tpray.screen import (
+    err,
+    out,
+    print_error,
+    print_findings,
+    print_outcomes,
+    print_plan,
+    print_ready,
+    print_scores,
+    print_status,
+    show_phase,
+    show_progress,
+    spinner,
+)
 
 if TYPE_CHECKING:
     from tpray.group.life import PhaseReport
-    from tpray.serving.bench import Outcome
-    from tpray.serving.doctor import PlanLine
     from tpray.serving.local import LocalClassifier
 
 USER_ERRORS = (ConfigError, ModelNotFoundError, CheckpointError, ArtifactError, InputError)
@@ -51,80 +63,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
-
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        envvar="TPRAY_MODEL",
-        help="Hub id, checkpoint directory, or a traced artifact's directory or URL.",
-        show_default="the embedded demo",
-    ),
-]
-ModelFlag = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        envvar="TPRAY_MODEL",
-        help="Hub id, checkpoint directory, or a traced artifact's directory or URL.",
-        show_default="the embedded demo",
-    ),
-]
-Tp = Annotated[int, typer.Option(min=1, envvar="TPRAY_TP", help="Tensor-parallel degree: ranks that share one model.")]
-Dtype = Annotated[DtypeName, typer.Option(envvar="TPRAY_DTYPE", help="What the shards compute in.")]
-PlanFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--plan",
-        envvar="TPRAY_PLAN",
-        help="JSON file that says how to shard the model.",
-        show_default="tpray's table",
-    ),
-]
-Buckets = Annotated[
-    str | None,
-    typer.Option(
-        "--buckets",
-        envvar="TPRAY_BUCKETS",
-        help="Shapes to trace one program each for, BATCHxLENGTH: 1x128,8x32,8x128.",
-        show_default="any shape, in one program",
-    ),
-]
-Store = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        envvar="TPRAY_STORE",
-        help="URL of a folder that machines share, s3://, gs:// or file://: what one traced, the others fetch.",
-        show_default="none",
-    ),
-]
-Runtime = Annotated[RuntimeName, typer.Option(envvar="TPRAY_RUNTIME", help="The kind of core.")]
-CoresPerRank = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        envvar="TPRAY_CORES_PER_RANK",
-        help="Cores of each rank.",
-        show_default="one NeuronCore; CPU cores shared out evenly",
-    ),
-]
-Family = Annotated[
-    InstanceFamily | None,
-    typer.Option(
-        "--instance-family", envvar="TPRAY_INSTANCE_FAMILY", help="Of NeuronCores.", show_default="this one's"
-    ),
-]
-LogicalCores = Annotated[
-    Literal["1", "2"] | None,
-    typer.Option("--lnc", envvar="TPRAY_LNC", help="Physical NeuronCores in a logical one.", show_default="Neuron's"),
-]
-Layout = Annotated[
-    NeuronLayout,
-    typer.Option(
-        "--neuron-layout", envvar="TPRAY_NEURON_LAYOUT", help="On NeuronCores: a process for each rank, or one for all."
-    ),
-]
 
 
 def _version(value: bool) -> None:
@@ -200,32 +138,19 @@ def serve(
     from tpray.serving import launch
 
     named = model or "the embedded demo"
-    with launch.stopping_on_signals(), err.status(f"Starting {named}") as status:
+    with launch.stopping_on_signals(), spinner(f"Starting {named}") as status:
 
         def show(report: PhaseReport) -> None:
             if report.done:
-                _show_phase(report)
-            _show_progress(status, f"Starting {named}", report)
+                show_phase(report)
+            show_progress(status, f"Starting {named}", report)
 
         with launch.Server(config, host, port, show) as server:
             status.stop()
-            _announce(server.url, named, config)
+            print_ready(server.url, named, config)
             server.wait()
             err.print("Stopping")
     err.print("Stopped")
-
-
-def _announce(url: str, named: str, config: ServeConfig) -> None:
-    groups = f"{config.replicas} group{'s' if config.replicas > 1 else ''} of tp {config.parallel.tp}"
-    out.print(f"[bold green]Ready[/] {named}, {groups}, at [bold]{url}[/]", highlight=False)
-    example = {"inputs": ["The company is based in New York City", "The headquarters are situated in Manhattan"]}
-    out.print(
-        f"  curl {url}/predict -H 'content-type: application/json' -d '{json.dumps(example)}'",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-    out.print(f"  {url}/docs describes the routes; Ctrl-C stops.", highlight=False)
 
 
 @app.command()
@@ -283,20 +208,7 @@ def classify(
             raise typer.Exit(1 if done.refused else 0)
         assert texts, "checked above"
         items: list[Any] = [(texts[0], texts[1])] if pair else list(texts)
-        _print_scores(items, classifier.classify(items, raw_scores, truncate), as_json)
-
-
-def _print_scores(items: list[Any], rows: list[Any], as_json: bool) -> None:
-    if as_json:
-        for item, scores in zip(items, rows, strict=True):
-            sys.stdout.write(json.dumps({"input": item, "scores": scores}, ensure_ascii=False) + "\n")
-        return
-    table = Table("text", "label", "score")
-    for item, scores in zip(items, rows, strict=True):
-        for i, score in enumerate(scores):
-            text = "" if i else (item if isinstance(item, str) else "\n".join(item))
-            table.add_row(text, score["label"], f"{score['score']:.4f}", end_section=i == len(scores) - 1)
-    out.print(table)
+        print_scores(items, classifier.classify(items, raw_scores, truncate), as_json)
 
 
 @app.command()
@@ -360,7 +272,7 @@ def trace(
         url = classifier.group.url
     if store is not None and url is None:
         raise StoreError(f"the artifact is in {artifact.directory}, but could not be put into the store; see above")
-    out.print(url or str(artifact.directory), soft_wrap=True, highlight=False)
+    out.print(url or str(artifact.directory), soft_wrap=True, highlight=False, markup=False)
 
 
 def _auto_buckets(model: str | None, samples: Path | None, programs: int, batch: int) -> str:
@@ -380,30 +292,11 @@ def doctor(model: Model = None, tp: Tp = 1, plan: PlanFile = None) -> None:
     from tpray.serving import doctor as checks
 
     if model is not None or plan is not None:
-        _print_plan(checks.explain_plan(ModelConfig(source=model, plan=plan), tp), tp)
+        print_plan(checks.explain_plan(ModelConfig(source=model, plan=plan), tp), tp)
         return
-    problems = 0
-    table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for finding in checks.examine():
-        mark = "" if finding.problem is None else "[red]✗[/] "
-        table.add_row(f"[bold]{finding.name}[/]", f"{mark}{finding.value}")
-        if finding.problem:
-            problems += 1
-            table.add_row("", f"[red]{finding.problem}[/]")
-    out.print(table)
-    raise typer.Exit(1 if problems else 0)
-
-
-def _print_plan(lines: list[PlanLine], tp: int) -> None:
-    table = Table("layers", "how", "count", "whole", f"a rank of {tp}", title="Sharding plan, bytes in float32")
-    for line in lines:
-        how = f"{line.how}: {line.why}" if line.why else line.how
-        sizes = [f"{size / 2**20:.2f} MiB" for size in (line.whole_bytes, line.rank_bytes)]
-        table.add_row(line.pattern, how, str(line.layers), *sizes)
-    whole, own = (sum(sizes) for sizes in zip(*((n.whole_bytes, n.rank_bytes) for n in lines), strict=True))
-    table.add_section()
-    table.add_row("", "", str(sum(n.layers for n in lines)), f"{whole / 2**20:.2f} MiB", f"{own / 2**20:.2f} MiB")
-    out.print(table)
+    findings = list(checks.examine())
+    print_findings(findings)
+    raise typer.Exit(1 if any(finding.problem for finding in findings) else 0)
 
 
 @app.command()
@@ -429,24 +322,7 @@ def status(
     except (URLError, OSError, ValueError) as e:
         reason = getattr(e, "reason", e)
         raise TprayError(f"no tpray server answers at {url}: {reason}") from e
-    table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("[bold]health[/]", "[green]healthy[/]" if healthy else "[red]unhealthy[/]")
-    for key in (
-        "model_id",
-        "model_type",
-        "model_dtype",
-        "tp_degree",
-        "runtime",
-        "labels",
-        "restarts",
-        "version",
-    ):
-        table.add_row(f"[bold]{key.replace('_', ' ')}[/]", str(info.get(key)))
-    for rank in info.get("ranks", []):
-        size = (rank["sharded_bytes"] + rank["replicated_bytes"]) / 2**20
-        pinned = f"cores {rank['cores']}" if rank["cores"] else "unpinned"
-        table.add_row(f"[bold]rank {rank['rank']}[/]", f"process {rank['pid']}, {pinned}, {size:.1f} MiB of weights")
-    out.print(table)
+    print_status(info, healthy)
     raise typer.Exit(0 if healthy else 1)
 
 
@@ -505,7 +381,7 @@ def bench(
 
         generator = load.Generator(url, inputs, timeout, tick)
         outcomes = asyncio.run(generator.run(loads, duration, warm_up, max_requests))
-    _print_outcomes(outcomes)
+    print_outcomes(outcomes)
     if json_file is not None:
         json_file.write_text(json.dumps({"url": url, "runs": [o.summary() for o in outcomes]}, indent=2) + "\n")
     if png_file is not None:
@@ -523,25 +399,14 @@ def _numbers(flag: str, value: str, whole: bool = False) -> list[float]:
     return numbers
 
 
-def _print_outcomes(outcomes: list[Outcome]) -> None:
-    table = Table("load", "requests/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "answered", "errors")
-    for column in table.columns[1:-1]:
-        column.justify = "right"
-    for o in outcomes:
-        latencies = [f"{o.percentile(share):.1f}" if o.latencies_ms else "-" for share in (50, 90, 99, 100)]
-        tokens = f"{o.tokens_per_second:.0f}" if o.tokens else "-"
-        errors = ", ".join(f"{count} x {reason}" for reason, count in o.errors.items()) or "0"
-        table.add_row(o.load.name, f"{o.per_second:.1f}", tokens, *latencies, str(len(o.latencies_ms)), errors)
-    out.print(table)
-
-
 def _load(model: str | None, **options: Any) -> LocalClassifier:
     from tpray.serving.local import load
 
-    with err.status(f"Starting {model or 'the embedded demo'}") as status:
+    what = f"Starting {model or 'the embedded demo'}"
+    with spinner(what) as status:
 
         def show(report: PhaseReport) -> None:
-            _show_progress(status, f"Starting {model or 'the embedded demo'}", report)
+            show_progress(status, what, report)
 
         return load(model, progress=show, **options)
 
@@ -551,32 +416,14 @@ def _number(lnc: Literal["1", "2"] | None) -> Literal[1, 2] | None:
     return None if lnc is None else 1 if lnc == "1" else 2
 
 
-def _show_progress(status: Status, what: str, report: PhaseReport) -> None:
-    """In a terminal the spinner says how far it is; elsewhere, in a log, long phases get a line for each part."""
-    status.update(f"{what}: {report.name} {'done' if report.done else report.note}")
-    if not report.done and not err.is_terminal:
-        _show_phase(report)
-
-
-def _show_phase(report: PhaseReport) -> None:
-    note = f"  [dim]{report.note}[/]" if report.note else ""
-    err.print(f"  {report.number} {report.name:<8} {report.seconds:6.2f} s{note}", highlight=False, soft_wrap=True)
-
-
 def main() -> NoReturn:
     """The console script: errors that a user can mend are one line, without a traceback."""
     try:
         app()
     except TprayError as e:
-        err.print(f"[bold red]tpray:[/] {_escaped(e)}", highlight=False, soft_wrap=True)
+        print_error(e)
         sys.exit(2 if isinstance(e, USER_ERRORS) else 1)
     except KeyboardInterrupt:
         err.print("Interrupted")
         sys.exit(130)
     sys.exit(0)
-
-
-def _escaped(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))

@@ -5,8 +5,6 @@ A head without CPUs, and nodes of two CPUs with room for one group each. Prints 
 
 import json
 import os
-import secrets
-import subprocess
 import sys
 import tempfile
 import threading
@@ -14,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -29,6 +26,7 @@ os.environ |= {
     "RAY_health_check_initial_delay_ms": "2000",
 }
 
+from tests.serving.ray_head import ray_head
 from tpray.config import ServeConfig, stay_quiet
 
 STARTED = time.monotonic()
@@ -187,14 +185,10 @@ def outlive_a_node(port: int) -> None:
 
 @contextmanager
 def autoscaled(worker: dict[str, float]) -> Iterator[None]:
-    """A head without CPUs whose autoscaler may start one more node, with the resources ``worker``.
-
-    Ray has a class for this, but that ends every Ray of the machine by name; here what was started is known by a mark.
-    """
+    """A head without CPUs whose autoscaler may start one more node, with the resources ``worker``."""
     import ray
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-    from tpray.group import watchdog
     from tpray.group.cluster import _stay_on_loopback
 
     stay_quiet()
@@ -213,32 +207,21 @@ def autoscaled(worker: dict[str, float]) -> Iterator[None]:
         "initialization_commands": none, "setup_commands": none, "head_setup_commands": none,
         "worker_setup_commands": none, "head_start_ray_commands": none, "worker_start_ray_commands": none,
     }  # fmt: skip
-    mark, since = secrets.token_hex(16), time.time() - 1
+    environ = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "0",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }  # fmt: skip
+    port = 6379  # Ray's own stand-in for a cloud knows no other
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(config, file)
         file.flush()
-        environ = os.environ | {
-            watchdog.MARK: mark, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1",
-            "RAY_enable_autoscaler_v2": "0", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID, "RAY_AUTH_MODE": "disabled",
-            "PYTHONPATH": f"{Path(__file__).parent / 'loopback_site'}:{os.environ.get('PYTHONPATH', '')}",
-        }  # fmt: skip
-        port = 6379  # Ray's own stand-in for a cloud knows no other
-        start = (
-            "from tpray.group.cluster import _stay_on_loopback as s; s(); from ray.scripts.scripts import main; main()"
-        )
-        command = [
-            sys.executable, "-c", start, "start", "--head", f"--autoscaling-config={file.name}", f"--port={port}",
-            "--num-cpus=0", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats",
-        ]  # fmt: skip
-        starter = subprocess.Popen(command, env=environ, stdout=sys.stderr)
-        try:
-            assert starter.wait(timeout=90) == 0
+        arguments = [f"--autoscaling-config={file.name}", "--include-dashboard=false"]
+        with ray_head(port, 0, *arguments, **environ):
             ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
-            yield
-        finally:
-            ray.shutdown()
-            watchdog.clean_up(mark, Path("/tmp/ray"), starter.pid, since, ended_well=not os.environ.get("KEEP_LOGS"))
+            try:
+                yield
+            finally:
+                ray.shutdown()
 
 
 def wait_for_a_node_type(port: int) -> None:

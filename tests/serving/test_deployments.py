@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from tpray.config import ServeConfig, stay_quiet
+from tests.neuron_standin import environment
+from tests.serving.ray_head import ray_head
+from tpray.config import ServeConfig
 
 FILES = sorted((Path(__file__).parents[2] / "deployments").glob("[!k]*.yaml"))  # kuberay's is a RayService
 
@@ -52,37 +56,45 @@ def test_what_no_argument_is_called_is_refused() -> None:
         call_user_app_builder_with_args_if_necessary(build, {"paralel": {"tp": 2}})
 
 
-@pytest.fixture
-def deploy(free_port: Callable[[], int]) -> Iterator[Callable[[dict[str, Any]], str]]:
-    """A function that deploys what a config file holds, as `serve run FILE` does, and gives the URL."""
-    from ray import serve
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
+@pytest.fixture(scope="module", params=["cpu and neuron-xla", "neuron"])
+def deploy(
+    request: pytest.FixtureRequest, neuron_device: Path, tmp_path_factory: pytest.TempPathFactory,
+    free_port: Callable[[], int],
+) -> Iterator[Callable[[dict[str, Any]], str]]:  # fmt: skip
+    """A function that hands what a config file holds to `serve deploy`, waits until it runs, and gives the URL.
 
-    from tpray.group.cluster import start_ray, stop_ray
+    The Ray is one that `ray start` started, with its dashboard, in an environment with the stand-ins of one stack.
+    """
+    folder = tmp_path_factory.mktemp("deploy")
+    runtime = request.param.split()[-1]
+    environ = environment(runtime, folder, neuron_device) | {"TPRAY_CACHE": str(folder / "cache")}
+    gcs, dashboard, agent, http = (free_port() for _ in range(4))
+    address = f"http://127.0.0.1:{dashboard}"
 
-    stay_quiet()
-    port = free_port()
-    start_ray(4)
-    try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        client: Any = _get_global_client()
+    def applications() -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{address}/api/serve/applications/", timeout=30).json()["applications"]
+        return found
 
-        def run(stored: dict[str, Any]) -> str:
-            client.deploy_apps(ServeDeploySchema.model_validate(stored))
-            give_up = time.monotonic() + 120
-            while True:
-                found = serve.status().applications
-                states = {name: found[name].status for a in stored["applications"] if (name := a["name"]) in found}
-                if len(states) == len(stored["applications"]) and set(states.values()) == {"RUNNING"}:
-                    return f"http://127.0.0.1:{port}"
-                assert "DEPLOY_FAILED" not in states.values(), {n: a.message for n, a in found.items()}
-                assert time.monotonic() < give_up, states
-                time.sleep(0.2)
+    def run(stored: dict[str, Any]) -> str:
+        stored["http_options"]["port"] = http
+        file, names, since = folder / "config.yaml", [a["name"] for a in stored["applications"]], time.time()
+        file.write_text(yaml.safe_dump(stored))
+        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "--address", address, str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        give_up = time.monotonic() + 120
+        while True:
+            found = {name: app for name, app in applications().items() if name in names}
+            states = {app["status"] for app in found.values() if app["last_deployed_time_s"] >= since}
+            if len(found) == len(names) and states == {"RUNNING"}:
+                return f"http://127.0.0.1:{http}"
+            assert "DEPLOY_FAILED" not in states, {name: app["message"] for name, app in found.items()}
+            assert time.monotonic() < give_up, found
+            time.sleep(0.2)
 
+    arguments = ["--include-dashboard=true", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    with ray_head(gcs, 4, *arguments, **environ):
         yield run
-    finally:
-        stop_ray()
 
 
 def read(name: str) -> dict[str, Any]:
@@ -90,7 +102,12 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
+def on(stack: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("deploy", [stack], indirect=True, scope="module")
+
+
 @pytest.mark.ray
+@on("cpu and neuron-xla")
 def test_limits_change_without_a_restart(deploy: Callable[[dict[str, Any]], str]) -> None:
     config = read("local-cpu.yaml")
     url = deploy(config)
@@ -107,9 +124,31 @@ def test_limits_change_without_a_restart(deploy: Callable[[dict[str, Any]], str]
 
 
 @pytest.mark.ray
+@on("cpu and neuron-xla")
 def test_two_models_with_groups_of_their_own_sizes(deploy: Callable[[dict[str, Any]], str]) -> None:
     url = deploy(read("multi-model.yaml"))
     for name, tp in (("wide", 2), ("narrow", 1)):
         assert httpx.get(f"{url}/{name}/info", timeout=30).json()["tp_degree"] == tp
         answer = httpx.post(f"{url}/{name}/predict", json={"inputs": ["a b", "a b"]}, timeout=30).json()
         assert answer[0]["label"] == "paraphrase"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("deploy", "family", "cores"),
+    [
+        ("cpu and neuron-xla", "inf2", [[0], [1]]),
+        ("cpu and neuron-xla", "trn1", [[0], [1]]),
+        ("neuron", "trn2", [[0], [1], [2], [3]]),
+    ],
+    indirect=["deploy"], scope="module",
+)  # fmt: skip
+def test_the_files_for_neuron_serve_on_stand_ins(
+    deploy: Callable[[dict[str, Any]], str], family: str, cores: list[list[int]]
+) -> None:
+    url = deploy(read(f"{family}.yaml"))
+    info = httpx.get(f"{url}/info", timeout=30).json()
+    assert info["runtime"] == ("neuron" if family == "trn2" else "neuron-xla")
+    assert [rank["cores"] for rank in info["ranks"]] == cores
+    answer = httpx.post(f"{url}/predict", json={"inputs": ["a b", "a b"]}, timeout=30).json()
+    assert answer[0]["label"] == "paraphrase"

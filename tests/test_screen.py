@@ -1,0 +1,23 @@
+"""What the commands print is what was given, brackets included."""
+
+from __future__ import annotations
+
+import pytest
+
+from tpray import screen
+from tpray.config import ServeConfig
+from tpray.serving.finding import Finding
+
+
+def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.print_scores(["a [b] c"], [[{"label": "[x]", "score": 0.5}]], as_json=False)
+    screen.print_findings([Finding("store", "s3 [no]", "pip install 'tpray[s3]'")])
+    screen.print_ready("http://127.0.0.1:1", "./model[1]", ServeConfig())
+    printed = capsys.readouterr().out
+    for text in ("a [b] c", "[x]", "s3 [no]", "tpray[s3]", "./model[1]"):
+        assert text in printed
+
+
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.print_error(ValueError("no folder [s3]" + " of many" * 40))
+    assert capsys.readouterr().err == "tpray: no folder [s3]" + " of many" * 40 + "\n"
