@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tpray import load
-from tpray.config import ModelConfig, ParallelConfig, ServeConfig
+from tpray.config import DtypeName, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, DegreeError, PlacementError
 from tpray.group import lease
 from tpray.group.cores import check_neuron_degree, is_aligned, is_run
@@ -122,8 +122,22 @@ def test_a_configuration_becomes_a_layout_and_a_source() -> None:
     assert layout.bundle() == {"CPU": 8.0, "neuron_cores": 8.0}
     assert layout.ranks_of == [range(8)]
     assert Source.of(ModelConfig(), parallel).instance_family == "trn1"
-    with pytest.raises(ConfigError, match="use --runtime neuron-xla"):
-        check_source(Source(ModelConfig(), 2, "neuron", instance_family="trn1"))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "dtype", "words"),
+    [
+        ({"tp": 4, "runtime": "neuron-xla", "instance_family": "trn1"}, "auto", "over 1, 2, 8, 16 or 32 cores, not"),
+        ({"tp": 2, "runtime": "neuron", "instance_family": "inf2"}, "auto", "use --runtime neuron-xla"),
+        ({"tp": 2, "runtime": "neuron"}, "int8", "bfloat16 or float32, not int8"),
+        ({"tp": 2, "runtime": "neuron", "neuron_layout": "single-process"}, "auto", "layout is neuron-xla's"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_placed(
+    parallel: dict[str, Any], dtype: DtypeName, words: str, make_checkpoint: Callable[..., Path]
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(make_checkpoint(), dtype=dtype, **parallel)  # this test cannot start Ray
 
 
 def test_an_artifact_for_another_family_is_refused(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:

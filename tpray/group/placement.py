@@ -25,7 +25,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tpray.config import InstanceFamily, NeuronLayout, ParallelConfig, RuntimeName
-from tpray.errors import PlacementError
+from tpray.errors import ConfigError, PlacementError
 from tpray.group.cores import cores_per_rank, usable_cores
 from tpray.runtime.neuron_env import detect, instance_family
 
@@ -49,8 +49,14 @@ class Layout:
 
     @classmethod
     def of(cls, parallel: ParallelConfig, replicas: int = 1) -> Layout:
-        """What a configuration says, with what this machine is where it does not say."""
+        """What a configuration says, with what this machine is where it does not say.
+
+        Raises:
+            ConfigError: the runtime does not know the layout of processes.
+        """
         runtime = detect() if parallel.runtime == "auto" else parallel.runtime
+        if runtime == "neuron" and parallel.neuron_layout == "single-process":
+            raise ConfigError("the single-process layout is neuron-xla's: use --neuron-layout process-per-rank")
         share = cores_per_rank(len(usable_cores()), parallel.tp * replicas) if runtime == "cpu" else 1
         width = parallel.cores_per_rank or share
         family = parallel.instance_family or instance_family()

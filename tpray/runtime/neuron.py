@@ -84,8 +84,7 @@ class NeuronRuntime:
     compiles_alone = False
 
     def __init__(self, place: NeuronPlace) -> None:
-        if place.first_core is not None:
-            raise ConfigError("the single-process layout is neuron-xla's: use --neuron-layout process-per-rank")
+        assert place.first_core is None, "a process for each rank: Layout.of refuses the other layout"
 
     def choose_dtype(self, asked: DtypeName) -> str:
         return neuron_graph.choose_dtype(asked)
