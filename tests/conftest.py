@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tests.neuron_standin.build import build_device
 from tpray.config import stay_quiet
 
 stay_quiet()
+# A shell has what it starts in the background ignore Ctrl-C, and so would what the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = {
     "vocab_size": 120,
@@ -71,6 +74,17 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TPRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def shared_cache(_own_cache: None, _one_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests to which it is all one whether their model is traced or was traced before: it is slow."""
+    monkeypatch.setenv("TPRAY_CACHE", str(_one_cache))
 
 
 @pytest.fixture(autouse=True)

@@ -140,7 +140,9 @@ def test_what_cannot_work_is_refused_before_anything_is_placed(
         load(make_checkpoint(), dtype=dtype, **parallel)  # this test cannot start Ray
 
 
-def test_an_artifact_for_another_family_is_refused(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
+def test_an_artifact_for_another_family_or_runtime_is_refused(
+    tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
     out = tmp_path / "artifact"
     with load(make_checkpoint(), dtype="float32", out=out, ranks=ThreadRanks(1)) as classifier:
         artifact = classifier.group.artifact
@@ -149,6 +151,8 @@ def test_an_artifact_for_another_family_is_refused(tmp_path: Path, make_checkpoi
     write_manifest(out, artifact.manifest.model_copy(update=for_inf2))
     model = ModelConfig(source=str(out))
     assert check_source(Source(model, 1, "neuron-xla", instance_family="inf2"))
+    with pytest.raises(ConfigError, match="was traced for the runtime neuron-xla"):
+        check_source(Source(model, 1, "neuron"))
     with pytest.raises(ConfigError, match="compiled for the instance family inf2, and this is trn1: trace the model"):
         check_source(Source(model, 1, "neuron-xla", instance_family="trn1"))
 

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.request import Request, urlopen
 
+from tests.serving.ray_head import ON_LOOPBACK, ray_head
+
 # Serve's processes read these when they are imported: how often a replica reports, how soon the dead are found, and
 # that nothing connects to Ray unasked, as Serve's handle would, which reports to the controller to the end.
-os.environ |= {
+os.environ |= ON_LOOPBACK | {
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
@@ -26,7 +28,6 @@ os.environ |= {
     "RAY_health_check_initial_delay_ms": "2000",
 }
 
-from tests.serving.ray_head import ray_head
 from tpray.config import ServeConfig, stay_quiet
 
 STARTED = time.monotonic()
@@ -44,10 +45,7 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from tpray.group.cluster import _stay_on_loopback
-
     stay_quiet()
-    _stay_on_loopback()
     made = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.1"},
@@ -189,10 +187,7 @@ def autoscaled(worker: dict[str, float]) -> Iterator[None]:
     import ray
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-    from tpray.group.cluster import _stay_on_loopback
-
     stay_quiet()
-    _stay_on_loopback()
     none: list[str] = []
     config = {
         "cluster_name": "tpray-test", "max_workers": 1, "upscaling_speed": 1.0, "idle_timeout_minutes": 5,

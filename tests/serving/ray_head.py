@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,11 @@ from pathlib import Path
 from tpray.config import stay_quiet
 from tpray.group import watchdog
 
-START = "from tpray.group.cluster import _stay_on_loopback as s; s(); from ray.scripts.scripts import main; main()"
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's own switch for machines without clusters: it then takes 127.0.0.1 for this machine's address.
+
+It is read when Ray is imported, by each of its processes.
+"""
 
 
 @contextmanager
@@ -24,18 +29,16 @@ def ray_head(port: int, cpus: int, *arguments: str, **environ: str) -> Iterator[
     Ray's own way to end it ends every Ray of the machine, by name; here what was started is known by a mark.
     """
     mark, since = secrets.token_hex(16), time.time() - 1
-    paths = [str(Path(__file__).parent / "loopback_site"), environ.pop("PYTHONPATH", os.environ.get("PYTHONPATH", ""))]
-    variables = os.environ | environ | {
-        watchdog.MARK: mark, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }  # fmt: skip
+    variables = os.environ | environ | ON_LOOPBACK | {watchdog.MARK: mark, "RAY_AUTH_MODE": "disabled"}
     stay_quiet(variables)
-    command = [
-        sys.executable, "-c", START, "start", "--head", f"--port={port}", f"--num-cpus={cpus}",
-        "--node-ip-address=127.0.0.1", *arguments,
-    ]  # fmt: skip
-    starter = subprocess.Popen(command, env=variables, stdout=sys.stderr)
-    try:
-        assert starter.wait(timeout=90) == 0
-        yield
-    finally:
-        watchdog.clean_up(mark, Path("/tmp/ray"), starter.pid, since, ended_well=not os.environ.get("KEEP_LOGS"))
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}", f"--num-cpus={cpus}"]
+    with tempfile.TemporaryFile("w+") as said:  # a pipe would stay open as long as the head runs
+        starter = subprocess.Popen([*command, *arguments], env=variables, stdout=said, stderr=said)
+        try:
+            if starter.wait(timeout=90) != 0:
+                said.seek(0)
+                raise AssertionError(said.read())
+            yield
+        finally:
+            logs_go = not os.environ.get("KEEP_LOGS")
+            watchdog.clean_up(mark, Path("/tmp/ray"), starter.pid, since, ended_well=logs_go)

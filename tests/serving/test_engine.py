@@ -15,6 +15,8 @@ from tpray.group.ranks import ThreadRanks
 from tpray.group.store import Source
 from tpray.serving.engine import Engine
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 
 def with_engine(directory: Path, work: Callable[[Engine], Awaitable[None]]) -> None:
     async def run() -> None:

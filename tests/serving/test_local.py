@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import tpray
+from tpray.cli import main
 from tpray.config import ModelConfig
-from tpray.errors import ConfigError, DegreeError
+from tpray.errors import ConfigError, DegreeError, UnsupportedModelError
 from tpray.group.store import Source, check_source
 
 pytestmark = pytest.mark.ray
@@ -84,20 +85,22 @@ def test_trace_then_classify_from_the_artifact(tmp_path: Path, make_checkpoint: 
         (["status", "http://127.0.0.1:1"], "no tpray server answers"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line(args: list[str], words: str) -> None:
-    done = run(*args)
-    assert done.returncode in (1, 2)
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_mistakes_on_the_command_line_are_one_line(
+    args: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tpray", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code in (1, 2)
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5", "num_heads": 4}')
-    done = run("classify", "a", "--model", str(tmp_path))
-    assert done.returncode == 2
-    assert "'t5'" in done.stderr
-    assert "roberta" in done.stderr
+    with pytest.raises(UnsupportedModelError, match=r"'t5'.*roberta"):
+        check_source(Source(ModelConfig(source=str(tmp_path)), 1))
 
 
 def test_doctor_says_what_auto_chooses() -> None:

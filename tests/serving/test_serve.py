@@ -261,7 +261,10 @@ def test_an_interrupted_start_leaves_nothing(delay_s: float, free_port: Callable
     time.sleep(delay_s)
     family = children_of(process.pid)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode in (-signal.SIGINT, 0, 130), (process.returncode, output)
     assert_all_gone(family, within_s=1)
     assert not sessions_of(process.pid)
