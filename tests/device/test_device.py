@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import tpray
+from tests.device.conftest import ENDED
 from tests.helpers import rows
 from tpray.config import RuntimeName, environment
 from tpray.errors import GroupError
@@ -41,17 +42,23 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest logit; a guess
 
 
 @pytest.fixture(scope="module")
-def report() -> Iterator[dict[str, Any]]:
-    """What is written to the report, test by test."""
-    found: dict[str, Any] = {
+def findings() -> dict[str, Any]:
+    """What the report holds."""
+    return {
         "machine": platform.platform(),
         "family": FAMILY,
         "runtime": RUNTIME,
         "versions": versions(RUNTIME),
         "doctor": [[f.name, f.value, f.problem] for f in examine()],
     }
-    yield found
-    REPORT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest, findings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The report, which is written after each test: whatever ends the next one, this is not lost."""
+    yield findings
+    findings.setdefault("outcomes", {})[request.node.name] = request.node.stash.get(ENDED, "passed")
+    REPORT.write_text(json.dumps(findings, indent=1) + "\n")
 
 
 @pytest.fixture(scope="module")

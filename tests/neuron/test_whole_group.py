@@ -223,3 +223,4 @@ def test_the_device_suite_runs(
     assert done.returncode == 0, done.stdout
     report = json.loads((tmp_path / "neuron-report.json").read_text())
     assert report[reported] | part == report[reported]
+    assert set(report["outcomes"].values()) == {"passed"}

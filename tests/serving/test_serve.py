@@ -251,8 +251,11 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.parametrize("delay_s", [0.5, 2.0, 4.0, 6.0])
-def test_an_interrupted_start_leaves_nothing(delay_s: float, free_port: Callable[[], int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("delay_s", "times"), [(0.5, 1), (2.0, 1), (4.0, 1), (6.0, 2)])
+def test_an_interrupted_start_leaves_nothing(
+    delay_s: float, times: int, free_port: Callable[[], int], tmp_path: Path
+) -> None:
+    """Whoever is impatient and interrupts twice does not wait for the end of the others; they end all the same."""
     environ = os.environ | {"TPRAY_CACHE": str(tmp_path)}
     process = subprocess.Popen(
         [sys.executable, "-m", "tpray", "serve", "--port", str(free_port()), "--tp", "2"],
@@ -260,13 +263,16 @@ def test_an_interrupted_start_leaves_nothing(delay_s: float, free_port: Callable
     )  # fmt: skip
     time.sleep(delay_s)
     family = children_of(process.pid)
-    process.send_signal(signal.SIGINT)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
     try:
         output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode in (-signal.SIGINT, 0, 130), (process.returncode, output)
-    assert_all_gone(family, within_s=1)
-    assert not sessions_of(process.pid)
+    assert_all_gone(family, within_s=1 if times == 1 else 10)
+    if times == 1:  # else Ray's logs may stay, as after a crash
+        assert not sessions_of(process.pid)
     if process.returncode != -signal.SIGINT:  # the interpreter itself was still starting
         assert "Traceback" not in output

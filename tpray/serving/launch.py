@@ -90,7 +90,7 @@ class Server:
         cores, needed = len(usable_cores()), parallel.tp * layout.threads * config.replicas
         if needed > cores:
             log.warning(
-                "%d ranks want %d cores and this machine has %d: they run unpinned and share them",
+                "%d ranks want %d CPU cores and this machine has %d: they run unpinned and share them",
                 parallel.tp * config.replicas, needed, cores,
             )  # fmt: skip
         try:
@@ -176,6 +176,9 @@ class Server:
     def _shut_down() -> None:
         from tpray.group.cluster import stop_ray
 
+        # A second Ctrl-C ends this process at once, and the watchdog the rest.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(130))
         # The whole Ray is ours and goes: taking Serve down first only takes longer, and complains about it.
         stop_ray()
 
