@@ -12,9 +12,17 @@ from tpray.serving.finding import Finding
 def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     screen.print_scores(["a [b] c"], [[{"label": "[x]", "score": 0.5}]], as_json=False)
     screen.print_findings([Finding("store", "s3 [no]", "pip install 'tpray[s3]'")])
-    screen.print_ready("http://127.0.0.1:1", "./model[1]", ServeConfig())
+    screen.print_ready("http://[fd00::1]:1", "./model[1]", ServeConfig())
     printed = capsys.readouterr().out
-    for text in ("a [b] c", "[x]", "s3 [no]", "tpray[s3]", "./model[1]"):
+    for text in (
+        "a [b] c",
+        "[x]",
+        "s3 [no]",
+        "tpray[s3]",
+        "./model[1]",
+        "at http://[fd00::1]:1",
+        "  http://[fd00::1]:1/docs",
+    ):
         assert text in printed
 
 

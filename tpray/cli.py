@@ -166,6 +166,7 @@ def classify(
     cores_per_rank: CoresPerRank = None,
     instance_family: Family = None,
     neuron_layout: Layout = "process-per-rank",
+    lnc: LogicalCores = None,
     pair: Annotated[bool, typer.Option("--pair", help="The two texts are one pair.")] = False,
     input_file: Annotated[
         Path | None,
@@ -201,6 +202,7 @@ def classify(
         plan=plan,
         instance_family=instance_family,
         neuron_layout=neuron_layout,
+        lnc=_number(lnc),
     ) as classifier:
         if input_file is not None:
             done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err)

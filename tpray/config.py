@@ -1,6 +1,6 @@
 """Settings: frozen, validated where they are built; derive a variant with ``model_copy(update=...)``.
 
-This is the only module that reads the environment. The command line's own flags have ``TPRAY_<FLAG>``
+This is the only module that reads the environment. Flags of the command line have ``TPRAY_<FLAG>``
 variables that its parser reads; what has no flag is read here:
 
 ==================  =====================================================================

@@ -1,4 +1,4 @@
-"""The flags that several commands share; each is also an environment variable, ``TPRAY_<FLAG>``."""
+"""The flags that several commands share; each has an environment variable, ``TPRAY_<FLAG>``."""
 
 from __future__ import annotations
 

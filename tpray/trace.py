@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpray.config import ParallelConfig
+from tpray.config import ModelConfig, ParallelConfig
 from tpray.errors import ConfigError
 from tpray.group.blocking import LoopThread
 from tpray.group.cores import usable_cores
 from tpray.group.function import FunctionGroup, TraceJob
 from tpray.group.placement import Layout
 from tpray.group.ranks import Ranks, RayRanks
+from tpray.group.store import Source, check_neuron
 from tpray.group.worker import MakeModel
 from tpray.runtime.artifact import MANIFEST_FILE, FunctionArtifact
 from tpray.runtime.function import as_array, record_of
@@ -186,7 +187,9 @@ def parallel_model_load(model_dir: str | Path, ranks: MakeRanks | None = None) -
 def _ray_ranks(tp: int) -> Ranks:
     from tpray.group.cluster import ensure_ray
 
-    layout = Layout.of(ParallelConfig(tp=tp))
+    parallel = ParallelConfig(tp=tp)
+    check_neuron(Source.of(ModelConfig(), parallel))
+    layout = Layout.of(parallel)
     if ensure_ray(max(len(usable_cores()), tp * layout.threads)):
         atexit.register(_shut_down)
     return RayRanks(layout)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 ENDED = pytest.StashKey[str]()
-"""What a test that failed has raised; absent if it passed."""
+"""Why a test failed or was skipped; absent if it passed."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
     report = yield
-    if report.when == "call" and report.failed:
-        item.stash[ENDED] = report.longreprtext[-4000:]
+    if not report.passed and report.when != "teardown":
+        item.stash[ENDED] = f"{report.outcome}: {report.longreprtext[-4000:]}"
     return report

@@ -72,7 +72,7 @@ def start(checkpoint: Path, tp: int, dtype: Any = "float32") -> tpray.LocalClass
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tp", DEGREES)
-def test_parity_with_the_cpu(tp: int, dtype: str, checkpoint: Path, report: dict[str, Any]) -> None:
+def test_parity_with_the_cpu(tp: int, dtype: str, report: dict[str, Any], checkpoint: Path) -> None:
     ids, mask, types = rows([5, 11, 3, 16, 40, 64, 2, 9], 0)
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     with tpray.load(checkpoint, tp=1, runtime="cpu", dtype="float32", ranks=ThreadRanks(1)) as reference:
@@ -86,7 +86,7 @@ def test_parity_with_the_cpu(tp: int, dtype: str, checkpoint: Path, report: dict
     assert difference <= TOLERANCE[dtype]
 
 
-def test_cores_are_free_after_a_kill(checkpoint: Path, report: dict[str, Any]) -> None:
+def test_cores_are_free_after_a_kill(report: dict[str, Any], checkpoint: Path) -> None:
     tp = DEGREES[-1]
     with start(checkpoint, tp) as classifier:
         for info in classifier.group.infos:
@@ -104,7 +104,7 @@ def test_cores_are_free_after_a_kill(checkpoint: Path, report: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("tp", DEGREES)
-def test_latency(tp: int, checkpoint: Path, report: dict[str, Any]) -> None:
+def test_latency(tp: int, report: dict[str, Any], checkpoint: Path) -> None:
     with start(checkpoint, tp, "bfloat16") as classifier:
         for batch, length in ((1, 16), (8, 64)):
             ids = np.full((batch, length), 7)

@@ -72,7 +72,9 @@ def test_the_environment_of_a_rank_and_of_a_process_of_all() -> None:
     assert "RANK" not in both
 
 
-def test_a_lock_that_nobody_can_hold_is_removed_and_others_stay(tmp_path: Path) -> None:
+def test_a_lock_that_nobody_can_hold_is_removed_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A locked one, a new one, and one that a compiler, which runs, may have made."""
     stale, held, new, later = (tmp_path / name / "model.lock" for name in ("stale", "held", "new", "later"))
     now = time.time()
@@ -90,6 +92,9 @@ def test_a_lock_that_nobody_can_hold_is_removed_and_others_stay(tmp_path: Path) 
             started = neuron_graph._oldest_compiler()
             assert now - 5 < started < now + 60
             os.utime(later, (started + 1, started + 1))
+            monkeypatch.setattr(neuron_graph, "LOCK_GRACE_S", -60)  # else its age alone would save it
+            assert remove_stale_locks(tmp_path / "later") == []
+            monkeypatch.undo()
             assert remove_stale_locks(tmp_path) == [stale]
         finally:
             compiler.communicate(b"\n")
@@ -112,8 +117,9 @@ def test_a_group_that_no_node_can_hold_is_named() -> None:
     assert shortfall(layout, [node | {"Resources": {"CPU": 8.0, "neuron_cores": 8.0}}]) is None
     assert "needs 8 CPUs and 8 NeuronCores on one node" in str(shortfall(layout, [node]))
     dead = node | {"Alive": False, "Resources": {"CPU": 64.0, "neuron_cores": 32.0}}
-    assert "no more" not in str(shortfall(layout, [node, dead]))
-    assert shortfall(layout, [node, dead]) is not None
+    assert "no node of this Ray has more than 64 CPUs and 2 NeuronCores:" in str(shortfall(layout, [node, dead]))
+    other = node | {"Resources": {"CPU": 4.0, "neuron_cores": 8.0}}
+    assert "4 CPUs and 8 NeuronCores or 64 CPUs and 2 NeuronCores" in str(shortfall(layout, [node, other]))
 
 
 def test_a_configuration_becomes_a_layout_and_a_source() -> None:
@@ -138,6 +144,11 @@ def test_what_cannot_work_is_refused_before_anything_is_placed(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         load(make_checkpoint(), dtype=dtype, **parallel)  # this test cannot start Ray
+    if dtype == "auto":
+        from tpray.serving.app import build
+
+        with pytest.raises(ConfigError, match=words):
+            build(ServeConfig.model_validate({"parallel": parallel}))
 
 
 def test_an_artifact_for_another_family_or_runtime_is_refused(
@@ -151,6 +162,11 @@ def test_an_artifact_for_another_family_or_runtime_is_refused(
     write_manifest(out, artifact.manifest.model_copy(update=for_inf2))
     model = ModelConfig(source=str(out))
     assert check_source(Source(model, 1, "neuron-xla", instance_family="inf2"))
+    write_manifest(out, artifact.manifest.model_copy(update=for_inf2 | {"lnc": 1}))
+    with pytest.raises(ConfigError, match="logical NeuronCores of 1: use --lnc 1"):
+        check_source(Source(model, 1, "neuron-xla"))
+    assert check_source(Source(model, 1, "neuron-xla", lnc=1))
+    write_manifest(out, artifact.manifest.model_copy(update=for_inf2))
     with pytest.raises(ConfigError, match="was traced for the runtime neuron-xla"):
         check_source(Source(model, 1, "neuron"))
     with pytest.raises(ConfigError, match="compiled for the instance family inf2, and this is trn1: trace the model"):
@@ -240,8 +256,7 @@ def test_a_deployment_that_no_node_can_hold_is_refused(ray_with_cores: None, mon
     from tpray.group import placement
     from tpray.serving.app import build
 
-    for limit in ("NODE_PATIENCE_S", "NODE_LIMIT_S"):
-        monkeypatch.setattr(placement, limit, 2)
+    monkeypatch.setattr(placement, "NODE_PATIENCE_S", 2)  # there is no autoscaler that would start one
     args = {"parallel": {"tp": 8, "runtime": "neuron-xla", "instance_family": "trn1"}}
     started = time.monotonic()
     with pytest.raises(PlacementError, match=r"8 NeuronCores on one node.* more than .* 2 NeuronCores.*none has come"):

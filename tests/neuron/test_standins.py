@@ -135,6 +135,7 @@ def test_a_core_has_one_owner_until_that_ends(run: Run, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(run, "neuron", JOIN + waits, GROUP, tmp_path)
         while not (tmp_path / "nc-0").exists() or not (tmp_path / "nc-0").read_text():
+            assert not first.done(), first.result()
             time.sleep(0.02)
         assert "Logical Neuron Core(s) not available" in run("neuron", JOIN, GROUP, tmp_path)
         (tmp_path / "end").touch()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ import pytest
 
 import tpray
 from tests.neuron_standin import environment
+from tpray.config import cache_dir
+from tpray.group.lease import PORTS
 from tpray.group.ranks import ThreadRanks
 
 pytestmark = pytest.mark.ray
@@ -33,6 +36,8 @@ def serving(environ: dict[str, str], *args: str) -> Iterator[str]:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     port = args[args.index("--port") + 1]
+    too_long = threading.Timer(240, process.terminate)
+    too_long.start()
     try:
         assert process.stdout is not None
         seen = []
@@ -42,8 +47,10 @@ def serving(environ: dict[str, str], *args: str) -> Iterator[str]:
                 break
         else:
             raise AssertionError("".join(seen))
+        too_long.cancel()
         yield f"http://127.0.0.1:{port}"
     finally:
+        too_long.cancel()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 0
@@ -104,10 +111,16 @@ def test_traced_on_one_machine_and_served_by_two_groups_of_another(
     """Nothing is compiled again; the groups have cores [0, 1] and [2, 3], and ports of their own."""
     environ = environment("neuron", tmp_path, neuron_device)
     out = tmp_path / "artifact"
+    for port in PORTS:  # what another group has left
+        stale = cache_dir() / "neff" / f"group-{port}" / "stale.neff"
+        stale.parent.mkdir(parents=True)
+        stale.touch()
     common = ["--tp", "2", "--runtime", "neuron", "--instance-family", "trn2"]
     done = run(environ, "trace", str(make_checkpoint()), *common, "--buckets", "1x16,4x16", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "4 of 4 programs done; rank" in done.stderr, "it says how far it is"
+    assert list((out / "rank_00" / "neff").iterdir())
+    assert not list(out.rglob("stale.neff"))
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["instance_family"] == "trn2"
     assert manifest["versions"]["torch-neuronx"] == "2.13.3.0"

@@ -78,11 +78,11 @@ def ask(port: int, path: str, body: dict[str, Any] | None = None) -> Any:
 def deploy(port: int, **changes: Any) -> Any:
     from ray import serve
 
-    from tpray.serving.app import application
+    from tpray.serving.app import build
 
     args = {"parallel": {"tp": 2, "cores_per_rank": 1}, "model": {"dtype": "float32"}} | changes
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    return serve.run(application(ServeConfig.model_validate(args)), name="tpray")
+    return serve.run(build(ServeConfig.model_validate(args)), name="tpray")
 
 
 def replicas() -> dict[str, str]:

@@ -13,9 +13,11 @@ from torch import Tensor
 from tpray.errors import ConfigError, TprayError
 from tpray.group.life import PhaseReport, RankGroup
 from tpray.group.ranks import Ranks
+from tpray.group.store import compilations
 from tpray.group.worker import FunctionTrace, MakeModel
 from tpray.runtime import artifact as artifacts
 from tpray.runtime.artifact import FunctionArtifact, FunctionManifest
+from tpray.runtime.base import runtime_for
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,17 @@ class FunctionGroup(RankGroup):
         return self._work
 
     async def _resolve(self) -> None:
-        if isinstance(self._work, FunctionArtifact) and self._work.manifest.tp != self.ranks.tp:
-            traced = self._work.manifest.tp
+        if not isinstance(self._work, FunctionArtifact):
+            return
+        manifest = self._work.manifest
+        if manifest.tp != self.ranks.tp:
             raise ConfigError(
-                f"{self._work.directory} was traced for tp {traced}, and this is a group of {self.ranks.tp}"
+                f"{self._work.directory} was traced for tp {manifest.tp}, and this is a group of {self.ranks.tp}"
+            )
+        if manifest.runtime != self.ranks.runtime:
+            raise ConfigError(
+                f"{self._work.directory} was traced for the runtime {manifest.runtime}, and this machine's is "
+                f"{self.ranks.runtime}: trace the model here"
             )
 
     async def _prepare(self) -> None:
@@ -66,7 +75,10 @@ class FunctionGroup(RankGroup):
     async def _trace(self, job: TraceJob) -> FunctionArtifact:
         folders = [job.directory / f"rank_{rank:02d}" for rank in range(self.ranks.tp)]
         each = [(job.make, job.examples, os.getcwd(), folder) for folder in folders]
-        traced: list[FunctionTrace | TprayError] = await self.ranks.call("try_trace_function", each=each)
+        at_once = compilations(runtime_for(self.ranks.runtime), self.ranks.tp)
+        traced: list[FunctionTrace | TprayError] = await self.ranks.call(
+            "try_trace_function", each=each, at_once=at_once
+        )
         for outcome in traced:  # what one rank says of the user's code, all say: once, from the first
             if isinstance(outcome, TprayError):
                 shutil.rmtree(job.directory, ignore_errors=True)

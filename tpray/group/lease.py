@@ -55,9 +55,10 @@ def take_ports() -> CoreLease:
 
 
 def _is_free(port: int) -> bool:
+    """On every address, since torch's process group listens on all of them."""
     with socket.socket() as probe:
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("", port))
         except OSError:
             return False
     return True

@@ -10,6 +10,7 @@ Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html, 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from dataclasses import dataclass
@@ -98,9 +99,8 @@ def shortfall(layout: Layout, nodes: list[dict[str, Any]] | None = None) -> str 
         return None
     names = {"CPU": "CPUs", NEURON_CORES: "NeuronCores"}
     wanted = " and ".join(f"{amount:g} {names[name]}" for name, amount in needs.items())
-    largest = " and ".join(
-        f"{max((has.get(name, 0.0) for has in found), default=0.0):g} {names[name]}" for name in needs
-    )
+    each = {" and ".join(f"{has.get(name, 0.0):g} {names[name]}" for name in needs) for has in found}
+    largest = " or ".join(sorted(each)) or "nothing"
     return (
         f"a group of {layout.tp} ranks with {layout.width} cores each needs {wanted} on one node, and no node of this "
         f"Ray has more than {largest}: ask for fewer, or start Ray with more"
@@ -138,17 +138,25 @@ def wait_for_node(layout: Layout) -> None:
 
 
 def _nodes_are_coming() -> bool:
-    """Whether Ray's autoscaler is starting nodes; taken to be so where it is of version 1, which does not say."""
+    """Whether Ray's autoscaler is starting nodes.
+
+    Version 2 reports to Ray's control store; version 1 leaves there what `ray status` prints.
+    """
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.core.generated import autoscaler_pb2
+    from ray.experimental.internal_kv import _internal_kv_get
 
     messages, private = cast(Any, autoscaler_pb2), cast(Any, ray)._raylet  # neither has types
     client = private.GcsClient(ray.get_runtime_context().gcs_address)
     try:
         state = messages.GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10)).autoscaling_state
+        if state.autoscaler_state_version:
+            return bool(state.pending_instance_requests or state.pending_instances)
+        report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}").get("autoscaler_report") or {}
+        return bool(report.get("pending_nodes") or report.get("pending_launches"))
     except Exception as e:  # noqa: BLE001  # Ray's own errors are private; the wait has a limit anyway
         log.warning("Ray does not say whether nodes are coming: %s", e)
         return True
-    return not state.autoscaler_state_version or bool(state.pending_instance_requests or state.pending_instances)
 
 
 class Placement:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from tpray.config import RuntimeName, cache_dir
@@ -20,7 +22,7 @@ from tpray.group.host import RankHost
 from tpray.group.lease import CoreLease
 from tpray.group.placement import Layout, Placement
 from tpray.group.worker import RankInfo, ShardWorker
-from tpray.runtime.neuron_env import NeuronPlace, environment
+from tpray.runtime.neuron_env import NeuronPlace, environment, neff_cache
 
 log = logging.getLogger("tpray.group.ranks")
 
@@ -96,6 +98,7 @@ class RayRanks:
         else:
             cores = await self._spawn_on_cores()
             self._ports = lease.take_ports()
+            shutil.rmtree(neff_cache(self._neffs, self._meet), ignore_errors=True)  # an earlier group's
             begin = [self._begin_on(ranks, cores) for ranks in layout.ranks_of]
         calls = [actor.begin.remote(*arguments) for actor, arguments in zip(self._actors, begin, strict=True)]
         infos = [info for infos in await _gather(calls, "begin") for info in infos]
@@ -132,9 +135,9 @@ class RayRanks:
                 another = await self._another(is_run(ids)) if len(set_aside) < PLACE_ATTEMPTS else None
                 if another is None:
                     break
-                await self.kill()
                 set_aside.append((self._placement, ids))
                 self._placement = another
+                await self.kill()
             if not is_run(ids):  # an earlier one may have been
                 await self.kill()
                 before = self._placement
@@ -176,17 +179,28 @@ class RayRanks:
         another = Placement.make(self._layout)
         try:
             await asyncio.wait_for(another.ready(), PLACE_WAIT_S)
-        except asyncio.TimeoutError:
+        except BaseException as e:
             another.release()
-            return None
+            if isinstance(e, asyncio.TimeoutError):
+                return None
+            raise
         return another
 
-    def _begin_on(self, ranks: range, cores: Sequence[int]) -> tuple[Any, ...]:
+    @property
+    def _meet(self) -> tuple[int, int]:
+        """The group's two ports."""
         assert self._ports is not None, "spawn() takes them"
+        first, second = self._ports.cores
+        return first, second
+
+    @property
+    def _neffs(self) -> Path:
+        return cache_dir() / "neff"
+
+    def _begin_on(self, ranks: range, cores: Sequence[int]) -> tuple[Any, ...]:
         layout, width = self._layout, self._layout.width
         own = cores[ranks.start * width : ranks.stop * width]
-        first, second = self._ports.cores
-        variables = environment(own, ranks, layout.tp, (first, second), layout.lnc, cache_dir() / "neff")
+        variables = environment(own, ranks, layout.tp, self._meet, layout.lnc, self._neffs)
         each = [tuple(cores[rank * width : (rank + 1) * width]) for rank in ranks]
         alone = len(ranks) == 1 and layout.processes == "process-per-rank"
         places = [NeuronPlace(layout.family, layout.lnc, None if alone else i * width) for i in range(len(ranks))]
@@ -216,10 +230,12 @@ class RayRanks:
             ray.kill(actor)  # not __ray_terminate__: it waits for the task that may be what hangs
         self._actors = []
         pids, self._pids = self._pids, []
-        await asyncio.gather(*map(_wait_gone, pids))
-        if self._ports is not None:
-            self._ports.release()
-            self._ports = None
+        ports, self._ports = self._ports, None
+        try:
+            await asyncio.gather(*map(_wait_gone, pids))
+        finally:
+            if ports is not None:
+                ports.release()
 
     def release(self) -> None:
         if self._placement is not None:

@@ -96,11 +96,14 @@ class SharedStore:
         """Copy the artifact called ``key`` to the folder ``target``, unless that is there; whether there is one.
 
         Raises:
-            ModelNotFoundError: there is one, and it cannot be read.
+            StoreError: there is one, and it cannot be read.
         """
         found = self.has(key)
         if found:
-            _copy_once(self._files, f"{self._path}/{key}", target, self.url_of(key))
+            try:
+                _copy_once(self._files, f"{self._path}/{key}", target, self.url_of(key))
+            except ModelNotFoundError as e:
+                raise StoreError(str(e)) from e
         return found
 
     def publish(self, directory: Path, key: str) -> None:

@@ -28,7 +28,7 @@ from tpray.parallel_layers.plan import read_plan
 from tpray.parallel_layers.shard import check_plan
 from tpray.runtime import artifact as artifacts
 from tpray.runtime.artifact import Artifact, Manifest, ModelRecord
-from tpray.runtime.base import INPUT_NAMES, runtime_for
+from tpray.runtime.base import INPUT_NAMES, Runtime, runtime_for
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.neuron_env import STACKS, detect, instance_family
 
@@ -77,8 +77,7 @@ def check_source(source: Source) -> Checkpoint | Artifact:
         ModelNotFoundError, CheckpointError, UnsupportedModelError, DegreeError, ConfigError, ArtifactError.
     """
     name = source.model.source
-    if source.runtime in ("neuron", "neuron-xla"):
-        _check_neuron(source)
+    check_neuron(source)
     if source.model.store is not None:
         SharedStore(source.model.store)
     own_plan = None if source.model.plan is None else read_plan(source.model.plan)
@@ -107,7 +106,14 @@ def check_source(source: Source) -> Checkpoint | Artifact:
     return checkpoint
 
 
-def _check_neuron(source: Source) -> None:
+def check_neuron(source: Source) -> None:
+    """What cannot work on NeuronCores, if these are asked for, and shows without the model.
+
+    Raises:
+        DegreeError, ConfigError: the family has no such degree, or the runtime does not know its cores.
+    """
+    if source.runtime not in ("neuron", "neuron-xla"):
+        return
     check_neuron_degree(source.tp, source.instance_family)
     if source.instance_family is not None and source.runtime not in (known := STACKS[source.instance_family]):
         raise ConfigError(
@@ -148,6 +154,13 @@ def available_bytes() -> int:
     return min(free, limit - used)
 
 
+def compilations(runtime: Runtime, tp: int) -> int:
+    """How many of ``tp`` ranks trace at a time: all, unless their compilers would not fit the memory together."""
+    if runtime.name == "cpu" or not runtime.compiles_alone:
+        return tp
+    return max(1, min(tp, available_bytes() // COMPILER_BYTES))
+
+
 def _check_agrees(manifest: Manifest, source: Source) -> None:
     if manifest.tp != source.tp:
         raise ConfigError(
@@ -169,6 +182,11 @@ def _check_agrees(manifest: Manifest, source: Source) -> None:
                 f"the artifact {source.model.source} was compiled for the {what} {traced}, and this is {asked}: trace "
                 "the model again for it"
             )
+    if manifest.lnc is not None and source.lnc is None:
+        raise ConfigError(
+            f"the artifact {source.model.source} was compiled for logical NeuronCores of {manifest.lnc}: use --lnc "
+            f"{manifest.lnc} (lnc in a config file)"
+        )
 
 
 class ArtifactStore:
@@ -249,12 +267,6 @@ class ArtifactStore:
     def _buckets(self, checkpoint: Checkpoint) -> tuple[Bucket, ...]:
         return self._source.buckets or self._runtime.default_buckets(checkpoint.plan.max_length(checkpoint.config))
 
-    def compilations(self, tp: int) -> int:
-        """How many ranks trace at a time: all, unless their compilers would not fit the memory together."""
-        if self._runtime.name == "cpu" or not self._runtime.compiles_alone:
-            return tp
-        return max(1, min(tp, available_bytes() // COMPILER_BYTES))
-
     def _open(self) -> Artifact | None:
         assert self._directory is not None
         if not self._directory.exists():
@@ -318,7 +330,7 @@ class ArtifactStore:
             model_files = artifacts.copy_model_files(checkpoint, staging / artifacts.MODEL_DIR)
             folders = [staging / f"rank_{rank:02d}" for rank in range(ranks.tp)]
             each = [(checkpoint, self._dtype, max_length, buckets, folder) for folder in folders]
-            at_once = self.compilations(ranks.tp)
+            at_once = compilations(self._runtime, ranks.tp)
             log.info("%d of %d ranks trace at a time", at_once, ranks.tp)
             records = await ranks.call("trace", each=each, at_once=at_once)
             (canary,) = await ranks.call("make_canary", each=[(checkpoint, max_length)])

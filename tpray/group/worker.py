@@ -172,6 +172,8 @@ class ShardWorker:
             flat = FlatModel(model).eval()
             try:
                 programs = self._runtime.trace_function(flat, examples, directory)
+            except TprayError:  # its compiler's words
+                raise
             except Exception as e:
                 raise explain(e, f"rank {self.rank}: {type(model).__name__} cannot be traced ({_TRACEABLE})") from e
             names = name_aliases(flat, aliases, programs[0].outputs)

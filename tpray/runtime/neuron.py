@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from tpray.runtime.neuron_graph import Collectives, compile_error, remove_stale_
 from tpray.runtime.program import as_module, export, inputs_of, load_programs, record_program, save_programs
 
 NEFF_DIR = "neff"
-JOIN_TIMEOUT_S = 120.0
+JOIN_TIMEOUT_S = 50.0  # within what a group has for its phase "connect"
 DEVICE = "neuron"  # never with an index: a process sees its own cores only
 
 Compiled = Callable[..., Sequence[Tensor]]
@@ -111,7 +112,8 @@ class NeuronRuntime:
 
     def load(self, artifact: Artifact, rank: int) -> Program:
         buckets = artifact.manifest.buckets
-        compiled = _compile_all(self._open(artifact.rank_directory(rank), len(buckets)))
+        programs = self._open(artifact.rank_directory(rank), len(buckets))
+        compiled = _compile(programs, [inputs_of(bucket) for bucket in buckets], rank)
         return NeuronProgram(dict(zip(buckets, compiled, strict=True)))
 
     def trace_function(
@@ -126,7 +128,7 @@ class NeuronRuntime:
             raise ConfigError("io_aliases are not supported on the runtime neuron: trace with runtime='cpu'")
         records = artifact.manifest.programs
         programs = self._open(artifact.rank_directory(rank), len(records))
-        compiled = [_on_device(f) for f in _compile_all(programs)]
+        compiled = [_on_device(f) for f in _wrap(programs)]
         return FunctionProgram(compiled, records, {})
 
     def _save(
@@ -134,25 +136,12 @@ class NeuronRuntime:
     ) -> None:
         save_programs(programs, directory)
         rank = parallel_state.get_tensor_model_parallel_rank()
-        remove_stale_locks(_cache())
-        before = _neffs()
-        loaded = load_programs(directory, len(programs))
-        try:
-            compiled_all = _compile_all(loaded)
-        except Exception as e:
-            raise compile_error(rank, "its shard", e, None) from e
-        for compiled, example in zip(compiled_all, examples, strict=True):
-            shown = ", ".join(str(list(x.shape)) for x in example)
-            try:
-                with torch.inference_mode():
-                    _on_device(compiled)(*example)
-            except Exception as e:
-                raise compile_error(rank, f"the program for {shown}", e, None) from e
-            tell(f"the program for {shown}")
-        for name in _neffs():
-            if name not in before or not (directory / NEFF_DIR / name).exists():
-                (directory / NEFF_DIR / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(_cache() / name, directory / NEFF_DIR / name)
+        _compile(load_programs(directory, len(programs)), examples, rank, tell)
+        for path in [path for path in _cache().rglob("*") if path.suffix != ".lock" and path.is_file()]:
+            target = directory / NEFF_DIR / path.relative_to(_cache())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another rank's compiler has just given it its name
+                shutil.copyfile(path, target)
 
     def _open(self, directory: Path, count: int) -> list[ExportedProgram]:
         """The programs, with what was compiled for them put where the compiler looks."""
@@ -166,7 +155,29 @@ class NeuronRuntime:
         return load_programs(directory, count)
 
 
-def _compile_all(programs: Sequence[ExportedProgram]) -> list[Compiled]:
+def _compile(
+    programs: Sequence[ExportedProgram], examples: Sequence[tuple[Tensor, ...]], rank: int, tell: Tell = silent
+) -> list[Compiled]:
+    """Compile programs by running each once, which all ranks do together; from the cache, if that has them.
+
+    Raises:
+        CompileError: the compiler failed.
+    """
+    remove_stale_locks(Path(os.environ["NEURON_COMPILE_CACHE_URL"]))
+    what = "its shard"
+    try:
+        compiled = _wrap(programs)
+        for f, example in zip(compiled, examples, strict=True):
+            what = f"the program for {', '.join(str(list(x.shape)) for x in example)}"
+            with torch.inference_mode():
+                _on_device(f)(*example)
+            tell(what)
+    except Exception as e:
+        raise compile_error(rank, what, e, None) from e
+    return compiled
+
+
+def _wrap(programs: Sequence[ExportedProgram]) -> list[Compiled]:
     """Programs of one shard, compiled by their first calls; the weights that they share are on the device once."""
     moved: dict[Any, tuple[Tensor, Tensor]] = {}  # with the original, whose address must not be given to another
 
@@ -195,8 +206,5 @@ def _to_host(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _cache() -> Path:
+    """The compiler's cache, which is this group's own: what is in it is what the artifact must carry."""
     return Path(os.environ["TORCH_NEURONX_NEFF_CACHE_DIR"])
-
-
-def _neffs() -> set[Path]:
-    return {path.relative_to(_cache()) for path in _cache().rglob("*") if path.suffix != ".lock" and path.is_file()}

@@ -102,13 +102,19 @@ def core_list(cores: Sequence[int]) -> str:
     return f"{cores[0]}-{cores[-1]}" if len(cores) > 1 else str(cores[0])
 
 
+def neff_cache(cache: Path, ports: tuple[int, int]) -> Path:
+    """The folder below ``cache`` where TorchNeuron keeps what it compiles for the group that has ``ports``."""
+    return cache / f"group-{ports[0]}"
+
+
 def environment(
-    cores: Sequence[int], ranks: Sequence[int], tp: int, ports: tuple[int, int], lnc: int | None, neff_cache: Path
+    cores: Sequence[int], ranks: Sequence[int], tp: int, ports: tuple[int, int], lnc: int | None, cache: Path
 ) -> dict[str, str | None]:
     """The variables of the process that holds ``ranks`` on ``cores``; None: must not be set.
 
     ports: of the runtime's own rendezvous and of torch.distributed's, the same for all ranks of the group and for no
-    other group of the machine.
+    other group of the machine. cache: of what is compiled. TorchNeuron's is the group's own, see `neff_cache`, since an
+    artifact carries all that is in it; the XLA stack's, whose artifacts carry it already, is the machine's.
     """
     set_to: dict[str, str | None] = {
         "NEURON_RT_VISIBLE_CORES": core_list(cores),
@@ -116,8 +122,8 @@ def environment(
         "NEURON_RT_ROOT_COMM_ID": f"127.0.0.1:{ports[0]}",
         "NEURON_LOGICAL_NC_CONFIG": None if lnc is None else str(lnc),
         "TORCHELASTIC_RUN_ID": None,  # would make torch-neuronx wait for an agent that is not there
-        "TORCH_NEURONX_NEFF_CACHE_DIR": str(neff_cache),
-        "NEURON_COMPILE_CACHE_URL": str(neff_cache),
+        "TORCH_NEURONX_NEFF_CACHE_DIR": str(neff_cache(cache, ports)),
+        "NEURON_COMPILE_CACHE_URL": str(cache),
     }
     if len(ranks) == 1:
         set_to |= {

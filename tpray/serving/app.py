@@ -27,7 +27,7 @@ from tpray.group.cluster import keep_replica_on_loopback
 from tpray.group.group import ShardGroup
 from tpray.group.placement import STRATEGY, Layout, wait_for_node
 from tpray.group.ranks import RayRanks
-from tpray.group.store import Source
+from tpray.group.store import Source, check_neuron
 from tpray.serving import progress, tei
 from tpray.serving.autoscaling import METRIC
 from tpray.serving.engine import Engine
@@ -243,9 +243,11 @@ def build(args: ServeConfig) -> serve.Application:
         args: from a Serve config file, where every key may be left out; Serve validates it by this annotation.
 
     Raises:
+        DegreeError, ConfigError: the family's NeuronCores have no such degree, or the runtime does not know them.
         PlacementError: no node of the cluster can hold a group, and none that could is coming; see `wait_for_node`.
     """
     stay_quiet()
+    check_neuron(Source.of(args.model, args.parallel))
     if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing
         wait_for_node(Layout.of(args.parallel, args.replicas))
     return application(args)

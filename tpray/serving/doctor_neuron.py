@@ -21,6 +21,9 @@ from tpray.serving.finding import Finding
 
 DRIVER = Path("/sys/module/neuron")
 TOOLS = Path("/opt/aws/neuron/bin")
+NEWEST_TORCH = (2, 13)
+"""That tpray installs with; see pyproject.toml."""
+
 PLACEHOLDERS = {"torch-neuronx": "1.0", "neuronx-cc": "1.0.post1", "neuronx-distributed": "0.1"}
 """Versions on the public index that only raise an error when they are imported."""
 
@@ -73,7 +76,8 @@ def _packages(found: Mapping[str, str | None]) -> Generator[Finding, None, Runti
             )  # fmt: skip
     main = found["torch-neuronx"]
     if main is None:
-        yield Finding("torch-neuronx", "missing", f"install it from {PIP_REPOSITORY}: pip install 'tpray[neuron]'")
+        extras = "'tpray[neuron-xla]' on Inf2 and Trn1, 'tpray[neuron]' on Trn2"
+        yield Finding("torch-neuronx", "missing", f"install it from {PIP_REPOSITORY}: pip install {extras}")
         return None
     stack: RuntimeName | None = stack_of(main)
     if stack is None:
@@ -85,11 +89,10 @@ def _packages(found: Mapping[str, str | None]) -> Generator[Finding, None, Runti
     for name in ("torch-neuronx", "torch-xla"):
         own, torch = _minor(found[name]), _minor(_version("torch"))
         if name in PACKAGES[stack] and own is not None and own != torch:
-            yield Finding(
-                "",
-                f"{name} {own} with torch {torch}",
-                f"they must agree: pip install 'torch=={own}.*' with that {name}",
-            )
+            known = tuple(map(int, own.split("."))) <= NEWEST_TORCH
+            mend = f"they must agree: pip install 'torch=={own}.*' with that {name}"
+            too_new = f"tpray knows no torch {own} yet: install {name} {'.'.join(map(str, NEWEST_TORCH))}"
+            yield Finding("", f"{name} {own} with torch {torch}", mend if known else too_new)
     return stack
 
 
