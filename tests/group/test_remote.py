@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from tpray import load
 from tpray.errors import ConfigError, ModelNotFoundError, StoreError
@@ -82,8 +83,10 @@ def test_one_machine_traces_and_others_start_from_the_store(
 
 
 def test_what_was_traced_before_is_put_into_the_store(
-    tmp_path: Path, machine: Callable[[str], None], make_checkpoint: Callable[..., Path]
-) -> None:
+    tmp_path: Path, machine: Callable[[str], None], make_checkpoint: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Others take it from there; one whose copy breaks off traces, and serves all the same."""
     store = f"file://{tmp_path}/store"
     machine("first")
     with start(make_checkpoint()):
@@ -93,6 +96,16 @@ def test_what_was_traced_before_is_put_into_the_store(
     machine("second")
     with start(make_checkpoint(), store) as classifier:
         assert not classifier.group.traced
+    machine("third")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "get_file", broken)
+        with start(make_checkpoint(), store) as classifier:
+            assert classifier.group.traced
+            assert len(classifier.classify("a b c")) == 3
+
+
+def broken(*_: object) -> None:
+    raise ConnectionError("gone")
 
 
 def test_a_damaged_artifact_is_traced_again_and_mended_in_the_store(
@@ -207,11 +220,6 @@ def test_a_copy_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     (folder / "rank_00").mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     (folder / "rank_00" / "x").write_text("x")
-    from fsspec.implementations.local import LocalFileSystem
-
-    def broken(*_: object) -> None:
-        raise ConnectionError("gone")
-
     with monkeypatch.context() as patch:
         patch.setattr(LocalFileSystem, "get_file", broken)
         with pytest.raises(ModelNotFoundError, match="gone"):
