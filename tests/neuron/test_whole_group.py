@@ -215,6 +215,44 @@ def test_a_step_past_its_deadline_ends_the_group_which_is_rebuilt_on_its_cores(
     assert cores == "[(0,), (1,)]"
 
 
+OWN = """
+import sys
+import torch, tpray.trace
+from torch import nn
+from tpray.group.cluster import start_ray, stop_ray
+from tpray.group.placement import Layout
+from tpray.group.ranks import RayRanks
+from tpray.parallel_layers import layers
+
+def get_model():
+    up = layers.ColumnParallelLinear(8, 16, gather_output=False)
+    down = layers.RowParallelLinear(16, 8, input_is_parallel=True)
+    for parameter in (*up.parameters(), *down.parameters()):
+        nn.init.constant_(parameter, 0.1)
+    return nn.Sequential(up, nn.ReLU(), down), {}
+
+start_ray(4)
+try:
+    on_cores = lambda tp: RayRanks(Layout(tp, sys.argv[1], 1, family="trn2"))
+    model = tpray.trace.parallel_model_trace(get_model, (torch.ones(1, 8),), tp_degree=2, ranks=on_cores)
+    print(*model(torch.ones(1, 8))[0].flatten().tolist())
+    model.close()
+finally:
+    stop_ray()
+"""
+
+
+@pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
+def test_a_model_of_ones_own_is_traced_and_run(runtime: str, neuron_device: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OWN, runtime], env=os.environ | environment(runtime, tmp_path, neuron_device),
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    wanted = 16 * 0.1 * (8 * 0.1 + 0.1) + 0.1
+    assert list(map(float, done.stdout.split())) == pytest.approx([wanted] * 8, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("runtime", "tests", "reported", "part"),
     [
