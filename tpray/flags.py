@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from tpray.config import DtypeName, InstanceFamily, NeuronLayout, RuntimeName
 
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        envvar="TPRAY_MODEL",
-        help="Hub id, checkpoint directory, or a traced artifact's directory or URL.",
-        show_default="the embedded demo",
-    ),
-]
-ModelFlag = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        envvar="TPRAY_MODEL",
-        help="Hub id, checkpoint directory, or a traced artifact's directory or URL.",
-        show_default="the embedded demo",
-    ),
-]
+_MODEL: dict[str, Any] = {
+    "envvar": "TPRAY_MODEL",
+    "help": "Hub id, checkpoint directory, or a traced artifact's directory or URL.",
+    "show_default": "the embedded demo",
+}
+Model = Annotated[str | None, typer.Argument(**_MODEL)]
+ModelFlag = Annotated[str | None, typer.Option("--model", **_MODEL)]
 Tp = Annotated[int, typer.Option(min=1, envvar="TPRAY_TP", help="Tensor-parallel degree: ranks that share one model.")]
 Dtype = Annotated[DtypeName, typer.Option(envvar="TPRAY_DTYPE", help="What the shards compute in.")]
 PlanFile = Annotated[

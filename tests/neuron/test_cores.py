@@ -162,15 +162,14 @@ def test_an_artifact_for_another_family_or_runtime_is_refused(
     write_manifest(out, artifact.manifest.model_copy(update=for_inf2))
     model = ModelConfig(source=str(out))
     assert check_source(Source(model, 1, "neuron-xla", instance_family="inf2"))
-    write_manifest(out, artifact.manifest.model_copy(update=for_inf2 | {"lnc": 1}))
-    with pytest.raises(ConfigError, match="logical NeuronCores of 1: use --lnc 1"):
-        check_source(Source(model, 1, "neuron-xla"))
-    assert check_source(Source(model, 1, "neuron-xla", lnc=1))
-    write_manifest(out, artifact.manifest.model_copy(update=for_inf2))
     with pytest.raises(ConfigError, match="was traced for the runtime neuron-xla"):
         check_source(Source(model, 1, "neuron"))
     with pytest.raises(ConfigError, match="compiled for the instance family inf2, and this is trn1: trace the model"):
         check_source(Source(model, 1, "neuron-xla", instance_family="trn1"))
+    write_manifest(out, artifact.manifest.model_copy(update=for_inf2 | {"lnc": 1}))
+    with pytest.raises(ConfigError, match="logical NeuronCores of 1: use --lnc 1"):
+        check_source(Source(model, 1, "neuron-xla"))
+    assert check_source(Source(model, 1, "neuron-xla", lnc=1))
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_what_no_argument_is_called_is_refused() -> None:
         call_user_app_builder_with_args_if_necessary(build, {"paralel": {"tp": 2}})
 
 
-@pytest.fixture(scope="module", params=["cpu and neuron-xla", "neuron"])
+@pytest.fixture(scope="module")
 def deploy(
     request: pytest.FixtureRequest, neuron_device: Path, tmp_path_factory: pytest.TempPathFactory,
     free_port: Callable[[], int],

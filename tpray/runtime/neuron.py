@@ -137,7 +137,9 @@ class NeuronRuntime:
         save_programs(programs, directory)
         rank = parallel_state.get_tensor_model_parallel_rank()
         _compile(load_programs(directory, len(programs)), examples, rank, tell)
-        for path in [path for path in _cache().rglob("*") if path.suffix != ".lock" and path.is_file()]:
+        for path in _cache().rglob("*"):
+            if path.suffix == ".lock" or not path.is_file():
+                continue
             target = directory / NEFF_DIR / path.relative_to(_cache())
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # another rank's compiler has just given it its name
