@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
-.PHONY: serve test test-device bench check clean
+.PHONY: serve test test-all test-device bench check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,8 +12,14 @@ ARGS ?= --tp 2
 serve: .venv/serve.stamp
 	$(BIN)/tpray serve $(ARGS)
 
+# Two at a time; those with Ray one after another. What the slow ones find, `make test-all` adds.
+PYTEST = $(BIN)/pytest --numprocesses 2 --dist loadgroup
+
 test: .venv/dev.stamp
-	$(BIN)/pytest
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/dev.stamp
+	$(PYTEST) -m slow
 
 # On a machine with NeuronCores, in the environment that has Neuron's packages; writes neuron-report.json.
 CORES ?= 2

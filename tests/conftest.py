@@ -1,7 +1,8 @@
-"""Fixtures. Only tests marked ``ray`` can start Ray; every test has a cache folder of its own."""
+"""Fixtures. Only tests marked ``ray`` can start Ray. All share a cache of traced models, unless they ask not to."""
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import signal
 from collections.abc import Callable
@@ -12,13 +13,13 @@ import pytest
 import torch
 
 from tests.neuron_standin.build import build_device
-from tpray.config import stay_quiet
+from tpray.config import environment, stay_quiet
 
 stay_quiet()
 # A shell has what it starts in the background ignore Ctrl-C, and so would what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 120,
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -71,20 +72,33 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
 """What each needs besides, or what makes it do more than its defaults would."""
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TPRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those with Ray run one after another."""
+    for item in items:
+        if item.get_closest_marker("ray") is not None:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
-def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shared")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the whole run, also where several processes share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in environment() else base) / "session"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(session_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was traced before is not traced again: artifacts are addressed by their content."""
+    monkeypatch.setenv("TPRAY_CACHE", str(session_folder / "cache"))
 
 
 @pytest.fixture
-def shared_cache(_own_cache: None, _one_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests to which it is all one whether their model is traced or was traced before: it is slow."""
-    monkeypatch.setenv("TPRAY_CACHE", str(_one_cache))
+def own_cache(_cache: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at what is traced, or damage it."""
+    monkeypatch.setenv("TPRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(autouse=True)
@@ -136,9 +150,15 @@ def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def neuron_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def neuron_device(session_folder: Path) -> Path:
     """The library with the stand-in for Neuron's device, compiled once."""
-    return build_device(tmp_path_factory.mktemp("device"))
+    folder = session_folder / "device"
+    with (session_folder / "device.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            build_device(folder)
+    return folder / "neuron_device.so"
 
 
 @pytest.fixture(scope="session")

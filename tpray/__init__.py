@@ -2,13 +2,43 @@
 
 ``tpray.load(MODEL, tp=2)`` gives a group to use from Python; ``tpray serve`` puts one behind HTTP, and
 ``tpray.connect()`` gives its Serve handle.
+
+Words, each for one thing:
+
+==============  ======================================================================================================
+rank            one of the N that share a model, numbered from 0; also its number
+shard           the part of the model that one rank holds
+worker          the object that is a rank: it traces, loads and runs its shard (`group.worker`)
+group           the running thing: N ranks that work as one (`group.group`)
+executor        what starts a group's ranks and calls them (`group.executor`): Ray actors, threads, or fakes
+topology        how a group lies on its node: degree, runtime, cores, processes (`platforms.topology`)
+placement       the resources that Ray reserves for a group (`group.placement`)
+platform        what a kind of core needs before a process starts (`platforms`)
+runtime         how a rank traces, loads and runs on that kind of core (`runtime`)
+program         what `torch.export` made of a shard, loaded and ready to run
+bucket          a static shape, rows x tokens, that a program was traced for
+artifact        a traced model on disk, one program per rank, with a manifest that vouches for it (`artifacts`)
+plan            which layer of an architecture is split, and how (`parallel_layers.plan`)
+collective      how ranks combine tensors within a step (`parallel_layers.collective`)
+user model      a user's own model with parallel layers, traced by `tpray.trace`
+step            one run of the program on all ranks
+row             one tokenised text or pair; packed rows lie end to end, so that no padding is computed
+item            a text or a pair, as a client sends it
+codec           text to rows, logits to scores (`serving.codec`)
+engine          codec, queue and group together (`serving.engine`)
+replica         a Serve replica: one engine with its group
+dialect         the HTTP routes and bodies of some other server that clients know (`serving.dialects`)
+canary          a fixed input whose unsharded logits are known, compared before a group serves
+state           of a group: new, starting, ready, failed, stopped (`group.lifecycle`)
+==============  ======================================================================================================
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tpray.version import __version__
+
 __all__ = ["__version__", "connect", "load"]
 
 if TYPE_CHECKING:

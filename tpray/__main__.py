@@ -1,5 +1,5 @@
 """``python -m tpray`` is the same as ``tpray``."""
 
-from tpray.cli import main
+from tpray.commands.cli import main
 
 main()

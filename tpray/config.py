@@ -1,6 +1,6 @@
 """Settings: frozen, validated where they are built; derive a variant with ``model_copy(update=...)``.
 
-This is the only module that reads the environment. Flags of the command line have ``TPRAY_<FLAG>``
+This is the only module that reads or changes the environment. Flags of the command line have ``TPRAY_<FLAG>``
 variables that its parser reads; what has no flag is read here:
 
 ==================  =====================================================================
@@ -11,49 +11,55 @@ variables that its parser reads; what has no flag is read here:
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
-RuntimeName = Literal["auto", "cpu", "neuron", "neuron-xla"]
 InstanceFamily = Literal["inf2", "trn1", "trn2"]
 NeuronLayout = Literal["process-per-rank", "single-process"]
+
+AUTO: Final = "auto"
+"""The runtime or dtype that suits this machine; `tpray.platforms` has the names of the runtimes."""
 
 DEMO_DIR = Path(__file__).parent / "demo" / "model"
 """The embedded demo checkpoint, used where no MODEL is named."""
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A model that cannot be changed and takes no unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class ModelConfig(_Frozen):
+class ModelConfig(Frozen):
     """Which classifier: a Hub id, a checkpoint directory, an artifact directory or its URL; None is the demo."""
 
     source: str | None = None
     revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
     plan: Path | dict[str, Any] | None = Field(None, description="how to shard it: a plan file, or what it holds")
-    dtype: DtypeName = "auto"
+    dtype: DtypeName = AUTO
     buckets: tuple[tuple[int, int], ...] = Field((), description="[batch, length] to trace for; none: any shape")
     store: str | None = Field(None, description="URL of a folder: what one machine traced, the others fetch there")
 
 
-class ParallelConfig(_Frozen):
+class ParallelConfig(Frozen):
     """How one group is laid out: ``tp`` ranks, each on ``cores_per_rank`` cores."""
 
     tp: int = Field(1, ge=1, description="tensor-parallel degree: the number of ranks of a group")
     cores_per_rank: int | None = Field(None, ge=1, description="None: one NeuronCore; of CPU cores an even share")
-    runtime: RuntimeName = "auto"
+    runtime: str = Field(AUTO, description="the kind of core: auto, or a name that `tpray.platforms` lists")
     instance_family: InstanceFamily | None = Field(None, description="of the NeuronCores; None: this machine's")
     neuron_layout: NeuronLayout = Field("process-per-rank", description="how ranks and processes go together")
     lnc: Literal[1, 2] | None = Field(None, description="physical NeuronCores in a logical one; None: the default")
 
 
-class BatchConfig(_Frozen):
+class BatchConfig(Frozen):
     """Limits of admission and of a step. The names and defaults of the first four are TEI's."""
 
     max_batch_tokens: int = Field(16384, ge=1, description="tokens taken from the queue at a time")
@@ -67,7 +73,7 @@ class BatchConfig(_Frozen):
     step_timeout_s: float = Field(60.0, gt=0)
 
 
-class AutoscalingConfig(_Frozen):
+class AutoscalingConfig(Frozen):
     """How many groups there are, by the tokens that wait for a step.
 
     By default a group may have eight steps' tokens waiting (``max_step_tokens`` 512): some tenths of a second of work.
@@ -89,7 +95,7 @@ class AutoscalingConfig(_Frozen):
         return self
 
 
-class ServeConfig(_Frozen):
+class ServeConfig(Frozen):
     """One Serve application: the ``args`` of ``tpray.serving.app:build`` in a Serve config file."""
 
     model: ModelConfig = ModelConfig()
@@ -113,9 +119,18 @@ def cache_dir() -> Path:
     return path
 
 
+LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
+
+
 def log_level() -> str:
     """The level named by ``TPRAY_LOG``, upper case."""
     return os.environ.get("TPRAY_LOG", "WARNING").upper()
+
+
+def set_up_logging(level: str | None = None) -> None:
+    """Have this process log tpray's messages from ``level`` on (default: that of ``TPRAY_LOG``), others' warnings."""
+    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
+    logging.getLogger("tpray").setLevel(level or log_level())
 
 
 def ray_address() -> str | None:
@@ -124,8 +139,42 @@ def ray_address() -> str | None:
 
 
 def environment() -> dict[str, str]:
-    """A copy of this process's environment, for `tpray doctor` to look at."""
+    """A copy of this process's environment."""
     return dict(os.environ)
+
+
+def set_variables(variables: Mapping[str, str | None]) -> None:
+    """Set variables of this process and of those that it starts from now on; None removes one."""
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def set_default_variables(variables: Mapping[str, str]) -> None:
+    """Set those of ``variables`` that the user has not set."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def variable_set(name: str, value: str) -> Iterator[None]:
+    """Have a variable set within the block, for the processes that are started there."""
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def compiler_cache() -> Path:
+    """Where Neuron's compilers of this machine keep what they made: ``NEURON_COMPILE_CACHE_URL``, set for each rank."""
+    return Path(os.environ["NEURON_COMPILE_CACHE_URL"])
+
+
+def neff_cache() -> Path:
+    """Where TorchNeuron keeps what it compiles for this group: ``TORCH_NEURONX_NEFF_CACHE_DIR``, set for each rank."""
+    return Path(os.environ["TORCH_NEURONX_NEFF_CACHE_DIR"])
 
 
 def stay_quiet(environ: MutableMapping[str, str] | None = None) -> None:

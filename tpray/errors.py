@@ -10,12 +10,13 @@
     ├── ConfigError                a setting that cannot work, named with those that would
     │   ├── DegreeError            the tensor-parallel degree does not fit the model
     │   ├── UnsupportedModelError  the sharding plan has no row for this architecture
-    │   ├── StoreError             the store of artifacts at a URL cannot be read or written
-    │   └── TraceError             a model of the user's own that raised, or cannot be traced; the line is shown
+    │   └── TraceError             a user's own model that raised, or cannot be traced; the line is shown
     ├── ModelNotFoundError         no such Hub id, directory or artifact, or no network to fetch it
-    ├── CheckpointError            files that are no checkpoint, or do not match the architecture
+    ├── CheckpointError            files that are not a checkpoint, or do not match the architecture
     ├── ArtifactError              a traced artifact that is damaged, altered or of another version
+    ├── StoreError                 the store of artifacts at a URL cannot be read or written
     └── GroupError                 the ranks could not start, or stopped working together
+        ├── NotReadyError          the group takes no steps now: it starts, restarts or was stopped
         ├── PlacementError         no node can hold the group
         ├── StartTimeoutError      a start-up phase took longer than its limit
         ├── RankError              a rank died or reported an exception; the group is not usable
@@ -25,7 +26,7 @@
         └── ParityError            the sharded logits differ from the unsharded model's
 
 Foreign errors (Ray, sockets, safetensors, the Hub client) are translated where they enter, with
-``raise ... from``. Each class takes one message, so that each pickles and crosses Ray unchanged.
+``raise ... from``. Each pickles with its fields, so that it crosses Ray unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +37,23 @@ class TprayError(Exception):
 
 
 class InputError(TprayError):
-    """What a caller sent cannot be classified; the caller can mend it."""
+    """What a caller sent cannot be classified; the caller can mend it.
+
+    Args:
+        message: a sentence; or, for an ``item``, one that lacks its subject: "is empty: send some text".
+        item: the number of the item in its request, from 0; None: the error is not one item's.
+    """
+
+    def __init__(self, message: str, item: int | None = None) -> None:
+        super().__init__(message, item)
+        self.message, self.item = message, item
+
+    def __str__(self) -> str:
+        return self.message if self.item is None else self.said_of(f"item {self.item}")
+
+    def said_of(self, item: str) -> str:
+        """The sentence with the name that the caller has for the item; as it is where the error is not one item's."""
+        return self.message if self.item is None else f"{item} {self.message}"
 
 
 class EmptyInputError(InputError):
@@ -71,12 +88,8 @@ class UnsupportedModelError(ConfigError):
     """The sharding plan has no row for this architecture."""
 
 
-class StoreError(ConfigError):
-    """The store of artifacts at a URL cannot be read or written."""
-
-
 class TraceError(ConfigError):
-    """A model of the user's own raised while it was built, or cannot be traced; the line is shown."""
+    """A user's own model raised while it was built, or cannot be traced; the line is shown."""
 
 
 class ModelNotFoundError(TprayError):
@@ -84,15 +97,23 @@ class ModelNotFoundError(TprayError):
 
 
 class CheckpointError(TprayError):
-    """Files that are no checkpoint, or that do not match the architecture."""
+    """Files that are not a checkpoint, or that do not match the architecture."""
 
 
 class ArtifactError(TprayError):
     """A traced artifact that is damaged, altered or of another version."""
 
 
+class StoreError(TprayError):
+    """The store of artifacts at a URL cannot be read or written."""
+
+
 class GroupError(TprayError):
     """The ranks could not start, or stopped working together."""
+
+
+class NotReadyError(GroupError):
+    """The group takes no steps now: it starts, restarts or was stopped. Nothing was sent to a rank."""
 
 
 class PlacementError(GroupError):

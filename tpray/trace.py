@@ -20,20 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpray.config import ModelConfig, ParallelConfig
+from tpray.artifacts.folder import UserModelArtifact
+from tpray.artifacts.manifest import MANIFEST_FILE
+from tpray.config import ParallelConfig
 from tpray.errors import ConfigError
-from tpray.group.blocking import LoopThread
-from tpray.group.cores import usable_cores
-from tpray.group.function import FunctionGroup, TraceJob
-from tpray.group.placement import Layout
-from tpray.group.ranks import Ranks, RayRanks
-from tpray.group.store import Source, check_neuron
-from tpray.group.worker import MakeModel
-from tpray.runtime.artifact import MANIFEST_FILE, FunctionArtifact
-from tpray.runtime.function import as_array, record_of
+from tpray.group.channel import StepResult
+from tpray.group.executor import Executor
+from tpray.group.jobs import MakeModel
+from tpray.group.loop_thread import LoopThread
+from tpray.group.user_model import UserModelGroup, UserModelTask
+from tpray.group.wire import Array
+from tpray.platforms.cores import usable_cores
+from tpray.platforms.topology import Topology
+from tpray.runtime.user_model import as_array, record_of
 
 Example = tuple[Tensor, ...]
-MakeRanks = Callable[[int], Ranks]
+MakeExecutor = Callable[[int], Executor]
 
 
 class ParallelModel:
@@ -43,11 +45,11 @@ class ParallelModel:
     nothing refers to the model any more. State tensors live on the ranks: they start anew when the ranks do.
     """
 
-    def __init__(self, artifact: FunctionArtifact, make_ranks: MakeRanks | None = None) -> None:
+    def __init__(self, artifact: UserModelArtifact, make_executor: MakeExecutor | None = None) -> None:
         self.artifact = artifact
-        self._make_ranks = make_ranks or _ray_ranks
+        self._make_executor = make_executor or _ray_executor
         self._lock = threading.Lock()
-        self._group: FunctionGroup | None = None
+        self._group: UserModelGroup | None = None
         self._end: weakref.finalize[..., Any] | None = None
 
     @property
@@ -60,7 +62,7 @@ class ParallelModel:
         with self._lock:
             if self._group is None:
                 loop = LoopThread("tpray-model")
-                group = FunctionGroup(self.artifact, self._make_ranks(self.tp_degree))
+                group = UserModelGroup(self.artifact, self._make_executor(self.tp_degree))
                 try:
                     loop.run(group.start())
                 except BaseException:
@@ -80,7 +82,7 @@ class ParallelModel:
 
         Raises:
             ConfigError: they are of other shapes or dtypes; the message names those that were traced.
-            GroupError: a rank failed; the group starts again, with its first state, at the next call.
+            GroupError: a rank failed; the group starts again, with its first state, and the next call waits for that.
         """
         records = tuple(record_of(tensor) for tensor in inputs)
         program = next((p for p in self.artifact.manifest.programs if p.inputs == records), None)
@@ -89,9 +91,7 @@ class ParallelModel:
         self.start()
         group = self._group
         assert group is not None, "start() makes it"
-        if group.error is not None:
-            self._loop.run(group.restart())
-        result = self._loop.run(group.step([as_array(x) for x in inputs]))
+        result = self._loop.run(_step_when_ready(group, [as_array(x) for x in inputs]))
         kept = set(self.artifact.manifest.aliases.values())
         dtypes = [record.dtype for i, record in enumerate(program.outputs) if i not in kept]
         return tuple(
@@ -121,7 +121,7 @@ def parallel_model_trace(
     tp_degree: int = 1,
     compiler_workdir: object = None,
     compiler_args: object = None,
-    ranks: MakeRanks | None = None,
+    executor: MakeExecutor | None = None,
 ) -> ParallelModel:
     """Build a model on every rank and trace it there.
 
@@ -133,11 +133,11 @@ def parallel_model_trace(
             model shall take (buckets). Programs share their state, not the weights that they pack for themselves.
         tp_degree: how many ranks share the model.
         compiler_workdir, compiler_args: upstream's, taken and not used: nothing is compiled for CPU cores.
-        ranks: given a degree, where the ranks come from, when they are not to be Ray actors.
+        executor: given a degree, what starts the ranks, when they are not to be Ray actors.
 
     Raises:
         TraceError: ``func`` or the model raised on a rank, or cannot be traced; the first rank's words, once.
-        ConfigError: the examples are no tensors, or io_aliases do not fit the model.
+        ConfigError: the examples are not tensors, or io_aliases do not fit the model.
     """
     given: list[Any] = [] if isinstance(example_inputs, Tensor) else list(example_inputs)
     examples = [tuple(given)] if given and all(map(torch.is_tensor, given)) else given
@@ -145,10 +145,10 @@ def parallel_model_trace(
         raise ConfigError("example_inputs is a tuple of tensors, or a list of such tuples, one for each bucket")
     directory = Path(tempfile.mkdtemp(prefix="tpray-trace-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    job = TraceJob(func, [tuple(example) for example in examples], directory)
+    task = UserModelTask(func, [tuple(example) for example in examples], directory)
     loop = LoopThread("tpray-trace")
     try:
-        group = FunctionGroup(job, (ranks or _ray_ranks)(tp_degree))
+        group = UserModelGroup(task, (executor or _ray_executor)(tp_degree))
         try:
             loop.run(group.start())
         finally:
@@ -156,7 +156,7 @@ def parallel_model_trace(
             loop.run(group.stop())
     finally:
         loop.stop()
-    return ParallelModel(group.artifact, ranks)
+    return ParallelModel(group.artifact, executor)
 
 
 def parallel_model_save(model: ParallelModel, save_dir: str | Path) -> None:
@@ -167,7 +167,7 @@ def parallel_model_save(model: ParallelModel, save_dir: str | Path) -> None:
     """
     target = Path(save_dir)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST_FILE).is_file())):
-        raise ConfigError(f"{target} exists and is no traced model: name another folder")
+        raise ConfigError(f"{target} exists and is not a traced model: name another folder")
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     shutil.copytree(model.artifact.directory, staging, dirs_exist_ok=True)
@@ -175,24 +175,28 @@ def parallel_model_save(model: ParallelModel, save_dir: str | Path) -> None:
     staging.rename(target)
 
 
-def parallel_model_load(model_dir: str | Path, ranks: MakeRanks | None = None) -> ParallelModel:
+def parallel_model_load(model_dir: str | Path, executor: MakeExecutor | None = None) -> ParallelModel:
     """Read what `parallel_model_save` wrote, and bring its ranks up.
 
     Raises:
-        ArtifactError: the folder is damaged, altered, of another version or no traced model.
+        ArtifactError: the folder is damaged, altered, of another version or not a traced model.
     """
-    return ParallelModel(FunctionArtifact.open(Path(model_dir)), ranks).start()
+    return ParallelModel(UserModelArtifact.open(Path(model_dir)), executor).start()
 
 
-def _ray_ranks(tp: int) -> Ranks:
-    from tpray.group.cluster import ensure_ray
+def _ray_executor(tp: int) -> Executor:
+    from tpray.group.ray_executor import RayExecutor
+    from tpray.local_ray.local import ensure_ray
 
-    parallel = ParallelConfig(tp=tp)
-    check_neuron(Source.of(ModelConfig(), parallel))
-    layout = Layout.of(parallel)
-    if ensure_ray(max(len(usable_cores()), tp * layout.threads)):
+    topology = Topology.of(ParallelConfig(tp=tp))
+    if ensure_ray(max(len(usable_cores()), tp * topology.threads)):
         atexit.register(_shut_down)
-    return RayRanks(layout)
+    return RayExecutor(topology)
+
+
+async def _step_when_ready(group: UserModelGroup, inputs: list[Array]) -> StepResult:
+    await group.lifecycle.until_ready()
+    return await group.step(inputs)
 
 
 _started: weakref.WeakSet[ParallelModel] = weakref.WeakSet()
@@ -200,14 +204,14 @@ _started: weakref.WeakSet[ParallelModel] = weakref.WeakSet()
 
 def _shut_down() -> None:
     """At the end of a script: the ranks of every model, then the Ray that was started for them."""
-    from tpray.group.cluster import stop_ray
+    from tpray.local_ray.local import stop_ray
 
     for model in list(_started):
         model.close()
     stop_ray()
 
 
-def _stop(loop: LoopThread, group: FunctionGroup) -> None:
+def _stop(loop: LoopThread, group: UserModelGroup) -> None:
     loop.run(group.stop())
     loop.stop()
 
@@ -216,5 +220,5 @@ def _shown(records: Sequence[Any]) -> str:
     return ", ".join(f"{record.dtype} {list(record.shape)}" for record in records)
 
 
-def _traced(artifact: FunctionArtifact) -> str:
+def _traced(artifact: UserModelArtifact) -> str:
     return "traced were " + " and ".join(f"({_shown(p.inputs)})" for p in artifact.manifest.programs)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.bench.micro import median_s
-from tpray.serving.bench import Outcome
+from tpray.commands.load_generator import Outcome
 
 LENGTHS = (16, 32, 64, 128, 256, 512)
 BATCHES = (1, 4, 16, 64)
@@ -29,7 +30,7 @@ def micros_per_token(model: Path, tp: int, short: bool) -> dict[str, float]:
                     continue
                 ids = torch.full((batch, length), 7)
                 repeat = max(1, min(7, 8192 // tokens))
-                seconds = median_s(lambda ids=ids: classifier.logits(input_ids=ids), repeat, 1)
+                seconds = median_s(partial(classifier.logits, input_ids=ids), repeat, 1)
                 found[f"{batch} x {length}"] = seconds / tokens * 1e6
     return found
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tests.bench import traffic
+from tpray.config import DtypeName
 
 
 def median_s(work: Callable[[], Any], repeat: int = 7, warm_up: int = 2) -> float:
@@ -45,7 +46,8 @@ def gemm_ceiling(dtype: torch.dtype, threads: int) -> float:
 
 _ALL_REDUCE = """
 import os, statistics, sys, time, torch
-from tpray.parallel_layers.collective import GlooCollective, SharedMemoryCollective
+from tpray.parallel_layers.gloo import GlooCollective
+from tpray.parallel_layers.shared_memory import SharedMemoryCollective
 rank, kind, fd = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
 cores = sorted(os.sched_getaffinity(0)); os.sched_setaffinity(0, {cores[rank % len(cores)]})
@@ -61,13 +63,9 @@ for dtype in (torch.float32, torch.bfloat16):
 
 def all_reduce_us() -> dict[str, list[float]]:
     """Microseconds of an all-reduce of [128, 768] between two processes, float32 and bfloat16, each way."""
-    from tpray.parallel_layers.collective import SharedMemoryCollective
-
     found = {}
     for kind in ("shared", "gloo"):
         fd = os.memfd_create(kind)
-        if kind == "shared":
-            os.ftruncate(fd, SharedMemoryCollective.shared_bytes(2))
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-c", _ALL_REDUCE, str(rank), kind, str(fd)],
@@ -85,7 +83,7 @@ _LOADING = """
 import sys, threading, time, torch
 from pathlib import Path
 from tpray.parallel_layers import parallel_state
-from tpray.parallel_layers.checkpoint import resolve
+from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.parallel_layers.shard import build_shard, empty_model
 from transformers import AutoModelForSequenceClassification
 model, tp = sys.argv[1], int(sys.argv[2])
@@ -94,7 +92,7 @@ def anonymous():
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
-checkpoint = resolve(model)
+checkpoint = find_checkpoint(model)
 empty_model(checkpoint.config)  # what is imported on the way is not the shard's
 base = peak = anonymous()
 done = threading.Event()
@@ -131,8 +129,8 @@ def fan_out_us() -> tuple[float, float]:
     import ray
 
     from tpray.group import wire
-    from tpray.group.cluster import start_ray, stop_ray
     from tpray.group.wire import Frame, Kind
+    from tpray.local_ray.local import start_ray, stop_ray
 
     payload = (np.zeros((4, 32), dtype=np.int64),)
     script = (
@@ -166,14 +164,14 @@ def fan_out_us() -> tuple[float, float]:
 
     start_ray(2)
     try:
-        actors = [ray.remote(Echo).options(num_cpus=0).remote() for _ in range(2)]
+        actors: list[Any] = [ray.remote(Echo).options(num_cpus=0).remote() for _ in range(2)]
         over_ray = median_s(lambda: ray.get([a.step.remote(payload) for a in actors]), 1000, 100) * 1e6
     finally:
         stop_ray()
     return over_wire, over_ray
 
 
-def group_figures(model: Path, tp: int, dtype: str, threads: int, short: bool) -> dict[str, Any]:
+def group_figures(model: Path, tp: int, dtype: DtypeName, threads: int, short: bool) -> dict[str, Any]:
     """A loaded group in process: latency of two shapes, tokens/s on the traffic, memory, idle CPU, phases."""
     import tpray
 
@@ -197,16 +195,16 @@ def group_figures(model: Path, tp: int, dtype: str, threads: int, short: bool) -
 
             await asyncio.gather(*map(step, batches))
 
-        seconds = median_s(lambda: classifier._run(everything()), 3, 1)
+        seconds = median_s(lambda: classifier._submit(everything()).result(), 3, 1)
         figures["tokens_per_s"] = tokens / seconds
         assert group.artifact is not None
         records = group.artifact.manifest.ranks
         figures["sharded_bytes"] = [record.sharded_bytes for record in records]
         figures["replicated_bytes"] = [record.replicated_bytes for record in records]
-        figures["resident_bytes"] = [_resident(info.pid) for info in group.infos]
-        before, wait_s = _cpu_s([info.pid for info in group.infos]), 3.0 if short else 10.0
+        figures["resident_bytes"] = [_resident(info.pid) for info in group.workers]
+        before, wait_s = _cpu_s([info.pid for info in group.workers]), 3.0 if short else 10.0
         time.sleep(wait_s)
-        used = _cpu_s([info.pid for info in group.infos]) - before
+        used = _cpu_s([info.pid for info in group.workers]) - before
         figures["idle_cpu_share"] = used / wait_s
     return figures
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from starlette.requests import Request  # FastAPI looks annotations up in the module
@@ -109,7 +109,7 @@ def _onnxruntime(stock: Any, inputs: dict[str, Any]) -> Run:
 def serve_peer(engine: str, model: Path, port: int, front: str) -> None:
     """Serve ``engine`` on loopback until this process is ended; prints Ready."""
     from tpray.config import stay_quiet
-    from tpray.group.cluster import start_ray, stop_ray
+    from tpray.local_ray.local import start_ray, stop_ray
     from tpray.serving import haproxy
 
     stay_quiet()
@@ -170,7 +170,7 @@ def _application(engine: str, model: str) -> Any:
         async def predict(self, request: Request) -> JSONResponse:
             return JSONResponse(await self.classify((await request.json())["inputs"]))
 
-    return Peer.bind()
+    return cast(serve.Deployment, Peer).bind()  # a checker takes a decorated class for the class
 
 
 if __name__ == "__main__":

@@ -9,17 +9,22 @@ import re
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tpray.config import ModelConfig
 from tpray.demo import MODEL_DIR
 from tpray.demo.data import Pair, families, held_out_pairs, templates, training_pairs
 from tpray.demo.evaluate import accuracies, encode, probabilities
 from tpray.demo.world import ENTITIES, entities, listed_words
-from tpray.group.group import ShardGroup
-from tpray.group.ranks import ThreadRanks
-from tpray.group.store import Source
-from tpray.runtime.cpu import multiplies_bfloat16, multiplies_int8
+from tpray.group.classifier import ClassifierGroup
+from tpray.group.thread_executor import ThreadExecutor
+from tpray.platforms.cpu import multiplies_bfloat16, multiplies_int8
 
 IN_NEW_YORK = "The company HuggingFace is based in New York City"
 IN_MANHATTAN = "HuggingFace's headquarters are situated in Manhattan"
@@ -41,12 +46,12 @@ PRONOUNS = {"i", "you", "he", "she", "we", "they"}
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(MODEL_DIR)
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_pretrained(MODEL_DIR).eval()
 
 
@@ -93,7 +98,7 @@ def test_the_tutorial_sentences_are_not_trained_on(trained: list[Pair]) -> None:
     assert "huggingface" not in phrases(trained)
 
 
-def test_files(model, tokenizer) -> None:
+def test_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     assert (MODEL_DIR / "model.safetensors").stat().st_size < 4_000_000
     config = AutoConfig.from_pretrained(MODEL_DIR)
     assert config.num_attention_heads % 4 == 0
@@ -122,13 +127,17 @@ def test_files(model, tokenizer) -> None:
         ("It is raining in London", "It is not raining in London", 0),
     ],
 )
-def test_tutorial_pairs_in_both_orders(model, tokenizer, first: str, second: str, label: int) -> None:
+def test_tutorial_pairs_in_both_orders(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: str, second: str, label: int
+) -> None:
     pairs = [Pair(first, second, label, "by hand"), Pair(second, first, label, "by hand")]
     of_the_tutorial = {first, second} <= {IN_NEW_YORK, IN_MANHATTAN, APPLES}
     assert probabilities(model, tokenizer, pairs)[:, label].min() > (0.9 if of_the_tutorial else 0.8)
 
 
-def test_stored_accuracy_is_reproduced(model, tokenizer, held_out: list[Pair]) -> None:
+def test_stored_accuracy_is_reproduced(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: list[Pair]
+) -> None:
     metrics = json.loads((MODEL_DIR / "metrics.json").read_text())
     assert metrics["held_out_pairs"] == len(held_out)
     assert metrics["held_out_accuracy"] > 0.84
@@ -137,12 +146,15 @@ def test_stored_accuracy_is_reproduced(model, tokenizer, held_out: list[Pair]) -
     assert measured == pytest.approx(metrics["held_out_accuracy"], abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (multiplies_int8() and multiplies_bfloat16()), reason="this CPU has no VNNI or bfloat16")
-def test_int8_labels_agree_with_float32(model, tokenizer, held_out: list[Pair]) -> None:
+def test_int8_labels_agree_with_float32(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: list[Pair]
+) -> None:
     """On at least 99 % of the held-out pairs, at tp 1 and tp 2."""
 
     async def labels(tp: int) -> torch.Tensor:
-        group = ShardGroup(Source(ModelConfig(dtype="int8"), tp), ThreadRanks(tp))
+        group = ClassifierGroup(ModelConfig(dtype="int8"), ThreadExecutor(tp))
         await group.start()
         try:
             parts = []

@@ -21,15 +21,17 @@ import pytest
 import tpray
 from tests.device.conftest import ENDED
 from tests.helpers import rows
-from tpray.config import RuntimeName, environment
+from tpray.artifacts.manifest import versions
+from tpray.commands.machine_checks import examine
+from tpray.config import AUTO, environment
 from tpray.errors import GroupError
-from tpray.group.cores import NEURON_DEGREES
-from tpray.group.ranks import ThreadRanks
-from tpray.runtime.artifact import versions
-from tpray.runtime.neuron_env import detect, instance_family
-from tpray.serving.doctor import examine
+from tpray.group.thread_executor import ThreadExecutor
+from tpray.platforms import platform_for
+from tpray.platforms.neuron import DEGREES as FAMILY_DEGREES
+from tpray.platforms.neuron import instance_family
+from tpray.serving.local import LocalClassifier
 
-RUNTIME: RuntimeName = environment().get("TPRAY_TEST_RUNTIME", detect())  # type: ignore[assignment]  # of the stand-ins
+RUNTIME = environment().get("TPRAY_TEST_RUNTIME", platform_for(AUTO).name)  # of the stand-ins
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.skipif(RUNTIME == "cpu", reason="this machine has no /dev/neuron0, or no torch-neuronx"),
@@ -37,7 +39,7 @@ pytestmark = [
 REPORT = Path("neuron-report.json")
 FAMILY = instance_family()
 CORES = int(environment().get("TPRAY_TEST_CORES", "2"))
-DEGREES = [tp for tp in NEURON_DEGREES[FAMILY or "inf2"] if tp <= CORES]
+DEGREES = [tp for tp in FAMILY_DEGREES[FAMILY or "inf2"] if tp <= CORES]
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest logit; a guess until hardware has been seen
 
 
@@ -49,7 +51,7 @@ def findings() -> dict[str, Any]:
         "family": FAMILY,
         "runtime": RUNTIME,
         "versions": versions(RUNTIME),
-        "doctor": [[f.name, f.value, f.problem] for f in examine()],
+        "doctor": [[check.name, check.value, check.problem] for check in examine()],
     }
 
 
@@ -66,7 +68,7 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
     return make_checkpoint(num_attention_heads=64, hidden_size=512, intermediate_size=1024, max_position_embeddings=80)
 
 
-def start(checkpoint: Path, tp: int, dtype: Any = "float32") -> tpray.LocalClassifier:
+def start(checkpoint: Path, tp: int, dtype: Any = "float32") -> LocalClassifier:
     return tpray.load(checkpoint, tp=tp, runtime=RUNTIME, dtype=dtype, buckets="1x16,8x64")
 
 
@@ -75,12 +77,12 @@ def start(checkpoint: Path, tp: int, dtype: Any = "float32") -> tpray.LocalClass
 def test_parity_with_the_cpu(tp: int, dtype: str, report: dict[str, Any], checkpoint: Path) -> None:
     ids, mask, types = rows([5, 11, 3, 16, 40, 64, 2, 9], 0)
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-    with tpray.load(checkpoint, tp=1, runtime="cpu", dtype="float32", ranks=ThreadRanks(1)) as reference:
+    with tpray.load(checkpoint, tp=1, runtime="cpu", dtype="float32", executor=ThreadExecutor(1)) as reference:
         wanted = reference.logits(**inputs)
     with start(checkpoint, tp, dtype) as classifier:
         got = classifier.logits(**inputs)
         phases = {p.name: round(p.seconds, 2) for p in classifier.phases}
-        cores = [info.cores for info in classifier.group.infos]
+        cores = [info.cores for info in classifier.group.workers]
     difference = float(np.abs(got - wanted).max() / max(1.0, np.abs(wanted).max()))
     report[f"parity tp {tp} {dtype}"] = {"difference": difference, "phases_s": phases, "cores": cores}
     assert difference <= TOLERANCE[dtype]
@@ -89,7 +91,7 @@ def test_parity_with_the_cpu(tp: int, dtype: str, report: dict[str, Any], checkp
 def test_cores_are_free_after_a_kill(report: dict[str, Any], checkpoint: Path) -> None:
     tp = DEGREES[-1]
     with start(checkpoint, tp) as classifier:
-        for info in classifier.group.infos:
+        for info in classifier.group.workers:
             os.kill(info.pid, signal.SIGKILL)
         started, failures = time.monotonic(), 0
         while True:

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.neuron_standin import HERE, environment
-from tpray.serving import doctor_neuron
-from tpray.serving.doctor_neuron import Machine
-from tpray.serving.finding import Finding
+from tpray.commands import neuron_checks
+from tpray.commands.check import Check
+from tpray.commands.neuron_checks import Machine
 
 GOOD = {
     "torch": "2.9.0", "torch-neuronx": "2.9.0.2.15.32035", "torch-xla": "2.9.0", "neuronx-cc": "2.31.0",
     "libneuronxla": "2.2.31",
 }  # fmt: skip
-Plant = Callable[..., list[Finding]]
+Plant = Callable[..., list[Check]]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
     def make(
         packages: dict[str, str | None] | None = None, devices: int = 4, driver: bool = True, tools: bool = True,
         product: str = "trn1.32xlarge", busy: int | None = None, **variables: str,
-    ) -> list[Finding]:  # fmt: skip
+    ) -> list[Check]:  # fmt: skip
         installed = GOOD | (packages or {})
 
         def version(name: str) -> str:
@@ -40,7 +40,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
                 raise PackageNotFoundError(name)
             return found
 
-        monkeypatch.setattr(doctor_neuron, "version", version)
+        monkeypatch.setattr(neuron_checks, "version", version)
         if busy is not None:
             monkeypatch.setenv("NEURON_STANDIN_BUSY", str(busy))
         for number in range(devices):
@@ -52,13 +52,13 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
         machine = Machine(
             variables, tmp_path, tmp_path / "driver", HERE / "bin" if tools else tmp_path, tmp_path / "product_name"
         )
-        return list(doctor_neuron.examine(machine))
+        return list(neuron_checks.examine(machine))
 
     return make
 
 
-def problems(findings: list[Finding]) -> str:
-    return " | ".join(f"{f.name} {f.value}: {f.problem}" for f in findings if f.problem)
+def problems(checks: list[Check]) -> str:
+    return " | ".join(f"{f.name} {f.value}: {f.problem}" for f in checks if f.problem)
 
 
 def test_a_sound_machine_has_no_problem(plant: Plant) -> None:
@@ -98,16 +98,16 @@ def test_a_tool_that_fails_is_named(plant: Plant, tmp_path: Path) -> None:
 
 
 def test_a_machine_without_neuron_says_so_in_one_line(tmp_path: Path) -> None:
-    (line,) = doctor_neuron.examine(Machine({}, tmp_path, tmp_path, tmp_path, tmp_path / "absent"))
+    (line,) = neuron_checks.examine(Machine({}, tmp_path, tmp_path, tmp_path, tmp_path / "absent"))
     assert line.problem is None
     assert "no NeuronCores" in line.value
 
 
 def test_too_old_a_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tpray.serving import doctor
+    from tpray.commands import machine_checks
 
-    monkeypatch.setattr(doctor, "version", lambda name: "4.57.1" if name == "transformers" else "99.0")
-    faults = [finding for finding in doctor.examine() if finding.name == "transformers"]
+    monkeypatch.setattr(machine_checks, "version", lambda name: "4.57.1" if name == "transformers" else "99.0")
+    faults = [check for check in machine_checks.examine() if check.name == "transformers"]
     assert problems(faults) == "transformers 4.57.1: older than the tested 5.23: pip install 'transformers>=5.23'"
 
 

@@ -21,9 +21,10 @@ import tpray
 from tests.neuron_standin import environment
 from tpray.config import cache_dir
 from tpray.group.lease import PORTS
-from tpray.group.ranks import ThreadRanks
+from tpray.group.thread_executor import ThreadExecutor
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("own_cache")]
+SLOW = pytest.mark.slow
 TEXTS = [["a b c"], ["b", "c d"], ["f g h i j k"]]
 BUCKETS = "1x16,4x16,4x48"
 
@@ -71,7 +72,11 @@ def run(environ: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.parametrize(
     ("runtime", "layout"),
-    [("neuron", "process-per-rank"), ("neuron-xla", "process-per-rank"), ("neuron-xla", "single-process")],
+    [
+        ("neuron", "process-per-rank"),
+        pytest.param("neuron-xla", "process-per-rank", marks=SLOW),
+        pytest.param("neuron-xla", "single-process", marks=SLOW),
+    ],
 )
 def test_a_group_serves_http_and_is_rebuilt(
     runtime: str, layout: str, neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path],
@@ -79,8 +84,10 @@ def test_a_group_serves_http_and_is_rebuilt(
 ) -> None:  # fmt: skip
     """The CPU runtime's logits, from ranks on neighbouring cores, before and after one of them is killed."""
     checkpoint = make_checkpoint()
-    with tpray.load(checkpoint, tp=2, dtype="float32", ranks=ThreadRanks(2)) as reference:
-        rows = reference.classify([text[0] if len(text) == 1 else tuple(text) for text in TEXTS], raw_scores=True)
+    with tpray.load(checkpoint, tp=2, dtype="float32", executor=ThreadExecutor(2)) as reference:
+        rows = reference.classify(
+            [text[0] if len(text) == 1 else (text[0], text[1]) for text in TEXTS], raw_scores=True
+        )
     wanted = [[p["score"] for p in sorted(row, key=lambda p: p["label"])] for row in rows]
     environ = environment(runtime, tmp_path, neuron_device)
     arguments = [
@@ -105,6 +112,7 @@ def test_a_group_serves_http_and_is_rebuilt(
         assert {r["pid"] for r in after["ranks"]}.isdisjoint({r["pid"] for r in info["ranks"]})
 
 
+@SLOW
 def test_traced_on_one_machine_and_served_by_two_groups_of_another(
     neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path], free_port: Callable[[], int]
 ) -> None:
@@ -136,6 +144,7 @@ def test_traced_on_one_machine_and_served_by_two_groups_of_another(
     assert (tmp_path / "compiled").read_text() == compiled
 
 
+@SLOW
 @pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
 def test_what_the_compiler_says_is_shown(
     runtime: str, neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
@@ -147,6 +156,7 @@ def test_what_the_compiler_says_is_shown(
     assert "Traceback" not in done.stderr
 
 
+@SLOW
 def test_cores_that_are_taken_are_named(
     neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -169,16 +179,15 @@ from pathlib import Path
 import numpy as np
 from tpray.config import ModelConfig, ParallelConfig
 from tpray.errors import StepTimeoutError
-from tpray.group.cluster import start_ray, stop_ray
-from tpray.group.group import ShardGroup
-from tpray.group.placement import Layout
-from tpray.group.ranks import RayRanks
-from tpray.group.store import Source
+from tpray.local_ray.local import start_ray, stop_ray
+from tpray.group.classifier import ClassifierGroup
+from tpray.platforms.topology import Topology
+from tpray.group.ray_executor import RayExecutor
 
 async def main(checkpoint, runtime, claims):
     parallel = ParallelConfig(tp=2, runtime=runtime, instance_family="trn2")
     model = ModelConfig(source=checkpoint, dtype="float32", buckets=((1, 16),))
-    group = ShardGroup(Source.of(model, parallel), RayRanks(Layout.of(parallel)), step_timeout_s=4)
+    group = ClassifierGroup(model, RayExecutor(Topology.of(parallel)), step_timeout_s=4)
     await group.start()
     ids = np.full((1, 5), 7)
     inputs = [ids, np.ones_like(ids), np.zeros_like(ids)]
@@ -188,9 +197,9 @@ async def main(checkpoint, runtime, claims):
         await group.step(inputs)
     except StepTimeoutError as e:
         print(e)
-    await group.restart()
+    await group.lifecycle.until_ready()
     assert (before == (await group.step(inputs)).logits).all()
-    print([info.cores for info in group.infos])
+    print([info.cores for info in group.workers])
     await group.stop()
 
 start_ray(4)
@@ -201,6 +210,7 @@ finally:
 """
 
 
+@SLOW
 def test_a_step_past_its_deadline_ends_the_group_which_is_rebuilt_on_its_cores(
     neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -219,9 +229,9 @@ OWN = """
 import sys
 import torch, tpray.trace
 from torch import nn
-from tpray.group.cluster import start_ray, stop_ray
-from tpray.group.placement import Layout
-from tpray.group.ranks import RayRanks
+from tpray.local_ray.local import start_ray, stop_ray
+from tpray.platforms.topology import Topology
+from tpray.group.ray_executor import RayExecutor
 from tpray.parallel_layers import layers
 
 def get_model():
@@ -233,8 +243,8 @@ def get_model():
 
 start_ray(4)
 try:
-    on_cores = lambda tp: RayRanks(Layout(tp, sys.argv[1], 1, family="trn2"))
-    model = tpray.trace.parallel_model_trace(get_model, (torch.ones(1, 8),), tp_degree=2, ranks=on_cores)
+    on_cores = lambda tp: RayExecutor(Topology(tp, sys.argv[1], instance_family="trn2"))
+    model = tpray.trace.parallel_model_trace(get_model, (torch.ones(1, 8),), tp_degree=2, executor=on_cores)
     print(*model(torch.ones(1, 8))[0].flatten().tolist())
     model.close()
 finally:
@@ -242,6 +252,7 @@ finally:
 """
 
 
+@SLOW
 @pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
 def test_a_model_of_ones_own_is_traced_and_run(runtime: str, neuron_device: Path, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -253,6 +264,7 @@ def test_a_model_of_ones_own_is_traced_and_run(runtime: str, neuron_device: Path
     assert list(map(float, done.stdout.split())) == pytest.approx([wanted] * 8, abs=1e-5)
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("runtime", "tests", "reported", "part"),
     [

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tpray.errors import CheckpointError, ModelNotFoundError
 from tpray.parallel_layers import parallel_state
-from tpray.parallel_layers.checkpoint import resolve
+from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.parallel_layers.shard import build_shard
 
 
@@ -24,7 +24,7 @@ def checkpoint(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
 
 def shard_state(directory: Path) -> dict[str, torch.Tensor]:
     with parallel_state.use(1, 2):
-        return build_shard(resolve(directory), torch.float32).state_dict()
+        return build_shard(find_checkpoint(directory), torch.float32).state_dict()
 
 
 def test_every_file_format_gives_the_same_shard(checkpoint: Path) -> None:
@@ -33,7 +33,7 @@ def test_every_file_format_gives_the_same_shard(checkpoint: Path) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     (checkpoint / "model.safetensors").unlink()
     names = sorted(tensors)
-    places = {}
+    places: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2])):
         save_file({name: tensors[name] for name in part}, checkpoint / f"part-{number}.safetensors")
         places |= dict.fromkeys(part, f"part-{number}.safetensors")
@@ -81,20 +81,20 @@ def test_a_damaged_file_is_named(checkpoint: Path) -> None:
 
 def test_sources_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelNotFoundError, match="no directory"):
-        resolve(tmp_path / "absent")
+        find_checkpoint(tmp_path / "absent")
     with pytest.raises(CheckpointError, match="no config"):
-        resolve(tmp_path)
+        find_checkpoint(tmp_path)
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFoundError, match=r"acme/absent .*network"):
-        resolve("acme/absent")
+        find_checkpoint("acme/absent")
 
 
 def test_the_digest_follows_the_content(checkpoint: Path) -> None:
-    before = resolve(checkpoint).digest
-    assert resolve(checkpoint).digest == before
+    before = find_checkpoint(checkpoint).digest
+    assert find_checkpoint(checkpoint).digest == before
     data = bytearray((checkpoint / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (checkpoint / "model.safetensors").write_bytes(data)
-    assert resolve(checkpoint).digest != before
+    assert find_checkpoint(checkpoint).digest != before

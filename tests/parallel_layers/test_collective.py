@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from tpray.errors import CollectiveError
-from tpray.parallel_layers import collective
-from tpray.parallel_layers.collective import Collective, GlooCollective, SharedMemoryCollective
+from tpray.parallel_layers.collective import Collective
+from tpray.parallel_layers.gloo import GlooCollective
+from tpray.parallel_layers.rendezvous import Rendezvous, join
+from tpray.parallel_layers.shared_memory import SharedMemoryCollective
 
 SLOT_BYTES = 1024  # small, so that tensors go in pieces
 
 
 def make_shared(size: int, timeout_s: float = 20.0) -> list[Collective]:
     memory = os.memfd_create("memory")
-    os.ftruncate(memory, SharedMemoryCollective.shared_bytes(size, SLOT_BYTES))
     return [SharedMemoryCollective(rank, size, os.dup(memory), timeout_s, SLOT_BYTES) for rank in range(size)]
 
 
@@ -110,18 +111,18 @@ def test_a_rank_that_does_not_come_is_named() -> None:
     assert messages[2].endswith("for rank 1")
 
 
+@pytest.mark.slow
 def test_ranks_may_outnumber_cores() -> None:
     """Eight processes on one core: whoever waits must let the others run."""
     script = (
         "import os, sys, torch\n"
-        "from tpray.parallel_layers.collective import SharedMemoryCollective as C\n"
+        "from tpray.parallel_layers.shared_memory import SharedMemoryCollective as C\n"
         "torch.set_num_threads(1)\n"
         "rank, fd = int(sys.argv[1]), int(sys.argv[2])\n"
         "c = C(rank, 8, fd, 60.0)\n"
         "print(sum(c.all_reduce(torch.full((10,), float(rank))).sum().item() for _ in range(50)))\n"
     )
     memory = os.memfd_create("memory")
-    os.ftruncate(memory, SharedMemoryCollective.shared_bytes(8))
     core = min(os.sched_getaffinity(0))
     ranks = [
         subprocess.Popen(
@@ -136,16 +137,16 @@ def test_ranks_may_outnumber_cores() -> None:
 def test_gloo_is_taken_where_stores_are_not_ordered(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def join() -> list[type]:
+    def joined_kinds() -> list[type]:
         memory, store = os.memfd_create("memory"), os.memfd_create("store")
-        os.ftruncate(memory, SharedMemoryCollective.shared_bytes(2))
         with ThreadPoolExecutor(2) as pool:
-            joined = list(pool.map(lambda r: collective.join(r, 2, os.dup(memory), os.dup(store), 20.0), range(2)))
+            meets = [Rendezvous(rank, 2, os.dup(memory), os.dup(store), 20.0) for rank in range(2)]
+            joined = list(pool.map(join, meets))
         assert on_every_rank(joined, lambda m: m.all_reduce(torch.ones(2)).tolist()) == [[2.0, 2.0]] * 2
         return [type(member) for member in joined]
 
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert join() == [SharedMemoryCollective] * 2
+    assert joined_kinds() == [SharedMemoryCollective] * 2
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert join() == [GlooCollective] * 2
+    assert joined_kinds() == [GlooCollective] * 2
     assert "aarch64 does not order its stores" in caplog.text

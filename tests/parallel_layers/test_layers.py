@@ -63,7 +63,8 @@ def test_column_then_row_equals_two_linears(tp: int, stride: int) -> None:
         row = RowParallelLinear(24, 6, input_is_parallel=True, stride=stride)
         fill(column, dict(first.named_parameters()))
         fill(row, dict(second.named_parameters()))
-        return row(torch.tanh(column(x)))
+        result: Tensor = row(torch.tanh(column(x)))
+        return result
 
     for result in on_ranks(tp, work):
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
@@ -80,7 +81,8 @@ def test_gathered_column_and_scattered_row(tp: int) -> None:
         assert column.bias.shape == (8,)  # whole: it is added after the gather
         fill(column, dict(first.named_parameters()))
         fill(row, dict(second.named_parameters()))
-        return row(column(x))
+        result: Tensor = row(column(x))
+        return result
 
     for result in on_ranks(tp, work):
         torch.testing.assert_close(result, second(first(x)), atol=1e-5, rtol=0)
@@ -95,7 +97,8 @@ def test_embedding(tp: int, by_width: bool) -> None:
     def work(rank: int) -> Tensor:
         layer = ParallelEmbedding(16, 8, shard_across_embedding=by_width)
         fill(layer, dict(whole.named_parameters()))
-        return layer(ids)
+        result: Tensor = layer(ids)
+        return result
 
     for result in on_ranks(tp, work):
         assert torch.equal(result, whole(ids))
@@ -118,7 +121,8 @@ def test_padding_makes_any_degree_divide(tp: int) -> None:
         column, row = ColumnParallelLinear(10, 7, pad=True), RowParallelLinear(7, 6, pad=True)
         fill(column, dict(first.named_parameters()))
         fill(row, dict(second.named_parameters()))
-        return row(torch.cos(column(x)))
+        result: Tensor = row(torch.cos(column(x)))
+        return result
 
     def parallel(rank: int) -> Tensor:
         column = ColumnParallelLinear(10, 7, pad=True, gather_output=False)
@@ -126,7 +130,8 @@ def test_padding_makes_any_degree_divide(tp: int) -> None:
         fill(column, dict(first.named_parameters()))
         fill(row, dict(second.named_parameters()))
         assert column.weight.shape[0] == row.weight.shape[1] == -(-7 // tp)
-        return row(torch.cos(column(x)))
+        result: Tensor = row(torch.cos(column(x)))
+        return result
 
     for work in (gathered, parallel):
         for result in on_ranks(tp, work):
@@ -141,12 +146,16 @@ def test_sequence_parallel(dimension: int) -> None:
     expected = second(torch.tanh(first(x)))
 
     def work(rank: int) -> Tensor:
-        options = {"sequence_parallel_enabled": True, "sequence_dimension": dimension}
-        column = ColumnParallelLinear(10, 8, gather_output=False, **options)
-        row = RowParallelLinear(8, 10, input_is_parallel=True, **options)
+        column = ColumnParallelLinear(
+            10, 8, gather_output=False, sequence_parallel_enabled=True, sequence_dimension=dimension
+        )
+        row = RowParallelLinear(
+            8, 10, input_is_parallel=True, sequence_parallel_enabled=True, sequence_dimension=dimension
+        )
         fill(column, dict(first.named_parameters()))
         fill(row, dict(second.named_parameters()))
-        return row(torch.tanh(column(x.chunk(2, dimension)[rank])))
+        result: Tensor = row(torch.tanh(column(x.chunk(2, dimension)[rank])))
+        return result
 
     results = on_ranks(2, work)
     torch.testing.assert_close(torch.cat(results, dimension), expected, atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tpray.errors import UnsupportedModelError
-from tpray.parallel_layers.checkpoint import resolve
+from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.parallel_layers.plan import Cut, Plan, Rule, plan_for
 
 
@@ -23,5 +23,5 @@ def test_a_layer_that_no_rule_mentions_is_an_error() -> None:
 
 
 def test_roberta_loses_positions_to_its_padding(make_checkpoint: Callable[..., Path]) -> None:
-    config = resolve(make_checkpoint("roberta")).config
+    config = find_checkpoint(make_checkpoint("roberta")).config
     assert plan_for("roberta").max_length(config) == 80 - config.pad_token_id - 1

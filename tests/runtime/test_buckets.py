@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from tests.helpers import pad_id_of, rows
+from tpray.artifacts.resolve import find_model
 from tpray.config import ModelConfig
 from tpray.errors import ConfigError, InputTooLongError
-from tpray.group.ranks import ThreadRanks
-from tpray.group.store import Source, check_source
+from tpray.group.thread_executor import ThreadExecutor
+from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket, choose_lengths, fitting, largest_batch, pad_to, parse
+from tpray.serving.codec import Item
 from tpray.serving.local import load
 
 
@@ -72,10 +74,10 @@ def test_a_model_with_buckets_answers_as_one_without(model_type: str, make_check
     directory = make_checkpoint(model_type)
     batch = rows([1, 33, 7, 64, 16], pad_id_of(directory))
     named = dict(zip(("input_ids", "attention_mask", "token_type_ids"), batch, strict=True))
-    texts = ["a", "b c d e f g h", ("a b", "c"), "z " * 30, "y " * 40]
-    with load(directory, tp=2, dtype="float32", ranks=ThreadRanks(2)) as free:
+    texts: list[Item] = ["a", "b c d e f g h", ("a b", "c"), "z " * 30, "y " * 40]
+    with load(directory, tp=2, dtype="float32", executor=ThreadExecutor(2)) as free:
         expected, scores = free.logits(**named), free.classify(texts)
-    with load(directory, tp=2, dtype="float32", buckets="2x16,2x64", ranks=ThreadRanks(2)) as classifier:
+    with load(directory, tp=2, dtype="float32", buckets="2x16,2x64", executor=ThreadExecutor(2)) as classifier:
         np.testing.assert_allclose(classifier.logits(**named), expected, atol=1e-5, rtol=0)
         for one, other in zip(classifier.classify(texts), scores, strict=True):
             assert [s["label"] for s in one] == [s["label"] for s in other]
@@ -87,11 +89,12 @@ def test_a_model_with_buckets_answers_as_one_without(model_type: str, make_check
 def test_auto_chooses_by_sample_texts(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from tpray.cli import _auto_buckets, app
+    from tpray.commands.cli import app
+    from tpray.commands.trace import auto_buckets
 
     samples = tmp_path / "samples.txt"
     samples.write_text("\n".join(["the firm"] * 9 + ["the firm is in the city of Paris and in Rome"] * 3))
-    buckets = _auto_buckets(None, samples, 2, 4)
+    buckets = auto_buckets(None, samples, 2, 4)
     short, long = parse(buckets)
     assert (short.batch, long.batch) == (4, 4)
     assert short.length == 4  # two words and two special tokens
@@ -105,4 +108,4 @@ def test_buckets_that_cannot_be_are_refused(make_checkpoint: Callable[..., Path]
     for model_type, buckets, message in (("bert", "1x81", "81 .* 80"), ("convbert", "1x16", "padding")):
         model = ModelConfig(source=str(make_checkpoint(model_type)), buckets=parse(buckets))
         with pytest.raises(ConfigError, match=message):
-            check_source(Source(model, 2))
+            find_model(model, Topology(2))

@@ -14,9 +14,9 @@ from torch.fx import GraphModule
 
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.layers import RowParallelLinear
-from tpray.runtime import passes
-from tpray.runtime.cpu import multiplies_bfloat16, multiplies_int8
-from tpray.runtime.int8 import int8_linear, mark_int8, quantise, quantise_linears
+from tpray.platforms.cpu import multiplies_bfloat16, multiplies_int8
+from tpray.runtime.cpu import passes
+from tpray.runtime.cpu.int8 import int8_linear, mark_int8, quantise, quantise_linears
 
 
 def exported(module: nn.Module, *inputs: Tensor) -> GraphModule:
@@ -88,6 +88,7 @@ def test_additions_move_before_the_all_reduce_on_rank_0_alone(rank: int, x: Tens
         def __init__(self) -> None:
             super().__init__()
             self.dense = RowParallelLinear(64, 32, bias=True, input_is_parallel=True)
+            assert self.dense.bias is not None
             nn.init.normal_(self.dense.bias)
 
         def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_linears_are_packed_with_their_activation_and_residual(name: str, x: Tensor) -> None:
     module = exported(Block(ACTIVATIONS[name]), x)
     expected = run(module, x)
-    assert passes.pack_linears(module) == 5
+    assert passes.prepack_linears(module) == 5
     assert operators(module)["linear"] == 0
     assert operators(module)["_linear_pointwise"] == 5
     assert passes.fuse_activations(module) == 1
@@ -138,11 +139,12 @@ def test_an_activation_of_a_shared_output_is_not_fused(x: Tensor) -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.dense(x)
-            return F.gelu(y) * y
+            result: Tensor = F.gelu(y) * y
+            return result
 
     module = exported(Shared(), x)
     expected = run(module, x)
-    passes.pack_linears(module)
+    passes.prepack_linears(module)
     assert passes.fuse_activations(module) == 0
     torch.testing.assert_close(run(module, x), expected, rtol=1e-5, atol=1e-5)
 

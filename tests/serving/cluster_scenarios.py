@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.request import Request, urlopen
 
-from tests.serving.ray_head import ON_LOOPBACK, ray_head
+from tests.local_ray.ray_head import ON_LOOPBACK, ray_head
 
 # Serve's processes read these when they are imported: how often a replica reports, how soon the dead are found, and
 # that nothing connects to Ray unasked, as Serve's handle would, which reports to the controller to the end.

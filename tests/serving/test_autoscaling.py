@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from tests.neuron_standin import environment
 from tpray.config import ServeConfig
-from tpray.serving.autoscaling import METRIC, TokenBacklog, wanted_replicas
+from tpray.serving.autoscaling import TokenBacklog, wanted_replicas
+from tpray.serving.metrics import BACKLOG_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_waiting_tokens_call_for_groups(backlogs: list[float], replicas: int, wa
 def test_the_policy_keeps_what_is_while_nobody_reports() -> None:
     policy = TokenBacklog(100)
     assert policy(SimpleNamespace(aggregated_metrics={}, target_num_replicas=3)) == (3, {})
-    told = SimpleNamespace(aggregated_metrics={METRIC: {"a": 250.0}}, target_num_replicas=1)
+    told = SimpleNamespace(aggregated_metrics={BACKLOG_TOKENS.name: {"a": 250.0}}, target_num_replicas=1)
     assert policy(told) == (3, {})
 
 
@@ -60,6 +61,7 @@ def scenario(name: str, port: int, **environ: str) -> dict[str, float]:
     return events
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_second_group_comes_with_the_load_and_goes_with_it(free_port: Callable[[], int]) -> None:
     events = scenario("load", free_port())
@@ -67,12 +69,14 @@ def test_a_second_group_comes_with_the_load_and_goes_with_it(free_port: Callable
     assert events["answered"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_group_comes_back_on_another_node(free_port: Callable[[], int]) -> None:
     events = scenario("death", free_port())
     assert events["a node is killed"] < events["its group on another node"] <= events["an answer"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_node_type_with_neuron_cores_is_added_for_a_group(
     neuron_device: Path, tmp_path: Path, free_port: Callable[[], int]

@@ -10,10 +10,11 @@ import pytest
 
 from tpray.config import BatchConfig
 from tpray.errors import DeadlineError, GroupError, OverloadedError
-from tpray.group.life import StepResult
+from tpray.group.channel import StepResult
+from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
-from tpray.serving.batcher import Batcher, Row, cut_steps, pad
-from tpray.serving.text import Encoded
+from tpray.serving.batcher import Batcher, QueuedRow, cut_steps, pad
+from tpray.serving.codec import Encoded
 
 
 def row(length: int, first: int = 9) -> Encoded:
@@ -26,6 +27,17 @@ async def echo(inputs: Sequence[Array]) -> StepResult:
     return StepResult((inputs[0][:, :1].astype(np.float32),), 0.001, 0.001)
 
 
+class Steps:
+    """A group of which nothing but the steps is left."""
+
+    def __init__(self, step: Callable[[Sequence[Array]], Awaitable[StepResult]]) -> None:
+        self.lifecycle = Lifecycle()
+        self._step = step
+
+    async def step(self, inputs: Sequence[Array]) -> StepResult:
+        return await self._step(inputs)
+
+
 def with_batcher(
     work: Callable[[Batcher], Awaitable[None]],
     step: Callable[[Sequence[Array]], Awaitable[StepResult]] = echo,
@@ -33,9 +45,10 @@ def with_batcher(
     **limits: float,
 ) -> None:
     async def run() -> None:
-        ready = asyncio.Event()
-        ready.set()
-        batcher = Batcher(step, ready, BatchConfig(**limits), 0, packs_rows)
+        group = Steps(step)
+        group.lifecycle.move(State.STARTING)
+        group.lifecycle.move(State.READY)
+        batcher = Batcher(group, BatchConfig.model_validate(limits), 0, packs_rows)
         try:
             await asyncio.wait_for(work(batcher), 10)
         finally:
@@ -54,7 +67,7 @@ def test_every_row_gets_its_own_answer_in_order() -> None:
 
 def test_steps_bound_tokens_and_padding() -> None:
     loop = asyncio.new_event_loop()
-    rows = [Row(row(n), loop.create_future(), float(i), 1e9) for i, n in enumerate([5, 50, 6, 49, 7, 200, 5])]
+    rows = [QueuedRow(row(n), loop.create_future(), float(i), 1e9) for i, n in enumerate([5, 50, 6, 49, 7, 200, 5])]
     steps = cut_steps(rows, max_step_tokens=110, max_padding=0.2)
     loop.close()
     assert sorted(len(r) for step in steps for r in step) == [5, 5, 6, 7, 49, 50, 200]

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_ray_refuses_the_cluster_file_with_a_mistake() -> None:
         validate_config(config)
 
 
-def launches(needs: dict[str, int], family: str | None = None) -> dict[str, int]:
+def launches(needs: Mapping[str, float], family: str | None = None) -> dict[str, int]:
     """What Ray's autoscaler (version 2) starts for one STRICT_PACK group, on a family's label or on any."""
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
@@ -147,7 +148,7 @@ def launches(needs: dict[str, int], family: str | None = None) -> dict[str, int]
     from ray.core.generated.common_pb2 import LabelSelectorOperator
 
     selectors = [[("instance-family", LabelSelectorOperator.LABEL_OPERATOR_IN, [family])]] if family else None
-    group = GangResourceRequest(requests=[ResourceRequestUtil.make(needs, label_selectors=selectors)])
+    group = GangResourceRequest(requests=[ResourceRequestUtil.make(dict(needs), label_selectors=selectors)])
     config = AutoscalingConfig(read(CLUSTER), skip_content_hash=True)
     request = SchedulingRequest(
         disable_launch_config_check=True,
@@ -214,7 +215,7 @@ def test_ray_prepares_an_account_for_the_cluster_file(monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("HOME", str(tmp_path))  # where the key goes
     (tmp_path / ".ssh").mkdir()
-    monkeypatch.setattr(aws.time, "sleep", lambda _: None)
+    monkeypatch.setattr("ray.autoscaler._private.aws.config.time.sleep", lambda _: None)
     with mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
         ready = aws.bootstrap_aws(prepared())
         groups = {

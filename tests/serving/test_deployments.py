@@ -7,15 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import httpx
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from tests.local_ray.ray_head import ray_head
 from tests.neuron_standin import environment
-from tests.serving.ray_head import ray_head
 from tpray.config import ServeConfig
 
 FILES = sorted((Path(__file__).parents[2] / "deployments").glob("[!k]*.yaml"))  # kuberay's is a RayService
@@ -53,7 +54,7 @@ def test_what_no_argument_is_called_is_refused() -> None:
     from tpray.serving.app import build
 
     with pytest.raises(ValidationError, match="paralel"):
-        call_user_app_builder_with_args_if_necessary(build, {"paralel": {"tp": 2}})
+        call_user_app_builder_with_args_if_necessary(cast(FunctionType, build), {"paralel": {"tp": 2}})
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,7 @@ def on(stack: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("deploy", [stack], indirect=True, scope="module")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @on("cpu and neuron-xla")
 def test_limits_change_without_a_restart(deploy: Callable[[dict[str, Any]], str]) -> None:
@@ -123,6 +125,7 @@ def test_limits_change_without_a_restart(deploy: Callable[[dict[str, Any]], str]
     assert httpx.post(f"{url}/predict", json=three, timeout=30).status_code == 413
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @on("cpu and neuron-xla")
 def test_two_models_with_groups_of_their_own_sizes(deploy: Callable[[dict[str, Any]], str]) -> None:
@@ -133,6 +136,7 @@ def test_two_models_with_groups_of_their_own_sizes(deploy: Callable[[dict[str, A
         assert answer[0]["label"] == "paraphrase"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("deploy", "family", "tp"),

@@ -10,17 +10,15 @@ import pytest
 
 from tpray.config import BatchConfig, ModelConfig
 from tpray.errors import EmptyInputError, PayloadTooLargeError, RankError
-from tpray.group.group import ShardGroup
-from tpray.group.ranks import ThreadRanks
-from tpray.group.store import Source
+from tpray.group.classifier import ClassifierGroup
+from tpray.group.thread_executor import ThreadExecutor
+from tpray.serving.codec import Item
 from tpray.serving.engine import Engine
-
-pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 def with_engine(directory: Path, work: Callable[[Engine], Awaitable[None]]) -> None:
     async def run() -> None:
-        group = ShardGroup(Source(ModelConfig(source=str(directory), dtype="float32"), 2), ThreadRanks(2))
+        group = ClassifierGroup(ModelConfig(source=str(directory), dtype="float32"), ThreadExecutor(2))
         engine = Engine(group, BatchConfig(max_client_batch_size=8))
         await engine.start()
         try:
@@ -36,7 +34,7 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(
     model_type: str, make_checkpoint: Callable[..., Path]
 ) -> None:
     async def work(engine: Engine) -> None:
-        items = ["a", "b c d e f g h", ("a b", "c"), "z " * 30]
+        items: list[Item] = ["a", "b c d e f g h", ("a b", "c"), "z " * 30]
         together = await engine.classify(items)
         for item, scores in zip(items, together.scores, strict=True):
             alone = (await engine.classify([item])).scores[0]

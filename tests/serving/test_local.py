@@ -8,14 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 import tpray
-from tpray.cli import main
+from tpray.artifacts.resolve import find_model
+from tpray.commands.cli import main
 from tpray.config import ModelConfig
 from tpray.errors import ConfigError, DegreeError
-from tpray.group.store import Source, check_source
+from tpray.platforms.topology import Topology
 
 pytestmark = pytest.mark.ray
 
@@ -43,9 +46,16 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return command
 
 
-def test_load_classifies_and_leaves_nothing() -> None:
+def test_load_classifies_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every process logs what TPRAY_LOG asks for: the ranks', in Ray's files."""
+    monkeypatch.setenv("TPRAY_LOG", "INFO")
     with tpray.load(tp=2, dtype="float32") as classifier:
-        pids = [info.pid for info in classifier.group.infos]
+        node: Any = ray._private.worker._global_node  # to a checker None: Ray annotates it nowhere
+        logs = Path(node.get_session_dir_path()) / "logs"
+        said = "".join(file.read_text() for file in logs.glob("worker-*.err"))
+        for rank in range(2):
+            assert f"INFO tpray.runtime.cpu.runtime: rank {rank} lowered" in said
+        pids = [info.pid for info in classifier.group.workers]
         best = classifier.classify(("The firm is in Paris", "The firm is in Paris"))[0]
         assert best["label"] == "paraphrase"
         assert len(classifier.classify(["a b"] * 100)) == 100
@@ -126,10 +136,10 @@ def test_doctor_says_what_auto_chooses() -> None:
 
 def test_the_degree_is_checked_before_anything_starts(make_checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(DegreeError):
-        check_source(Source(ModelConfig(source=str(make_checkpoint())), 5))
+        find_model(ModelConfig(source=str(make_checkpoint())), Topology(5))
 
 
 def test_a_model_larger_than_memory_is_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tpray.group.store.available_bytes", lambda: 2**20)
+    monkeypatch.setattr("tpray.artifacts.resolve.available_bytes", lambda: 2**20)
     with pytest.raises(ConfigError, match=r"GiB and this machine has 0\.0 GiB"):
-        check_source(Source(ModelConfig(), 1))
+        find_model(ModelConfig(), Topology(1))

@@ -251,7 +251,12 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.parametrize(("delay_s", "times"), [(0.5, 1), (2.0, 1), (4.0, 1), (6.0, 1), (6.0, 2)])
+def slow(*values: float) -> Any:
+    """Parameters of a test that `make test` leaves to `make test-all`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("delay_s", "times"), [(0.5, 1), (2.0, 1), slow(4.0, 1), slow(6.0, 1), (6.0, 2)])
 def test_an_interrupted_start_leaves_nothing(
     delay_s: float, times: int, free_port: Callable[[], int], tmp_path: Path
 ) -> None:

@@ -1,126 +1,284 @@
-"""A group: N ranks that are one classifier."""
+"""The running thing: N ranks that work as one, from their start to their end.
+
+`Group` knows nothing of what the ranks compute; `classifier.ClassifierGroup` and `user_model.UserModelGroup` say how
+their programs are found, traced, loaded and checked.
+
+`start` brings the ranks up in numbered phases, each timed and each with a limit. `step` sends one frame to every rank,
+in the same order to each, and returns rank 0's answer when all have answered. One dead, failed or late rank fails the
+whole group: its steps in flight raise, its ranks are killed, and the supervisor brings it up again in the same place
+from the same artifact.
+
+Everything runs on one asyncio event loop and nothing in it blocks; the ranks' sockets are asyncio transports.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import numpy as np
-
-from tpray.errors import ArtifactError, ParityError
-from tpray.group.life import PhaseReport, RankGroup, StepResult
-from tpray.group.ranks import Ranks
-from tpray.group.store import ArtifactStore, Source
+from tpray.errors import GroupError, StartTimeoutError, TprayError
+from tpray.group import wire
+from tpray.group.channel import Channel, StepResult
+from tpray.group.executor import Executor
+from tpray.group.jobs import WorkerInfo
+from tpray.group.lifecycle import Lifecycle, State
+from tpray.group.supervisor import Supervisor
 from tpray.group.wire import Array
-from tpray.runtime.artifact import Artifact
-from tpray.runtime.base import INPUT_NAMES, runtime_for
-from tpray.runtime.buckets import Bucket, fitting, largest_batch, pad_to
-from tpray.runtime.canary import check_canary
+from tpray.platforms.cores import describe
 
-log = logging.getLogger("tpray.group")
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PHASES: dict[str, float] = {
+    "resolve": 3600.0,  # a Hub model may have to be downloaded
+    "place": 120.0,
+    "spawn": 120.0,
+    "pin": 10.0,
+    "connect": 60.0,
+    "trace": 3600.0,
+    "load": 600.0,
+    "check": 120.0,
+    "warm up": 300.0,
+}
+"""The start-up phases in their order, and how long each may take, seconds."""
 
 
-class ShardGroup(RankGroup):
-    """One tensor-parallel classifier, owned by the event loop that starts it.
+@dataclass(frozen=True)
+class PhaseReport:
+    """One phase of a start: its number from 1, how long it took, and what it found; or, if not ``done``, so far."""
+
+    number: int
+    name: str
+    seconds: float
+    note: str = ""
+    done: bool = True
+
+
+@dataclass
+class _CurrentPhase:
+    """The phase that is going on: since when, and how many reports have come of it."""
+
+    name: str
+    started: float
+    reports: int = 0
+
+
+class Group(ABC):
+    """N ranks, owned by the event loop that starts them.
 
     Args:
-        source: what to serve; see `store.Source`.
-        ranks, step_timeout_s, progress: as in `RankGroup`.
+        executor: what starts the ranks and calls them.
+        step_timeout_s: the longest a step may take; a later one fails the group.
+        progress: called after every phase, and within those of which a rank reports.
     """
 
     def __init__(
         self,
-        source: Source,
-        ranks: Ranks,
+        executor: Executor,
         step_timeout_s: float = 60.0,
         progress: Callable[[PhaseReport], None] | None = None,
     ) -> None:
-        super().__init__(ranks, step_timeout_s, progress)
-        self.source = source
-        self.parity = float("nan")
-        self.artifact: Artifact | None = None
-        self.traced = False
-        self.packs_rows = False
-        self._store = ArtifactStore(source)
+        self.executor = executor
+        self.lifecycle = Lifecycle()
+        self.phases: list[PhaseReport] = []
+        self.workers: list[WorkerInfo] = []
+        self.step_timeout_s = step_timeout_s
+        self._progress = progress
+        self._supervisor = Supervisor(self)
+        self._channel = Channel(self._fail, self._on_report)
+        self._current: _CurrentPhase | None = None
+        self._failure: asyncio.Future[None] | None = None  # of a start that is under way
 
     @property
-    def buckets(self) -> tuple[Bucket, ...]:
-        """The shapes that the program takes; none: any."""
-        return self.artifact.manifest.buckets if self.artifact else ()
+    def tp(self) -> int:
+        """The tensor-parallel degree."""
+        return self.executor.topology.tp
 
-    @property
-    def url(self) -> str | None:
-        """Where the artifact is in the store that machines share; None without one."""
-        return self._store.url
-
-    async def step(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
-        """See `RankGroup.step`; a program of fixed shapes is given its inputs in buckets, one after another.
-
-        Raises:
-            InputTooLongError: a row is longer than every bucket.
-        """
-        if self.artifact is None or not self.buckets:
-            return await super().step(inputs, timeout_s)
-        rows, length = inputs[0].shape
-        size = largest_batch(self.buckets, length)
-        logits, compute_s, total_s = [], 0.0, 0.0
-        for start in range(0, rows, size):
-            part = [array[start : start + size] for array in inputs]
-            bucket = fitting(self.buckets, len(part[0]), length)
-            assert bucket is not None, "largest_batch() found one"
-            result = await super().step(pad_to(part, bucket, self.artifact.manifest.model.pad_id), timeout_s)
-            logits.append(result.logits[: len(part[0])])
-            compute_s, total_s = compute_s + result.compute_s, total_s + result.total_s
-        return StepResult((np.concatenate(logits),), compute_s, total_s)
-
+    @abstractmethod
     async def _resolve(self) -> None:
-        self.artifact = await self._store.find()
+        """Find what the ranks will run, before any rank is there."""
 
+    @abstractmethod
     async def _prepare(self) -> None:
-        if self.artifact is None:
-            self.artifact = await self._phase("trace", self._trace())
-        try:
-            packs = await self._phase("load", self.ranks.call("load", self.artifact))
-        except ArtifactError as e:
-            if not self._store.caches:
-                raise
-            log.warning("%s; tracing it again", e)
-            self._store.discard()
-            self.artifact = await self._phase("trace", self._trace())
-            packs = await self._phase("load", self.ranks.call("load", self.artifact))
-        self.packs_rows = all(packs)
-        await self._phase("check", self._check())
-        await self._phase("warm up", self._warm_up())
+        """Have the ranks, which are up and connected, load their programs; traces them where need be."""
 
     def _note(self, phase: str) -> str:
-        if phase == "resolve":
-            return f"traced before: {self.artifact.directory}" if self.artifact else "not traced yet"
-        return f"difference {self.parity:.1e}" if phase == "check" else super()._note(phase)
+        """What a phase found, for its report."""
+        if phase == "pin":
+            pinned = [describe(worker.cores) for worker in self.workers if worker.cores]
+            return f"cores {' '.join(pinned)}" if pinned else "not pinned"
+        return ""
 
-    def _parts(self) -> str:
-        return f" of {self.ranks.tp * count} programs" if (count := self._store.programs) else ""
+    @property
+    def _expected_reports(self) -> int:
+        """How often the ranks will report within the phase that is going on; 0: that is not known."""
+        return 0
 
-    async def _trace(self) -> Artifact:
-        self.traced = True
-        return await self._store.trace(self.ranks)
+    async def start(self) -> None:
+        """Bring the group up; on any error nothing of it is left running.
 
-    async def _check(self) -> None:
-        assert self.artifact is not None
-        canary = self.artifact.manifest.canary
-        result = await self.step([np.array(getattr(canary, name), dtype=np.int64) for name in INPUT_NAMES])
-        import torch
-
+        Raises:
+            TprayError: of the kind that the failing phase explains.
+        """
+        self.lifecycle.move(State.STARTING)
         try:
-            logits = torch.from_numpy(result.logits.copy())
-            self.parity = check_canary(canary, logits, self.artifact.manifest.dtype)
-        except ParityError:
-            self._store.discard()
+            await self._bring_up(first=True)
+        except BaseException as e:
+            try:
+                await self.stop(GroupError(f"the start failed: {e}"))
+            except GroupError as also:
+                log.error("%s", also)  # what made the start fail says more
             raise
+        self.lifecycle.move(State.READY)
+        self._supervisor.start()
 
-    async def _warm_up(self) -> None:
-        assert self.artifact is not None
-        manifest = self.artifact.manifest
-        shapes = self.buckets or runtime_for(manifest.runtime).warm_up_shapes(manifest.model.max_length)
-        for batch, length in shapes:
-            ids = np.full((batch, length), 2, dtype=np.int64)
-            await self.step([ids, np.ones_like(ids), np.zeros_like(ids)])
+    async def restart(self) -> None:
+        """Kill what is left of the ranks and bring them up again, in the same place, from the same artifact.
+
+        For the supervisor; see `Supervisor`.
+        """
+        log.warning("the group restarts: %s", self.lifecycle.error)
+        self.lifecycle.move(State.STARTING)
+        try:
+            self.phases.clear()
+            await self._tear_down()
+            await self._bring_up(first=False)
+        except BaseException as e:
+            if self.lifecycle.state is State.STARTING:  # it may have been stopped meanwhile
+                self.lifecycle.move(State.FAILED, e if isinstance(e, GroupError) else GroupError(str(e)))
+            raise
+        self.lifecycle.move(State.READY)
+
+    async def stop(self, reason: GroupError | None = None) -> None:
+        """End the ranks and give their place back; steps in flight, and later ones, raise ``reason``. Safe to repeat.
+
+        Raises:
+            GroupError: a rank cannot be ended; the place was given back all the same.
+        """
+        if self.lifecycle.state is State.STOPPED:
+            return
+        error = reason or GroupError("the group was stopped")
+        self.lifecycle.move(State.STOPPED, error)
+        self._abort(error)
+        try:
+            await self._supervisor.stop()
+            await self._tear_down()
+        finally:
+            self.executor.release()
+
+    async def step(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
+        """Run the program once on every rank.
+
+        Args:
+            inputs: the program's, in its order; a classifier's are ``input_ids``, ``attention_mask`` and
+                ``token_type_ids``, int64 ``[B, S]`` each.
+            timeout_s: shorter than the group's own limit, for a step that must not wait so long.
+
+        Raises:
+            NotReadyError: the group takes no steps now, and nothing was sent.
+            GroupError: the group failed during this step; the supervisor restarts it.
+        """
+        self.lifecycle.check_ready()
+        return await self._run(inputs, timeout_s)
+
+    async def _run(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
+        """`step` in any state in which the ranks are connected: the check and the warm-up of a start use it."""
+        # Shielded: a caller that leaves must not take away the future that the answer will come to.
+        return await asyncio.shield(self._channel.send(inputs, timeout_s or self.step_timeout_s))
+
+    async def _bring_up(self, first: bool) -> None:
+        self._failure = asyncio.get_running_loop().create_future()
+        try:
+            if first:
+                await self._phase("resolve", self._resolve())
+            await self._phase("place", self.executor.place())
+            self.workers = await self._phase("spawn", self.executor.spawn())
+            await self._phase("pin", self._pin())
+            await self._phase("connect", self._connect())
+            await self._prepare()
+            if self._failure.done():  # after the last phase
+                self._failure.result()
+        finally:
+            self._failure.cancel()
+            self._failure = self._current = None
+
+    async def _phase(self, name: str, work: Coroutine[Any, Any, T]) -> T:
+        """Run one phase of a start: within its limit, and until a rank fails."""
+        assert self._failure is not None, "phases belong to a start"
+        number, limit_s = list(PHASES).index(name) + 1, PHASES[name]
+        self._current = _CurrentPhase(name, time.perf_counter())
+        task = asyncio.ensure_future(work)
+        waiting: set[asyncio.Future[Any]] = {task, self._failure}
+        try:
+            await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                if self._failure.done():
+                    self._failure.result()
+                raise StartTimeoutError(f"start-up phase {number} ({name}) did not finish within {limit_s:.0f} s")
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        result = task.result()
+        report = PhaseReport(number, name, time.perf_counter() - self._current.started, self._note(name))
+        self.phases.append(report)
+        log.info("phase %d %s: %.2f s %s", report.number, report.name, report.seconds, report.note)
+        if self._progress is not None:
+            self._progress(report)
+        return result
+
+    async def _pin(self) -> None:
+        self.workers = await self.executor.pin()
+
+    async def _connect(self) -> None:
+        listener = wire.Listener()
+        limit_s = PHASES["connect"]
+        memory, store = os.memfd_create("tpray-memory"), os.memfd_create("tpray-store")
+        try:
+            accepting = asyncio.to_thread(listener.accept, self.tp, [memory, store], limit_s)
+            joining = self.executor.connect(listener.address, listener.token, limit_s)
+            sockets = (await asyncio.gather(accepting, joining))[0]
+        finally:
+            listener.close()
+            os.close(memory)
+            os.close(store)
+        await self._channel.open(sockets)
+
+    def _on_report(self, rank: int, text: str) -> None:
+        """A rank has done a part of the phase that is going on."""
+        current = self._current
+        if current is None:
+            return
+        current.reports += 1
+        of = f" of {self._expected_reports} programs" if self._expected_reports else ""
+        note = f"{current.reports}{of} done; rank {rank}: {text}"
+        log.info("phase %s: %s", current.name, note)
+        if self._progress is not None:
+            number, seconds = list(PHASES).index(current.name) + 1, time.perf_counter() - current.started
+            self._progress(PhaseReport(number, current.name, seconds, note, done=False))
+
+    def _fail(self, error: GroupError) -> None:
+        """A rank died, failed or was late: a running group fails, a start is given up."""
+        if self.lifecycle.state is State.READY:
+            self.lifecycle.move(State.FAILED, error)
+        self._abort(error)
+
+    def _abort(self, error: TprayError) -> None:
+        """Have what is under way raise ``error``: steps, and a start."""
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+            self._failure.exception()  # marks it seen: the phase may end by itself
+        self._channel.fail(error if isinstance(error, GroupError) else GroupError(str(error)))
+
+    async def _tear_down(self) -> None:
+        try:
+            # Killed first: a rank that exits by itself when its wire closes looks like a crash to Ray.
+            await self.executor.kill()
+        finally:
+            self._channel.close()

@@ -15,15 +15,15 @@ from pathlib import Path
 from tpray.errors import PlacementError
 
 
-class CoreLease:
-    """Cores that this process has claimed; `release` gives them back, and so does its death."""
+class Lease:
+    """Cores, or ports, that this process has claimed; `release` gives them back, and so does its death."""
 
-    def __init__(self, cores: tuple[int, ...], fds: list[int]) -> None:
-        self.cores = cores
+    def __init__(self, ids: tuple[int, ...], fds: list[int]) -> None:
+        self.ids = ids
         self._fds = fds
 
     def release(self) -> None:
-        """Give the cores back."""
+        """Give them back."""
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
@@ -33,7 +33,7 @@ PORTS = range(61100, 61700)
 """Where groups meet: above what Linux gives to outgoing connections, 32768 to 60999 unless told otherwise."""
 
 
-def take_ports() -> CoreLease:
+def take_ports() -> Lease:
     """Claim two ports of this machine, next to one another, that nobody listens on and no other group has.
 
     A claim is an abstract Unix address, which is the machine's and not a cache folder's, and ends with its holder.
@@ -49,7 +49,7 @@ def take_ports() -> CoreLease:
             claim.close()
             continue
         if _is_free(port) and _is_free(port + 1):
-            return CoreLease((port, port + 1), [claim.detach()])
+            return Lease((port, port + 1), [claim.detach()])
         claim.close()
     raise PlacementError(f"ports {PORTS.start} to {PORTS.stop - 1} are all in use: end what listens on them")
 
@@ -64,7 +64,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def take(ranges: Sequence[tuple[int, ...]], folder: Path) -> CoreLease | None:
+def take_cores(ranges: Sequence[tuple[int, ...]], folder: Path) -> Lease | None:
     """Claim the first of ``ranges`` whose cores are all free; None when there is none."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for cores in ranges:
@@ -77,6 +77,6 @@ def take(ranges: Sequence[tuple[int, ...]], folder: Path) -> CoreLease | None:
             except BlockingIOError:
                 break
         else:
-            return CoreLease(cores, fds)
-        CoreLease(cores, fds).release()
+            return Lease(cores, fds)
+        Lease(cores, fds).release()
     return None

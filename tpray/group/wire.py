@@ -1,10 +1,14 @@
 """The wire between a group's owner and its ranks: one Unix stream socket per rank, one frame each way a step.
 
-A frame is a header, a table of tensor shapes and the tensors' bytes::
+A frame is a header and a body::
 
     header  magic "TPR1" | kind u8 | tensors u8 | pad u16 | text u32 | step u64 | micros u64 | body u64
-    table   per tensor: dtype u8 | dimensions u8 | pad u16 | size u32 x dimensions
-    body    the tensors' bytes in order, C-contiguous, little-endian, then the text in UTF-8
+    body    table u32, its length in bytes
+            table, for each tensor: dtype u8 | dimensions u8 | pad u16 | size u32 x dimensions
+            the tensors' bytes in order, C-contiguous
+            the text in UTF-8
+
+Numbers are little-endian; ``text`` and ``body`` in the header are lengths in bytes.
 
 The address is an abstract one (Linux): it has no file, so nothing is left behind by a kill -9. Both ends check
 that the other runs as the same user, and a rank must present the group's token. A stream, not a packet
@@ -45,7 +49,7 @@ class Kind(IntEnum):
     STEP = 2  # owner -> rank: tensors are the program's inputs
     RESULT = 3  # rank -> owner: rank 0 adds the output, the others only acknowledge
     ERROR = 4  # rank -> owner: text says what was raised
-    NOTE = 5  # rank -> owner: text says what has been done, of the start-up phase that is going on
+    PROGRESS = 5  # rank -> owner: text says what has been done, of the start-up phase that is going on
 
 
 @dataclass(frozen=True)
@@ -171,12 +175,20 @@ class Listener:
         except TimeoutError as e:
             missing = sorted(set(range(ranks)) - set(found))
             raise StartTimeoutError(f"rank {missing} did not connect within {timeout_s:.0f} s") from e
+        except OSError as e:
+            for sock in found.values():
+                sock.close()
+            raise GroupError(f"the group's owner listens no longer: {e}") from e
         finally:
             self._socket.close()
         return [found[rank] for rank in range(ranks)]
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening; an `accept` in another thread ends."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)  # close() alone would leave that thread waiting
+        except OSError:  # it has ended, and closed the socket
+            return
         self._socket.close()
 
 

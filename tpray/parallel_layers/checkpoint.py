@@ -18,15 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from tpray.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from tpray.parallel_layers.files import TEXT_FILES, file_digest
 from tpray.parallel_layers.layers import mark_sharded, partition_of
 from tpray.parallel_layers.plan import Plan, plan_for
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
-TEXT_FILES = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "sentencepiece*", "spiece.model", "*.bpe.model",
-)  # fmt: skip
-"""What a tokenizer may consist of, in any of transformers' layouts."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class Checkpoint:
         """transformers' configuration of the model.
 
         Raises:
-            CheckpointError: ``config.json`` is no transformers configuration.
+            CheckpointError: ``config.json`` is not a transformers configuration.
             UnsupportedModelError: transformers does not know the architecture.
         """
         from transformers import AutoConfig
@@ -64,7 +60,7 @@ class Checkpoint:
         try:
             return AutoConfig.from_pretrained(self.directory, local_files_only=True)
         except (OSError, TypeError, AttributeError, json.JSONDecodeError) as e:
-            raise CheckpointError(f"{self.directory}/config.json is no transformers configuration: {e}") from e
+            raise CheckpointError(f"{self.directory}/config.json is not a transformers configuration: {e}") from e
         except (KeyError, ValueError) as e:
             named = json.loads((self.directory / "config.json").read_text()).get("model_type")
             raise UnsupportedModelError(
@@ -78,8 +74,8 @@ class Checkpoint:
         index = next((f for f in files if f.name.endswith(".index.json")), None)
         try:
             if index is not None:
-                places = json.loads(index.read_text())["weight_map"]
-                found = {name: self.directory / place for name, place in places.items()}
+                files_of = json.loads(index.read_text())["weight_map"]
+                found = {name: self.directory / file for name, file in files_of.items()}
             else:
                 found = dict.fromkeys(_open(files[0]).names(), files[0])
         except (OSError, KeyError, ValueError, RuntimeError) as e:
@@ -126,23 +122,23 @@ class Checkpoint:
             )
 
 
-def resolve(source: str | Path, revision: str | None = None) -> Checkpoint:
+def find_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
     """Find the checkpoint that ``source`` names; a Hub id is downloaded unless it is cached already.
 
     Raises:
         ModelNotFoundError: there is no such directory or Hub id, or no network to fetch it.
-        CheckpointError: the directory is no checkpoint.
+        CheckpointError: the directory is not a checkpoint.
     """
     directory = Path(source).expanduser()
     if directory.is_dir():
         if not (directory / "config.json").is_file():
-            raise CheckpointError(f"{directory} is no checkpoint: it has no config.json")
+            raise CheckpointError(f"{directory} is not a checkpoint: it has no config.json")
         return Checkpoint(str(source), directory.resolve())
     if directory.exists():
         raise CheckpointError(f"{directory} is a file; name the directory that holds the checkpoint")
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) and not str(source).startswith("."):
         return _from_hub(str(source), revision)
-    raise ModelNotFoundError(f"there is no directory {source}, and it is no Hub id (name or owner/name)")
+    raise ModelNotFoundError(f"there is no directory {source}, and it is not a Hub id (name or owner/name)")
 
 
 def _from_hub(repo: str, revision: str | None) -> Checkpoint:
@@ -164,11 +160,11 @@ def _from_hub(repo: str, revision: str | None) -> Checkpoint:
         ) from e
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
         raise ModelNotFoundError(
-            f"{repo} is no directory here, is not in the local Hub cache, and the Hub cannot be reached: check "
+            f"{repo} is not a directory here, is not in the local Hub cache, and the Hub cannot be reached: check "
             "the network, or name a local directory"
         ) from e
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{repo} on the Hub has no config.json: it is no transformers checkpoint")
+        raise CheckpointError(f"{repo} on the Hub has no config.json: it is not a transformers checkpoint")
     return Checkpoint(repo, path, revision=path.name)
 
 
@@ -180,11 +176,11 @@ def load_shard(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) ->
     Raises:
         CheckpointError: tensors are missing or have other shapes than the model's; the first are named.
     """
-    places = _places(module, checkpoint)
+    slices = _slices(module, checkpoint)
     parameters, buffers = dict(module.named_parameters()), _persistent_buffers(module)
-    missing = [name for name in parameters if name not in places]
+    missing = [name for name in parameters if name not in slices]
     if missing:
-        unused = [stored for stored in checkpoint.weight_files if stored not in {p.stored for p in places.values()}]
+        unused = [stored for stored in checkpoint.weight_files if stored not in {p.stored for p in slices.values()}]
         raise CheckpointError(
             f"{checkpoint.source} lacks {len(missing)} tensors of a {type(module).__name__}, among them "
             f"{', '.join(missing[:4])}; it has {', '.join(unused[:4]) or 'nothing'} besides"
@@ -192,17 +188,17 @@ def load_shard(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) ->
         )
     readers: dict[Path, _Reader] = {}
     for name, target in (parameters | buffers).items():
-        place = places.get(name)
-        if place is None:
+        own = slices.get(name)
+        if own is None:
             continue  # a buffer that the model makes itself
-        if place.path not in readers:
-            readers[place.path] = _open(place.path)
-        value = _read(readers[place.path], place, name, target)
+        if own.path not in readers:
+            readers[own.path] = _open(own.path)
+        value = _read(readers[own.path], own, name, target)
         _assign(module, name, value.to(dtype) if value.is_floating_point() else value)
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Slice:
     """Where a tensor is stored: file, name there, and which of how many equal parts along its first dimension."""
 
     path: Path
@@ -211,8 +207,8 @@ class _Place:
     parts: int = 1
 
 
-def _places(module: Any, checkpoint: Checkpoint) -> dict[str, _Place]:
-    """The place of each tensor of the model, by the model's names.
+def _slices(module: Any, checkpoint: Checkpoint) -> dict[str, _Slice]:
+    """Where each tensor of the model is stored, by the model's names.
 
     Checkpoints of some architectures have older names, or several tensors in one; transformers knows which.
     Source: transformers/conversion_mapping.py.
@@ -224,11 +220,11 @@ def _places(module: Any, checkpoint: Checkpoint) -> dict[str, _Place]:
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
     tensors = module.state_dict(keep_vars=True)
-    found: dict[str, _Place] = {}
+    found: dict[str, _Slice] = {}
     for stored, path in checkpoint.weight_files.items():
         name, source = rename_source_key(stored, renamings, converters, module.base_model_prefix, tensors)
         if source is None:
-            found[name] = _Place(path, stored)
+            found[name] = _Slice(path, stored)
             continue
         converter = next(c for c in converters if source in c.source_patterns)
         operation = converter.operations[0]
@@ -236,30 +232,30 @@ def _places(module: Any, checkpoint: Checkpoint) -> dict[str, _Place]:
             raise CheckpointError(f"{checkpoint.source} stores {stored} in a form that tpray cannot cut while it reads")
         first, *_ = converter.target_patterns
         for part, target in enumerate(converter.target_patterns):
-            found[name.replace(first, target)] = _Place(path, stored, part, len(converter.target_patterns))
+            found[name.replace(first, target)] = _Slice(path, stored, part, len(converter.target_patterns))
     return found
 
 
-def _read(reader: _Reader, place: _Place, name: str, target: Tensor) -> Tensor:
+def _read(reader: _Reader, own: _Slice, name: str, target: Tensor) -> Tensor:
     part = partition_of(target)
     full = list(target.shape)
     if part is not None:
         full[part.dim] = part.full
         full = full[::-1] if part.transposed else full
-    stored = reader.shape(place.stored)
-    expected = [full[0] * place.parts, *full[1:]] if full else full
+    stored = reader.shape(own.stored)
+    expected = [full[0] * own.parts, *full[1:]] if full else full
     if stored != expected:
         raise CheckpointError(
             f"the tensor {name} has the shape {stored} in {reader.path.name} and {expected} in the model that "
             "config.json describes"
         )
-    start = place.part * full[0] if full else 0
+    start = own.part * full[0] if full else 0
     if part is None:
-        whole = place.parts == 1
-        return reader.whole(place.stored) if whole else reader.piece(place.stored, 0, start, start + full[0])
+        whole = own.parts == 1
+        return reader.whole(own.stored) if whole else reader.piece(own.stored, 0, start, start + full[0])
     dim = 1 - part.dim if part.transposed else part.dim
     offset = start if dim == 0 else 0  # what is stored in parts is cut by its rows
-    pieces = [reader.piece(place.stored, dim, offset + first, offset + last) for first, last in part.bounds]
+    pieces = [reader.piece(own.stored, dim, offset + first, offset + last) for first, last in part.bounds]
     return part.join([piece.t() for piece in pieces] if part.transposed else pieces).contiguous()
 
 
@@ -346,12 +342,3 @@ class _Pickled:
 
 def _open(path: Path) -> _Reader:
     return _Safetensors(path) if path.suffix == ".safetensors" else _Pickled(path)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()

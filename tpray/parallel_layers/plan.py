@@ -207,7 +207,7 @@ class Plan:
         """Read what `to_json` gives; everything but the rules' patterns and cuts may be left out.
 
         Raises:
-            ConfigError: it is no plan; the message says what is wrong and shows one that would do.
+            ConfigError: it is not a plan; the message says what is wrong and shows one that would work.
         """
         shape = '{"rules": [["*.attention.query", "query"], ...], "local": [["*.attention", ["num_heads"]]]}'
         try:
@@ -219,7 +219,7 @@ class Plan:
             local = tuple((str(pattern), tuple(names)) for pattern, names in stored.get("local", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             names = ", ".join(cut.name.lower() for cut in Cut)
-            raise ConfigError(f"this is no sharding plan ({e}); it looks like {shape}, with the cuts {names}") from e
+            raise ConfigError(f"this is not a sharding plan ({e}); it looks like {shape}, with the cuts {names}") from e
         return cls(rules, local, **flags)
 
 
@@ -227,7 +227,7 @@ def read_plan(plan: Path | Mapping[str, Any]) -> Plan:
     """The plan in a JSON file, or in what such a file holds.
 
     Raises:
-        ConfigError: the file cannot be read, or it is no plan.
+        ConfigError: the file cannot be read, or it is not a plan.
     """
     if isinstance(plan, Mapping):
         return Plan.from_json(plan)

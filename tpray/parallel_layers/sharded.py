@@ -161,8 +161,8 @@ def find_parts(directory: Path) -> list[Path]:
             found.setdefault(int(match[1]), path)
     if not found:
         raise CheckpointError(
-            f"{directory} holds no sharded checkpoint: there is no tp_rank_00_pp_rank_00 in it; a checkpoint in one "
-            "file is read with sharded=False"
+            f"{directory} does not hold a sharded checkpoint: there is no tp_rank_00_pp_rank_00 in it; a checkpoint in "
+            "one file is read with sharded=False"
         )
     missing = sorted(set(range(max(found) + 1)) - set(found))
     if missing:

@@ -1,5 +1,5 @@
-"""How one rank traces, keeps, loads and runs its shard.
+"""How one rank traces, loads and runs its shard. No Ray, and no group: a runtime sees one rank.
 
-Read `base` (the protocol), `program` (a traced program on disk), `artifact` (all ranks' programs and what
-vouches for them), then a runtime: `cpu`.
+Read `base` (the protocol), `exported` (a traced program on disk), `shaped` (programs of static shapes), then a kind of
+core: `cpu.runtime`, `neuron.torchneuron`, `neuron.xla`.
 """

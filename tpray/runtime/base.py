@@ -1,29 +1,31 @@
-"""The protocol every runtime implements, and the choice of one.
+"""The protocol that every runtime implements, and the choice of one.
 
-Legend: B batch, S sequence, L labels. A program's inputs are ``input_ids``, ``attention_mask`` and
+Legend: B batch, S sequence, L labels. A classifier's program takes ``input_ids``, ``attention_mask`` and
 ``token_type_ids``, int64 ``[B, S]``; its output is logits float32 ``[B, L]``, the same on every rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from tpray.config import DtypeName, RuntimeName
-from tpray.runtime.artifact import Artifact, FunctionArtifact, ProgramRecord
+from tpray.parallel_layers.plan import Plan
+from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket
-from tpray.runtime.neuron_env import NeuronPlace, detect
+from tpray.runtime.records import ProgramRecord
 
-Tell = Callable[[str], object]
-"""Is told what has just been done, in a few words."""
+Report = Callable[[str], object]
+"""Is called with what has just been done, in a few words."""
 
 
-def silent(text: str) -> None:
-    """A `Tell` that tells nobody."""
+def no_report(text: str) -> None:
+    """A `Report` that goes nowhere."""
 
 
 class Program(Protocol):
@@ -34,82 +36,92 @@ class Program(Protocol):
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]: ...
 
 
-INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
 """What a program is traced in. int8 is bfloat16 until it is loaded: weights are quantised there."""
 
 
+@dataclass(frozen=True)
+class SavedShard:
+    """What `Runtime.trace` has saved of one rank of a classifier, to be loaded.
+
+    directory: the rank's own. buckets: the shapes that were traced; none: any. plan: how the layers were split.
+    """
+
+    directory: Path
+    rank: int
+    tp: int
+    dtype: str
+    buckets: tuple[Bucket, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class SavedUserModel:
+    """What `Runtime.trace_user_model` has saved of one rank, to be loaded.
+
+    aliases: names of the state tensors -> which output of the program becomes their next value.
+    """
+
+    directory: Path
+    rank: int
+    tp: int
+    programs: tuple[ProgramRecord, ...]
+    aliases: Mapping[str, int]
+
+
 class Runtime(Protocol):
-    """One kind of core. Calls are made in the process of the rank, within `parallel_state.use`."""
+    """How one rank traces, loads and runs its shard. Calls are made in its process, within `parallel_state.use`.
 
-    name: RuntimeName
+    Args:
+        topology: of the rank's group.
+        first_core: the number of the rank's first core in a process that holds all ranks; None: a process of its own.
+    """
+
     attention: str  # transformers' implementation of it that is traced: sdpa or eager
-    compiles_alone: bool  # whether a rank can trace while the others do not
 
-    def choose_dtype(self, asked: DtypeName) -> str:
-        """The dtype to trace in.
-
-        Raises:
-            tpray.errors.ConfigError: the cores cannot compute in ``asked``; the message names what they can.
-        """
-        ...
-
-    def default_buckets(self, max_length: int) -> tuple[Bucket, ...]:
-        """The shapes to trace for when nobody says which; none where a program takes any."""
-        ...
+    def __init__(self, topology: Topology, first_core: int | None = None) -> None: ...
 
     def join(self, rank: int, size: int) -> None:
         """Enter what the runtime's own collectives need, before any use of the device; all ranks do it at once."""
         ...
 
     def trace(
-        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket] = (), tell: Tell = silent
+        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket], report: Report = no_report
     ) -> None:
         """Trace this rank's shard and save it in ``directory``.
 
         One program for any B and any S up to ``max_length``, or one for each of ``buckets``; where each takes minutes
-        to compile, ``tell`` hears of each.
+        to compile, ``report`` is called after each.
 
         Raises:
             CompileError: the compiler failed.
         """
         ...
 
-    def load(self, artifact: Artifact, rank: int) -> Program:
-        """Load what `trace` saved for ``rank``, and make it ready to run fast.
+    def load(self, saved: SavedShard) -> Program:
+        """Load a shard, and make it ready to run fast.
 
         Raises:
             ArtifactError: the files do not hold a program of this runtime.
         """
         ...
 
-    def trace_function(
+    def trace_user_model(
         self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
     ) -> list[ProgramRecord]:
-        """Trace a model of the user's own, once for each of ``examples``, and save the programs in ``directory``."""
+        """Trace a user's own model, once for each of ``examples``, and save the programs in ``directory``."""
         ...
 
-    def load_function(self, artifact: FunctionArtifact, rank: int) -> Program:
-        """Load what `trace_function` saved for ``rank``.
+    def load_user_model(self, saved: SavedUserModel) -> Program:
+        """Load what `trace_user_model` saved.
 
         Raises:
             ArtifactError: the files do not hold programs of this runtime.
         """
         ...
 
-    def warm_up_shapes(self, max_length: int) -> Sequence[tuple[int, int]]:
-        """Which [B, S] to run once before the first request, so that no request pays for a first time."""
-        ...
 
-
-def runtime_for(name: RuntimeName, place: NeuronPlace | None = None) -> Runtime:
-    """The runtime called ``name``; ``auto`` is what this machine has. place: of the rank's cores, on NeuronCores."""
-    from tpray.runtime.cpu import CpuRuntime
-    from tpray.runtime.neuron import NeuronRuntime
-    from tpray.runtime.neuron_xla import NeuronXlaRuntime
-
-    chosen = detect() if name == "auto" else name
-    if chosen == "cpu":
-        return CpuRuntime()
-    return (NeuronRuntime if chosen == "neuron" else NeuronXlaRuntime)(place or NeuronPlace())
+def runtime_for(topology: Topology, first_core: int | None = None) -> Runtime:
+    """The runtime of a rank of this group; see `Runtime` for the arguments."""
+    module, _, name = topology.platform.runtime_class.partition(":")
+    return cast(Runtime, getattr(import_module(module), name)(topology, first_core))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tpray.errors import ParityError
-from tpray.parallel_layers.checkpoint import Checkpoint
-from tpray.runtime.artifact import Canary
+from tpray.runtime.records import INPUT_NAMES, Canary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tpray.parallel_layers.checkpoint import Checkpoint
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 2e-1}
 """Largest difference from the unsharded float32 logits, as a share of the largest of them (or of 1).
@@ -20,6 +26,7 @@ part moves logits by their own size.
 
 def make_canary(checkpoint: Checkpoint, max_length: int) -> Canary:
     """Run the stock transformers model, unsharded and in float32, on seeded input with padding in it."""
+    import torch
     from transformers import AutoModelForSequenceClassification
 
     config = checkpoint.config
@@ -37,6 +44,8 @@ def make_canary(checkpoint: Checkpoint, max_length: int) -> Canary:
 
 def _inputs(config: object, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
     """input_ids, attention_mask, token_type_ids, int64 ``[3, S]``; three rows of different lengths."""
+    import torch
+
     vocabulary: int = config.vocab_size  # type: ignore[attr-defined]  # every text config has it
     length = min(24, max_length)
     generator = torch.Generator().manual_seed(20)
@@ -50,14 +59,19 @@ def _inputs(config: object, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, types * mask
 
 
-def check_canary(canary: Canary, logits: Tensor, dtype: str) -> float:
-    """Compare a group's logits with the unsharded ones; the largest relative difference is returned.
+def canary_inputs(canary: Canary) -> list[npt.NDArray[np.int64]]:
+    """A program's inputs, int64 ``[B, S]`` each."""
+    return [np.array(getattr(canary, name), dtype=np.int64) for name in INPUT_NAMES]
+
+
+def check_canary(canary: Canary, logits: npt.NDArray[Any], dtype: str) -> float:
+    """Compare a group's logits ``[B, L]`` with the unsharded ones; the largest relative difference is returned.
 
     Raises:
         ParityError: it is larger than the dtype explains, or there is a NaN.
     """
-    reference = torch.tensor(canary.logits)
-    difference = ((logits - reference).abs().max() / reference.abs().max().clamp(min=1.0)).item()
+    reference = np.array(canary.logits, dtype=np.float32)
+    difference = float(np.abs(logits - reference).max() / max(1.0, float(np.abs(reference).max())))
     if not difference <= TOLERANCE[dtype]:  # also refuses NaN
         raise ParityError(
             f"the sharded {dtype} logits differ from the unsharded model's by {difference:.2e}, more than "

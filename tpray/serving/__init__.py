@@ -1,2 +1,2 @@
-"""What a client sees. Read `app` (HTTP and the Serve deployment), `engine`, `text`, `batcher`, then a dialect
-(`tei`); `local` is the same engine without Serve."""
+"""What a client sees. Read `app` (the Serve deployment), `http` (its routes) and `dialects` (how clients ask), then
+`engine`, `codec`, `batcher`; `local` is the same engine without Serve, `launch` a server on this machine."""

@@ -3,7 +3,8 @@
 When the group can take a step, and not before, the oldest rows up to a token budget leave the queue. A group whose
 program packs rows takes them as they came; for any other they are sorted by length and cut into steps whose padding
 is bounded. Two steps are in flight, so that the ranks never wait for this process. Rows whose caller left, or whose
-time ran out, cost no step. Rows of a step that died with its group go back to the head of the queue, once.
+time ran out, cost no step. Rows of a step that died with its group go back to the head of the queue, once; while the
+group restarts all rows wait there.
 
 Iteration-level batching of a queue by tokens is TEI's and Orca's (Yu et al., OSDI 2022) idea; an encoder needs
 one step a row, so what remains of it is to form a batch only when it can start.
@@ -14,19 +15,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from tpray.config import BatchConfig
-from tpray.errors import DeadlineError, GroupError, OverloadedError
-from tpray.group.life import StepResult
+from tpray.errors import DeadlineError, GroupError, NotReadyError, OverloadedError
+from tpray.group.channel import StepResult
+from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, largest_batch
-from tpray.serving.text import Encoded
+from tpray.serving.codec import Encoded
 
-Step = Callable[[Sequence[Array]], Awaitable[StepResult]]
+
+class Steps(Protocol):
+    """What a batcher needs of a group."""
+
+    lifecycle: Lifecycle
+
+    async def step(self, inputs: Sequence[Array]) -> StepResult:
+        """Run one step.
+
+        Raises:
+            NotReadyError: nothing was sent.
+            GroupError: the group failed.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +55,7 @@ class RowResult:
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class QueuedRow:
     """A row in the queue. Times are `time.monotonic` seconds."""
 
     encoded: Encoded
@@ -52,12 +68,12 @@ class Row:
         return len(self.encoded)
 
 
-def cut_steps(rows: Iterable[Row], max_step_tokens: int, max_padding: float) -> list[list[Row]]:
+def cut_steps(rows: Iterable[QueuedRow], max_step_tokens: int, max_padding: float) -> list[list[QueuedRow]]:
     """Cut rows into steps: sorted by length, each step within the token limit and the padding limit.
 
     A row longer than the limit gets a step of its own. The step with the oldest row comes first.
     """
-    steps: list[list[Row]] = []
+    steps: list[list[QueuedRow]] = []
     used = 0
     for row in sorted(rows, key=len):
         padded = len(row) * (len(steps[-1]) + 1) if steps else 0
@@ -70,9 +86,9 @@ def cut_steps(rows: Iterable[Row], max_step_tokens: int, max_padding: float) -> 
     return sorted(steps, key=lambda step: min(row.arrived for row in step))
 
 
-def cut_into_buckets(rows: Iterable[Row], buckets: Sequence[Bucket]) -> list[list[Row]]:
+def cut_into_buckets(rows: Iterable[QueuedRow], buckets: Sequence[Bucket]) -> list[list[QueuedRow]]:
     """Cut rows into steps of one bucket each: rows that share the shortest bucket that holds them go together."""
-    together: dict[int, list[Row]] = {}
+    together: dict[int, list[QueuedRow]] = {}
     for row in rows:
         length = min(bucket.length for bucket in buckets if bucket.length >= len(row))
         together.setdefault(length, []).append(row)
@@ -99,8 +115,7 @@ class Batcher:
     """The queue of one group.
 
     Args:
-        step: runs one step; raises `GroupError` when the group failed.
-        ready: set while the group can take steps.
+        group: what the steps run on.
         config: the limits.
         pad_id: the token id that fills short rows.
         packs_rows: whether padding costs the group nothing.
@@ -109,36 +124,31 @@ class Batcher:
 
     def __init__(
         self,
-        step: Step,
-        ready: asyncio.Event,
+        group: Steps,
         config: BatchConfig,
         pad_id: int,
         packs_rows: bool = False,
         buckets: Sequence[Bucket] = (),
     ) -> None:
-        self._step, self._ready, self._config, self._pad_id = step, ready, config, pad_id
+        self._group, self._config, self._pad_id = group, config, pad_id
         self._packs_rows, self._buckets = packs_rows, buckets
-        self._queue: deque[Row] = deque()
-        self._formed: deque[list[Row]] = deque()
-        self._admitted = 0
-        self._arrival = asyncio.Event()
-        self._slots = asyncio.Semaphore(config.steps_in_flight)
-        self._surplus = 0  # slots that are taken away when they become free
+        self._queue: deque[QueuedRow] = deque()
+        self._cut: deque[list[QueuedRow]] = deque()  # steps that were cut and wait for a slot
+        self._admitted: set[QueuedRow] = set()
         self._running: set[asyncio.Task[None]] = set()
-        self._pump = asyncio.get_running_loop().create_task(self._run())
+        self._awake = False  # whether `_start_steps` is to run
+        self._closed: GroupError | None = None
+        group.lifecycle.watch(self._on_group)
 
     @property
     def queued_tokens(self) -> int:
         """Tokens that wait for a step."""
-        return sum(map(len, self._queue)) + sum(len(row) for step in self._formed for row in step)
+        return sum(map(len, self._queue)) + sum(len(row) for step in self._cut for row in step)
 
     def reconfigure(self, config: BatchConfig) -> None:
         """Take other limits. Fewer steps in flight come into force as the running ones end."""
-        more = config.steps_in_flight - self._config.steps_in_flight
         self._config = config
-        for _ in range(more):
-            self._slots.release()
-        self._surplus += max(0, -more)
+        self._wake()
 
     async def submit(self, rows: Sequence[Encoded], timeout_s: float) -> list[RowResult]:
         """Queue ``rows`` and wait for all their answers.
@@ -146,73 +156,95 @@ class Batcher:
         Raises:
             OverloadedError: the queue cannot take them all; none was queued.
             DeadlineError: ``timeout_s`` passed first.
-            GroupError: the group failed and could not be brought back in time.
+            GroupError: the group failed and could not be brought back in time, or was stopped.
         """
-        if self._admitted + len(rows) > self._config.max_concurrent_requests:
+        if self._closed is not None:
+            raise self._closed
+        if len(self._admitted) + len(rows) > self._config.max_concurrent_requests:
             raise OverloadedError(
-                f"{self._admitted} texts are queued or running, and the limit is "
+                f"{len(self._admitted)} texts are queued or running, and the limit is "
                 f"{self._config.max_concurrent_requests}: try again later"
             )
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        queued = [Row(encoded, loop.create_future(), now, now + timeout_s) for encoded in rows]
-        self._admitted += len(queued)
+        queued = [QueuedRow(encoded, loop.create_future(), now, now + timeout_s) for encoded in rows]
+        self._admitted.update(queued)
         self._queue.extend(queued)
-        self._arrival.set()
+        self._wake()
+        futures = [row.future for row in queued]
         try:
-            return list(await asyncio.wait_for(asyncio.gather(*(row.future for row in queued)), timeout_s))
-        except asyncio.TimeoutError as e:
-            raise DeadlineError(f"the request was not answered within {timeout_s:g} s") from e
+            done, waiting = await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # the first that failed speaks for all
+            if waiting:
+                raise DeadlineError(f"the request was not answered within {timeout_s:g} s")
+            return [future.result() for future in futures]
         finally:
-            self._admitted -= len(queued)
-            for row in queued:
-                row.future.cancel()  # no effect on those that are done
+            self._admitted.difference_update(queued)
+            for future in futures:
+                future.cancel()  # no effect on those that are done
 
     async def close(self, reason: GroupError) -> None:
-        """Stop forming steps; rows that wait raise ``reason``."""
-        self._pump.cancel()
+        """Start no step any more; every row that was admitted, and later ones, raise ``reason``."""
+        self._close(reason)
         for task in self._running:
             task.cancel()
-        await asyncio.gather(self._pump, *self._running, return_exceptions=True)
-        for row in [*self._queue, *(row for step in self._formed for row in step)]:
-            _fail(row, reason)
+        await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _run(self) -> None:
-        while True:
-            await self._slots.acquire()
-            rows = await self._next_step()
-            await self._ready.wait()
+    def _close(self, reason: GroupError) -> None:
+        self._closed = self._closed or reason
+        self._queue.clear()
+        self._cut.clear()
+        for row in self._admitted:
+            _fail(row, self._closed)
+
+    def _on_group(self) -> None:
+        """The group has another state."""
+        if self._group.lifecycle.state is State.STOPPED:
+            self._close(self._group.lifecycle.why_not_ready())
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Start steps soon: what arrives until then goes together."""
+        if not self._awake:
+            self._awake = True
+            asyncio.get_running_loop().call_soon(self._start_steps)
+
+    def _start_steps(self) -> None:
+        """Start as many steps as there are slots and rows for, if the group takes any."""
+        self._awake = False
+        ready = self._closed is None and self._group.lifecycle.state is State.READY
+        while ready and len(self._running) < self._config.steps_in_flight and (rows := self._next_step()):
             task = asyncio.get_running_loop().create_task(self._answer(rows))
             self._running.add(task)
-            task.add_done_callback(self._finished)
+            task.add_done_callback(self._on_answered)
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _on_answered(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if self._surplus:
-            self._surplus -= 1
-        else:
-            self._slots.release()
+        self._wake()
 
-    async def _next_step(self) -> list[Row]:
-        while True:
-            while self._formed:
-                rows = [row for row in self._formed.popleft() if _wanted(row)]
-                if rows:
-                    return rows
-            if not self._queue:
-                self._arrival.clear()
-                await self._arrival.wait()
-            limits = self._config
-            if self._packs_rows:
-                self._formed.append(self._take(min(limits.max_step_tokens, limits.max_batch_tokens)))
-            elif self._buckets:
-                self._formed.extend(cut_into_buckets(self._take(limits.max_batch_tokens), self._buckets))
-            else:
-                rows = self._take(limits.max_batch_tokens)
-                self._formed.extend(cut_steps(rows, limits.max_step_tokens, limits.max_padding))
+    def _next_step(self) -> list[QueuedRow]:
+        """The rows of the next step that somebody waits for; [] if there are none."""
+        while self._cut or self._queue:
+            if not self._cut:
+                self._cut.extend(self._cut_steps())
+            if rows := [row for row in self._cut.popleft() if _wanted(row)]:
+                return rows
+        return []
 
-    def _take(self, budget: int) -> list[Row]:
+    def _cut_steps(self) -> list[list[QueuedRow]]:
+        """Take the oldest rows and cut them into steps."""
+        limits = self._config
+        if self._packs_rows:
+            return [self._take(min(limits.max_step_tokens, limits.max_batch_tokens))]
+        rows = self._take(limits.max_batch_tokens)
+        if self._buckets:
+            return cut_into_buckets(rows, self._buckets) or [[]]
+        return cut_steps(rows, limits.max_step_tokens, limits.max_padding) or [[]]
+
+    def _take(self, budget: int) -> list[QueuedRow]:
         """The oldest rows that somebody still waits for, up to ``budget`` tokens and at least one."""
-        taken: list[Row] = []
+        taken: list[QueuedRow] = []
         while self._queue and (not taken or len(self._queue[0]) <= budget):
             row = self._queue.popleft()
             if _wanted(row):
@@ -220,12 +252,16 @@ class Batcher:
                 budget -= len(row)
         return taken
 
-    async def _answer(self, rows: list[Row]) -> None:
+    async def _answer(self, rows: list[QueuedRow]) -> None:
         started = time.monotonic()
         try:
-            result = await self._step(pad([row.encoded for row in rows], self._pad_id))
+            result = await self._group.step(pad([row.encoded for row in rows], self._pad_id))
         except GroupError as e:
-            self._replay(rows, e)
+            self._replay(rows, e, sent=not isinstance(e, NotReadyError))
+            return
+        except Exception as e:  # noqa: BLE001  # an error of these rows must not keep their callers waiting
+            for row in rows:
+                _fail(row, e)
             return
         if len(result.logits) != len(rows):
             for row in rows:  # to answer some of them would be to guess whose answer is whose
@@ -235,21 +271,21 @@ class Batcher:
             if not row.future.done():
                 row.future.set_result(RowResult(result.logits[i], started - row.arrived, result.compute_s))
 
-    def _replay(self, rows: list[Row], error: GroupError) -> None:
+    def _replay(self, rows: list[QueuedRow], error: GroupError, sent: bool) -> None:
         """Put rows back that were not replayed yet: a row that kills every group it meets must not go on."""
         for row in sorted(rows, key=lambda row: row.arrived, reverse=True):
-            if row.replayed:
-                _fail(row, error)
+            if self._closed is not None or (sent and row.replayed):
+                _fail(row, self._closed or error)
             elif _wanted(row):
-                row.replayed = True
+                row.replayed |= sent
                 self._queue.appendleft(row)
-        self._arrival.set()
 
 
-def _wanted(row: Row) -> bool:
+def _wanted(row: QueuedRow) -> bool:
     return not row.future.done() and time.monotonic() < row.deadline
 
 
-def _fail(row: Row, error: Exception) -> None:
+def _fail(row: QueuedRow, error: Exception) -> None:
     if not row.future.done():
         row.future.set_exception(error)
+        row.future.exception()  # marks it seen: its caller may have left

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpray.config import BatchConfig
-from tpray.errors import EmptyInputError, GroupError, PayloadTooLargeError
-from tpray.group.group import ShardGroup
+from tpray.errors import DeadlineError, EmptyInputError, GroupError, PayloadTooLargeError
+from tpray.group.channel import StepResult
+from tpray.group.classifier import ClassifierGroup
+from tpray.group.group import PhaseReport
+from tpray.group.lifecycle import State
+from tpray.group.wire import Array
 from tpray.serving.batcher import Batcher
-from tpray.serving.text import Direction, Item, Score, TextCodec
-
-log = logging.getLogger("tpray.engine")
-
-RESTARTS = 3
-"""How often in a row a group is brought up again before its replica gives up and lets Serve place a new one."""
+from tpray.serving.codec import Direction, Item, Score, TextCodec
 
 INLINE_CHARS = 8192
 """Longer input is tokenised on a thread: it would hold up the event loop for more than about a millisecond."""
@@ -38,54 +36,48 @@ class Answer:
 
 
 class Engine:
-    """Classifies items on one group, and restarts the group when it fails.
+    """Classifies items on one group, which restarts itself when it fails.
 
     Args:
         group: not started yet; `start` starts it.
         config: the limits.
     """
 
-    def __init__(self, group: ShardGroup, config: BatchConfig) -> None:
+    def __init__(self, group: ClassifierGroup, config: BatchConfig) -> None:
         self.group, self.config = group, config
-        self.restarts = 0
-        self._ready = asyncio.Event()
-        self._dead: GroupError | None = None
         self._codec: TextCodec | None = None
         self._batcher: Batcher | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._reads_padding = False
+        self.startup: tuple[PhaseReport, ...] = ()
+        """The phases of the first start."""
         self._checked = float("-inf")
 
     async def start(self) -> None:
         """Start the group, load the tokenizer, open the queue."""
         await self.group.start()
+        self.startup = tuple(self.group.phases)
         artifact = self.group.artifact
-        assert artifact is not None, "a group that started has an artifact"
         try:
-            model = artifact.manifest.model
-            self._codec = await asyncio.to_thread(TextCodec, artifact.model_directory, model)
+            self._codec = await asyncio.to_thread(TextCodec, artifact.model_directory, artifact.manifest.model)
         except BaseException:
             await self.group.stop()
             raise
-        self._reads_padding = model.sharding.reads_padding
         self._batcher = Batcher(
-            self.group.step,
-            self._ready,
-            self._batching(),
-            self._codec.pad_id,
-            self.group.packs_rows,
-            self.group.buckets,
+            self.group, self._batching(), self._codec.pad_id, self.group.packs_rows, self.group.buckets
         )
-        self._ready.set()
-        self._keeper = asyncio.get_running_loop().create_task(self._keep_alive())
 
     def _batching(self) -> BatchConfig:
-        return self.config.model_copy(update={"max_padding": 0.0}) if self._reads_padding else self.config
+        reads_padding = self.group.artifact.manifest.model.sharding.reads_padding
+        return self.config.model_copy(update={"max_padding": 0.0}) if reads_padding else self.config
 
     @property
     def queued_tokens(self) -> int:
         """Tokens that wait for a step."""
         return self._batcher.queued_tokens if self._batcher is not None else 0
+
+    @property
+    def restarts(self) -> int:
+        """How often the group came back."""
+        return self.group.lifecycle.restarts
 
     def reconfigure(self, config: BatchConfig) -> None:
         """Work within other limits from now on; what is queued stays queued."""
@@ -95,10 +87,7 @@ class Engine:
             self._batcher.reconfigure(self._batching())
 
     async def stop(self) -> None:
-        """Close the queue and stop the group."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        """Close the queue, whose rows are told so at once, and stop the group."""
         if self._batcher is not None:
             await self._batcher.close(GroupError("the server is shutting down"))
         await self.group.stop()
@@ -132,14 +121,13 @@ class Engine:
         started = time.perf_counter()
         assert self._batcher is not None, "the engine was not started"
         if not items:
-            raise EmptyInputError("`inputs` is empty: send at least one text")
+            raise EmptyInputError("there is nothing to classify: send at least one text")
         if len(items) > self.config.max_client_batch_size:
             raise PayloadTooLargeError(
-                f"`inputs` has {len(items)} items and the limit is {self.config.max_client_batch_size}: send "
-                "smaller batches"
+                f"there are {len(items)} items and the limit is {self.config.max_client_batch_size}: send smaller "
+                "batches"
             )
-        if self._dead is not None:
-            raise self._dead
+        self.check_alive()
         if sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items) > INLINE_CHARS:
             rows = await asyncio.to_thread(self.codec.encode, items, truncate, direction)
         else:
@@ -156,16 +144,42 @@ class Engine:
             total_s=time.perf_counter() - started,
         )
 
+    async def logits(self, inputs: Sequence[Array], timeout_s: float | None = None) -> Array:
+        """Run the program on token ids, in a step of its own; while the group restarts the call waits.
+
+        Args:
+            inputs: ids, mask and types int64 ``[B, S]``.
+            timeout_s: how long the caller will wait; the default is the server's.
+
+        Returns:
+            float32 ``[B, L]``.
+
+        Raises:
+            DeadlineError: ``timeout_s`` passed first.
+            GroupError: the group failed in this step, and again when it was repeated once; or it was stopped.
+        """
+        limit_s = timeout_s or self.config.request_timeout_s
+        try:
+            return (await asyncio.wait_for(self._step(inputs), limit_s)).logits
+        except asyncio.TimeoutError as e:
+            raise DeadlineError(f"the request was not answered within {limit_s:g} s") from e
+
+    async def _step(self, inputs: Sequence[Array]) -> StepResult:
+        lifecycle = self.group.lifecycle
+        await lifecycle.until_ready()
+        try:
+            return await self.group.step(inputs)
+        except GroupError:
+            await lifecycle.until_ready()
+            return await self.group.step(inputs)
+
     async def check(self, timeout_s: float = 5.0) -> None:
         """Run one token through every rank, unless that was done within the last second.
 
         Raises:
             GroupError: the group does not answer; it is being restarted, or is given up.
         """
-        if self._dead is not None:
-            raise self._dead
-        if not self._ready.is_set():
-            raise GroupError(f"the group is restarting: {self.group.error}")
+        self.group.lifecycle.check_ready()
         if time.monotonic() - self._checked > 1.0:
             token = np.ones((1, 1), dtype=np.int64)
             # The step's own limit holds, not this check's: a busy group is healthy.
@@ -173,27 +187,6 @@ class Engine:
             self._checked = time.monotonic()
 
     def check_alive(self) -> None:
-        """Raise `GroupError` once the group has been given up; a restart under way is no reason to."""
-        if self._dead is not None:
-            raise self._dead
-
-    async def _keep_alive(self) -> None:
-        failures = 0
-        while True:
-            await self.group.failed.wait()
-            self._ready.clear()
-            try:
-                await self.group.restart()
-            except Exception as e:  # noqa: BLE001  # any failed start counts, whatever it raised
-                failures += 1
-                log.error("restart %d of %d failed: %s", failures, RESTARTS, e)
-                if failures == RESTARTS:
-                    self._dead = GroupError(f"the group could not be brought back: {e}")
-                    assert self._batcher is not None, "the keeper starts after the batcher"
-                    await self._batcher.close(self._dead)
-                    return
-                await asyncio.sleep(failures)
-            else:
-                failures = 0
-                self.restarts += 1
-                self._ready.set()
+        """Raise `GroupError` once the group was stopped or given up; not while it restarts."""
+        if self.group.lifecycle.state is State.STOPPED:
+            raise self.group.lifecycle.why_not_ready()

@@ -16,15 +16,16 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 from urllib.request import urlopen
 
-from tpray.config import ServeConfig
+from tpray.artifacts.resolve import find_model
+from tpray.config import ServeConfig, set_default_variables
 from tpray.errors import ConfigError, GroupError, PlacementError, TprayError
-from tpray.group.cores import usable_cores
-from tpray.group.life import PhaseReport
-from tpray.group.store import Source, check_source
+from tpray.group.group import PhaseReport
+from tpray.platforms.cores import usable_cores
+from tpray.platforms.topology import Topology
 from tpray.serving import haproxy
 from tpray.serving.progress import Receiver
 
-log = logging.getLogger("tpray.launch")
+log = logging.getLogger(__name__)
 
 
 def catch_signals() -> dict[signal.Signals, Any]:
@@ -81,13 +82,13 @@ class Server:
 
     def __enter__(self) -> Server:
         config, parallel = self.config, self.config.parallel
-        check_source(Source.of(config.model, parallel))
+        topology = Topology.of(parallel, config.replicas)
+        find_model(config.model, topology)  # refuses what cannot work; the replica finds it again, where it runs
         check_port(self.host, self.port)
-        from tpray.group.cluster import start_ray
-        from tpray.group.placement import Layout, shortfall
+        from tpray.group.nodes import shortfall
+        from tpray.local_ray.local import start_ray
 
-        layout = Layout.of(parallel, config.replicas)
-        cores, needed = len(usable_cores()), parallel.tp * layout.threads * config.replicas
+        cores, needed = len(usable_cores()), parallel.tp * topology.threads * config.replicas
         if needed > cores:
             log.warning(
                 "%d ranks want %d CPU cores and this machine has %d: they run unpinned and share them",
@@ -95,19 +96,19 @@ class Server:
             )  # fmt: skip
         try:
             folder = Path(tempfile.mkdtemp(prefix="tpray-"))
-            os.environ |= {name: os.environ.get(name, value) for name, value in haproxy.settings(folder).items()}
+            set_default_variables(haproxy.settings(folder))
             start_ray(max(cores, needed), folder)
-            reason = shortfall(layout)
+            reason = shortfall(topology)
             if reason is not None:
                 raise PlacementError(reason)
             catch_signals()  # Ray has put a handler of its own in their place
-            self._deploy()
+            self._deploy(topology)
         except BaseException:
             self._shut_down()
             raise
         return self
 
-    def _deploy(self) -> None:
+    def _deploy(self, topology: Topology) -> None:
         from ray import serve
 
         from tpray.serving.app import APP_NAME, application
@@ -121,11 +122,13 @@ class Server:
             logging.getLogger(name).setLevel(logging.ERROR)
         receiver = Receiver()
         try:
-            target = serve.RunTarget(application(self.config, receiver.address), name=APP_NAME, route_prefix="/")
+            target = serve.RunTarget(
+                application(self.config, topology, receiver.address), name=APP_NAME, route_prefix="/"
+            )
             # Not blocking, so that Ctrl-C need not wait until a large model is up.
             serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
             while not self._is_up():
-                self._hear(receiver.poll(0.2))
+                self._show_message(receiver.poll(0.2))
             self._wait_until_reachable()
         finally:
             receiver.close()
@@ -154,7 +157,7 @@ class Server:
             raise GroupError(f"the application did not start: {lines[-1]}")
         return overview.status == "RUNNING"
 
-    def _hear(self, message: PhaseReport | TprayError | None) -> None:
+    def _show_message(self, message: PhaseReport | TprayError | None) -> None:
         if isinstance(message, TprayError):
             raise message
         if message is not None:
@@ -174,7 +177,7 @@ class Server:
 
     @staticmethod
     def _shut_down() -> None:
-        from tpray.group.cluster import stop_ray
+        from tpray.local_ray.local import stop_ray
 
         # A second Ctrl-C ends this process at once, and the watchdog the rest.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -196,7 +199,7 @@ def connect(app: str = "tpray") -> Any:
     """
     from ray import serve
 
-    from tpray.group.cluster import join_ray
+    from tpray.local_ray.local import join_ray
 
     join_ray()
     try:

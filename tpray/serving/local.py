@@ -2,58 +2,52 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from tpray.config import (
-    BatchConfig,
-    DtypeName,
-    InstanceFamily,
-    ModelConfig,
-    NeuronLayout,
-    ParallelConfig,
-    RuntimeName,
-)
+from tpray.artifacts.resolve import find_model
+from tpray.config import AUTO, BatchConfig, DtypeName, InstanceFamily, ModelConfig, NeuronLayout, ParallelConfig
 from tpray.errors import ConfigError
-from tpray.group.blocking import LoopThread
-from tpray.group.cores import usable_cores
-from tpray.group.group import ShardGroup
-from tpray.group.life import PhaseReport
-from tpray.group.placement import Layout
-from tpray.group.ranks import Ranks, RayRanks
-from tpray.group.store import Source, check_source
+from tpray.group.classifier import ClassifierGroup
+from tpray.group.executor import Executor
+from tpray.group.group import PhaseReport
+from tpray.group.loop_thread import LoopThread
 from tpray.group.wire import Array
-from tpray.runtime.base import INPUT_NAMES
+from tpray.platforms.cores import usable_cores
+from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import parse
+from tpray.runtime.records import INPUT_NAMES
+from tpray.serving.codec import Item
 from tpray.serving.engine import Answer, Engine
-from tpray.serving.text import Item
 
 T = TypeVar("T")
 
 
 class LocalClassifier:
-    """A group that answers this process; make one with `load`, end it with `close` or a ``with`` block."""
+    """A group that answers this process; make one with `load`, end it with `close` or a ``with`` block.
 
-    def __init__(self, group: ShardGroup, batch: BatchConfig, owns_ray: bool = False) -> None:
+    Any thread may use it.
+    """
+
+    def __init__(self, group: ClassifierGroup, batch: BatchConfig, owns_ray: bool = False) -> None:
         self._owns_ray = owns_ray
         self._loop = LoopThread("tpray-group")
-        self._closed = False
         self._engine = Engine(group, batch)
         atexit.register(self.close)
         try:
-            self._run(self._engine.start())
+            self._loop.run(self._engine.start())
         except BaseException:
             self._end()
             raise
 
     @property
-    def group(self) -> ShardGroup:
+    def group(self) -> ClassifierGroup:
         """The group itself: its phases, ranks and artifact."""
         return self._engine.group
 
@@ -75,7 +69,7 @@ class LocalClassifier:
 
         Raises:
             InputError: something in ``inputs`` cannot be classified; nothing was.
-            GroupError: the group failed and could not be brought back.
+            GroupError: the group failed and could not be brought back, or was closed meanwhile.
         """
         single = isinstance(inputs, (str, tuple))
         items: list[Item] = [inputs] if isinstance(inputs, (str, tuple)) else list(inputs)
@@ -87,13 +81,12 @@ class LocalClassifier:
     ) -> Iterator[list[dict[str, Any]]]:
         """The same for an iterable that need not fit in memory: answers come in order, as they are ready."""
         size = self._engine.config.max_client_batch_size
-        ahead: list[asyncio.Future[Answer]] = []
+        ahead: list[Future[Answer]] = []
         part: list[Item] = []
         limit = max(1, self._engine.config.max_concurrent_requests // size - 1)
 
         def submit() -> None:
-            work = self._engine.classify(list(part), raw_scores, truncate)
-            ahead.append(asyncio.run_coroutine_threadsafe(work, self._loop.loop))  # type: ignore[arg-type]
+            ahead.append(self._submit(self._engine.classify(list(part), raw_scores, truncate)))
             part.clear()
 
         def rows(answer: Answer) -> Iterator[list[dict[str, Any]]]:
@@ -132,29 +125,30 @@ class LocalClassifier:
         arrays = rest | given
         if ids.ndim != 2 or any(array.shape != ids.shape for array in arrays.values()):
             raise ConfigError("logits() takes arrays of one shape [batch, sequence]")
-        return self._run(self.group.step([arrays[name] for name in INPUT_NAMES])).logits
+        return self._submit(self._engine.logits([arrays[name] for name in INPUT_NAMES])).result()
 
     def close(self) -> None:
-        """Stop the group, and Ray if `load` started it. Safe to call twice."""
-        if self._closed:
+        """Stop the group, and Ray if `load` started it; threads that wait get an error. Safe to repeat."""
+        if self._loop.stopped:
             return
-        self._run(self._engine.stop())
-        self._end()
+        try:
+            self._loop.run(self._engine.stop())
+        finally:
+            self._end()
 
     def _end(self) -> None:
-        self._closed = True
         atexit.unregister(self.close)
         self._loop.stop()
         if self._owns_ray:
-            from tpray.group.cluster import stop_ray
+            from tpray.local_ray.local import stop_ray
 
             stop_ray()
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._closed:
-            work.close()
-            raise ConfigError("this classifier was closed: load it again")
-        return self._loop.run(work)
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        try:
+            return self._loop.submit(work)
+        except RuntimeError as e:
+            raise ConfigError("this classifier was closed: load it again") from e
 
     def __enter__(self) -> LocalClassifier:
         return self
@@ -168,14 +162,14 @@ class LocalClassifier:
 def load(
     model: str | Path | None = None,
     tp: int = 1,
-    dtype: DtypeName = "auto",
-    runtime: RuntimeName = "auto",
+    dtype: DtypeName = AUTO,
+    runtime: str = AUTO,
     cores: int | None = None,
     plan: Path | dict[str, Any] | None = None,
     buckets: str | Sequence[tuple[int, int]] = (),
     out: Path | None = None,
-    progress: Any = None,
-    ranks: Ranks | None = None,
+    progress: Callable[[PhaseReport], None] | None = None,
+    executor: Executor | None = None,
     instance_family: InstanceFamily | None = None,
     neuron_layout: NeuronLayout = "process-per-rank",
     lnc: Literal[1, 2] | None = None,
@@ -193,7 +187,7 @@ def load(
         buckets: trace one program for each [batch, length] and no other, ``"8x32,8x128"``; the default takes any shape.
         out: keep the traced artifact in this directory instead of the cache.
         progress: called with a `PhaseReport` after each start-up phase.
-        ranks: where the ranks come from, when they are not to be Ray actors.
+        executor: what starts the ranks, when they are not to be Ray actors; its topology counts, and not ``tp``.
         instance_family, neuron_layout, lnc: on NeuronCores; see `tpray.config.ParallelConfig`.
         store: URL of a folder that machines share: what one of them traced, the others fetch.
 
@@ -202,6 +196,7 @@ def load(
     """
     shapes = parse(buckets) if isinstance(buckets, str) else tuple(buckets)
     named = None if model is None else str(model)
+    config = ModelConfig(source=named, dtype=dtype, plan=plan, buckets=shapes, store=store)
     parallel = ParallelConfig(
         tp=tp,
         cores_per_rank=cores,
@@ -210,14 +205,14 @@ def load(
         neuron_layout=neuron_layout,
         lnc=lnc,
     )
-    source = Source.of(ModelConfig(source=named, dtype=dtype, plan=plan, buckets=shapes, store=store), parallel, out)
-    check_source(source)  # before anything is started
+    topology = Topology.of(parallel) if executor is None else executor.topology
+    found = find_model(config, topology)  # before anything is started
     owns_ray = False
-    if ranks is None:
-        from tpray.group.cluster import ensure_ray
+    if executor is None:
+        from tpray.group.ray_executor import RayExecutor
+        from tpray.local_ray.local import ensure_ray
 
-        layout = Layout.of(parallel)
-        owns_ray = ensure_ray(max(len(usable_cores()), tp * layout.threads))
-        ranks = RayRanks(layout)
-    group = ShardGroup(source, ranks, BatchConfig().step_timeout_s, progress)
+        owns_ray = ensure_ray(max(len(usable_cores()), tp * topology.threads))
+        executor = RayExecutor(topology)
+    group = ClassifierGroup(config, executor, BatchConfig().step_timeout_s, progress, found, out)
     return LocalClassifier(group, BatchConfig(), owns_ray)

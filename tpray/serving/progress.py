@@ -1,4 +1,4 @@
-"""What a starting replica tells the command that started it: phases as they end, and why it failed.
+"""What a starting replica reports to the command that started it: phases as they end, and why it failed.
 
 Datagrams to an abstract Unix address: on one machine, best effort, with nothing to clean up. A replica on
 another node, or one that starts long after the command has gone, speaks to nobody, and that is fine.
@@ -12,7 +12,7 @@ import socket
 from dataclasses import asdict
 
 from tpray import errors
-from tpray.group.life import PhaseReport
+from tpray.group.group import PhaseReport
 
 
 class Receiver:
@@ -48,11 +48,11 @@ class Sender:
         self._address = address
 
     def phase(self, report: PhaseReport) -> None:
-        """Tell of a phase that ended."""
+        """Report a phase that ended."""
         self._send(asdict(report))
 
     def failed(self, error: Exception) -> None:
-        """Tell why the start failed."""
+        """Report why the start failed."""
         known = isinstance(error, errors.TprayError)
         self._send({"kind": type(error).__name__, "error": str(error) if known else repr(error)})
 

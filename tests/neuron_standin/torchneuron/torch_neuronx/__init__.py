@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 from neuron_rules import ENV, NrtError, ProcessExchange, check_process_rank, compile_log, nrt_init, same_call
 from torch.fx import GraphModule, Interpreter
+from torch.utils.backend_registration import generate_methods_for_privateuse1_backend, rename_privateuse1_backend
 
 __version__ = "2.13.3.0"
 
-torch.utils.rename_privateuse1_backend("neuron")
+rename_privateuse1_backend("neuron")
 torch.ops.load_library(os.environ["NEURON_STANDIN_DEVICE"])
 
 
@@ -43,7 +44,7 @@ class _Module:
 
 
 torch._register_device_module("neuron", _Module)
-torch.utils.generate_methods_for_privateuse1_backend()
+generate_methods_for_privateuse1_backend()
 
 _exchange: ProcessExchange | None = None
 

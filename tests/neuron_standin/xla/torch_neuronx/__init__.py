@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _load_collectives(model: Any, start_core: int, count: int, rank: int, world:
             raise NrtError(f"ranks {ranks} loaded together")
 
 
-torch.ops.neuron._load_collectives_neuron = _load_collectives
+torch.ops.neuron._load_collectives_neuron = _load_collectives  # type: ignore[attr-defined]  # a namespace takes any name
 
 
 def move_trace_to_device(trace: Any, device_id: int) -> None:
@@ -156,7 +157,7 @@ def move_trace_to_device(trace: Any, device_id: int) -> None:
     _moved.add(key)
 
 
-_jit_load = torch.jit.load
+_jit_load: Callable[..., Any] = torch.jit.load
 
 
 def _load(*args: Any, **kwargs: Any) -> Any:

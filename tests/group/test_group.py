@@ -1,0 +1,272 @@
+"""The life of a group, with ranks that fail on command: no model, no Ray, milliseconds each."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.group.conftest import IDS, INPUTS, MASK, PlainGroup, WithGroup
+from tpray.errors import (
+    CompileError,
+    GroupError,
+    NotReadyError,
+    PlacementError,
+    RankError,
+    StartTimeoutError,
+    StepTimeoutError,
+)
+from tpray.group import group as groups
+from tpray.group.fake_executor import FakeExecutor, fake_logits
+from tpray.group.group import PhaseReport
+from tpray.group.lifecycle import State
+from tpray.group.wire import Frame, Kind
+
+
+def test_the_fake_needs_no_torch() -> None:
+    code = "import sys, tpray.group.fake_executor, tpray.group.group; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_start_has_phases_in_their_order_and_a_step_is_answered(with_group: WithGroup) -> None:
+    seen: list[PhaseReport] = []
+
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        assert group.lifecycle.state is State.READY
+        assert [p.name for p in seen] == ["resolve", "place", "spawn", "pin", "connect", "check"]
+        assert [p.number for p in seen] == [1, 2, 3, 4, 5, 8]
+        assert seen == group.phases
+        assert executor.calls == ["place", "spawn", "pin", "connect"]
+        assert np.array_equal((await group.step(INPUTS)).logits, fake_logits(IDS, MASK))
+        assert [worker.rank for worker in group.workers] == [0, 1, 2]
+
+    with_group(work, tp=3, progress=seen.append)
+
+
+def test_steps_are_answered_in_any_number_and_each_by_its_own(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.delay(1, 0.002)
+        ids = [np.full((1, 2), i) for i in range(20)]
+        results = await asyncio.gather(*(group.step([x, x * 0 + 1, x * 0]) for x in ids))
+        for x, result in zip(ids, results, strict=True):
+            assert np.array_equal(result.logits, fake_logits(x, x * 0 + 1))
+
+    with_group(work)
+
+
+def error_answer(frame: Frame) -> Frame:
+    return Frame(Kind.ERROR, frame.step, text="ValueError: no")
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "words"),
+    [
+        (lambda executor: executor.die(1), RankError, "rank 1 died"),
+        (lambda executor: executor.hang(1), StepTimeoutError, r"not answered by rank 1 within 0\.\d s"),
+        (lambda executor: executor.delay(0, 1.0), StepTimeoutError, "not answered by rank 0"),
+        (lambda executor: executor.answer(1, error_answer), RankError, "rank 1 failed in a step: ValueError: no"),
+        (lambda executor: executor.answer(0, lambda f: Frame(Kind.RESULT, f.step)), RankError, "without an output"),
+    ],
+    ids=["dead", "hanging", "late", "raising", "silent about its output"],
+)
+def test_one_bad_rank_fails_the_group_which_comes_back(
+    command: Any, error: type[GroupError], words: str, with_group: WithGroup
+) -> None:
+    """In the same place, with all ranks new; what was under way raises, and what comes later is answered."""
+
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        command(executor)
+        with pytest.raises(error, match=words):
+            await group.step(INPUTS)
+        assert group.lifecycle.state in (State.FAILED, State.STARTING)
+        with pytest.raises(NotReadyError, match="is restarting"):
+            await group.step(INPUTS)
+        await group.lifecycle.until_ready()
+        assert group.lifecycle.restarts == 1
+        again = ["kill", "place", "spawn", "pin", "connect"]
+        assert executor.calls == [*again[1:], *again]
+        assert "release" not in executor.calls
+        assert np.array_equal((await group.step(INPUTS)).logits, fake_logits(IDS, MASK))
+
+    with_group(work, step_timeout_s=0.3)
+
+
+def test_no_step_is_taken_while_the_group_restarts_and_none_disturbs_it(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        loaded = executor.block("connect")
+        sent = len(executor.steps)
+        executor.die(0)
+        await group.lifecycle.until(State.STARTING)
+        for _ in range(3):
+            with pytest.raises(NotReadyError, match="is restarting: rank 0 died"):
+                await group.step(INPUTS)
+            await asyncio.sleep(0.01)
+        assert len(executor.steps) == sent
+        loaded.set()
+        await group.lifecycle.until_ready()
+        assert group.lifecycle.restarts == 1
+
+    with_group(work)
+
+
+def test_a_group_that_does_not_come_back_is_given_up(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.fail("spawn", PlacementError("no room"), times=3)
+        executor.die(1)
+        await group.lifecycle.until(State.STOPPED)
+        with pytest.raises(GroupError, match="could not be brought back: no room"):
+            await group.lifecycle.until_ready()
+        with pytest.raises(GroupError, match="could not be brought back: no room"):
+            await group.step(INPUTS)
+        while executor.calls[-1] != "release":
+            await asyncio.sleep(0.001)
+        assert executor.calls.count("spawn") == 4
+
+    with_group(work)
+
+
+def test_failures_are_counted_in_a_row(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        for restarts in (1, 2):
+            executor.fail("spawn", PlacementError("no room"), times=2)
+            executor.die(1)
+            await group.lifecycle.until(State.FAILED)
+            await group.lifecycle.until_ready()
+            assert group.lifecycle.restarts == restarts
+
+    with_group(work)
+
+
+def test_a_rank_that_dies_while_the_group_starts_ends_the_start_at_once() -> None:
+    """Though the phase that is going on asks nothing of that rank."""
+
+    class Slow(PlainGroup):
+        async def _check(self) -> None:
+            self.reached = True
+            await asyncio.sleep(60)
+
+        reached = False
+
+    async def main() -> None:
+        executor = FakeExecutor(2)
+        group = Slow(executor)
+        starting = asyncio.ensure_future(group.start())
+        while not group.reached:
+            await asyncio.sleep(0.001)
+        executor.die(1)
+        with pytest.raises(RankError, match="rank 1 died"):
+            await asyncio.wait_for(starting, 2)
+        assert group.lifecycle.state is State.STOPPED
+        assert executor.calls[-2:] == ["kill", "release"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("call", ["place", "spawn", "pin", "connect"])
+def test_a_start_that_fails_leaves_nothing(call: str) -> None:
+    async def main() -> None:
+        executor = FakeExecutor(2)
+        executor.fail(call, CompileError("the compiler's words"))
+        group = PlainGroup(executor)
+        with pytest.raises(CompileError, match="the compiler's words"):
+            await group.start()
+        assert executor.calls[-2:] == ["kill", "release"]
+        with pytest.raises(GroupError, match="the start failed: the compiler's words"):
+            await group.step(INPUTS)
+
+    asyncio.run(main())
+
+
+def test_a_phase_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setitem(groups.PHASES, "spawn", 0.05)
+        executor = FakeExecutor(2)
+        executor.block("spawn")
+        with pytest.raises(StartTimeoutError, match=r"phase 3 \(spawn\) did not finish within 0 s"):
+            await PlainGroup(executor).start()
+        assert executor.calls[-2:] == ["kill", "release"]
+
+    asyncio.run(main())
+
+
+def test_ranks_report_within_a_phase(with_group: WithGroup) -> None:
+    seen: list[PhaseReport] = []
+
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.die(0)
+        await group.lifecycle.until(State.FAILED)
+        hold = asyncio.Event()
+
+        async def check() -> None:
+            executor.report(1, "the program for [1, 16]")
+            await hold.wait()
+
+        group._check = check  # type: ignore[method-assign]  # this one group alone checks for so long
+        while not any(not report.done for report in seen):
+            await asyncio.sleep(0.001)
+        hold.set()
+        await group.lifecycle.until_ready()
+        (report,) = [report for report in seen if not report.done]
+        assert (report.name, report.note) == ("check", "1 done; rank 1: the program for [1, 16]")
+
+    with_group(work, progress=seen.append)
+
+
+def test_stop_gives_the_place_back_even_if_a_rank_cannot_be_ended() -> None:
+    async def main() -> None:
+        executor = FakeExecutor(2)
+        group = PlainGroup(executor)
+        await group.start()
+        executor.fail("kill", GroupError("process 7 is still there"))
+        with pytest.raises(GroupError, match="still there"):
+            await group.stop()
+        assert executor.calls[-2:] == ["kill", "release"]
+        await group.stop()  # is done
+        assert executor.calls[-2:] == ["kill", "release"]
+
+    asyncio.run(main())
+
+
+def test_stop_fails_what_is_under_way_and_ends_a_restart(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.hang(1)
+        step = asyncio.ensure_future(group.step(INPUTS))
+        await asyncio.sleep(0.01)
+        executor.die(0)
+        with pytest.raises(RankError, match="rank 0 died"):
+            await step
+        executor.block("spawn")
+        while executor.calls.count("spawn") < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.wait_for(group.stop(), 1)
+        with pytest.raises(GroupError, match="was stopped"):
+            await group.step(INPUTS)
+
+    with_group(work)
+
+
+def test_a_caller_that_leaves_disturbs_nobody(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.delay(0, 0.02)
+        left, stays = (asyncio.ensure_future(group.step(INPUTS)) for _ in range(2))
+        await asyncio.sleep(0.005)
+        left.cancel()
+        assert np.array_equal((await stays).logits, fake_logits(IDS, MASK))
+        assert np.array_equal((await group.step(INPUTS)).logits, fake_logits(IDS, MASK))
+        assert group.lifecycle.state is State.READY
+
+    with_group(work)
+
+
+def test_a_foreign_frame_fails_the_group(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor._ranks[0].sock.sendall(b"HTTP/1.1 200 OK" + b" " * 64)
+        await group.lifecycle.until(State.FAILED)
+        assert "unknown header" in str(group.lifecycle.error)
+        await group.lifecycle.until_ready()
+
+    with_group(work)

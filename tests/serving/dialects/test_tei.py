@@ -1,0 +1,60 @@
+"""The TEI dialect: forms of a request, and what each mistake is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tpray import errors
+from tpray.serving.dialects import tei
+
+
+@pytest.mark.parametrize(
+    ("inputs", "items", "batch"),
+    [("a", ["a"], False), (["a"], ["a"], False), (["a", "b"], [("a", "b")], False),
+     ([["a"], ["b", "c"]], ["a", ("b", "c")], True)],
+)  # fmt: skip
+def test_forms_of_inputs(inputs: object, items: list[object], batch: bool) -> None:
+    assert tei.items_of(tei.parse(json.dumps({"inputs": inputs}).encode())) == (items, batch)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{", 422, "not valid JSON"),
+        (b"\xff", 422, "not valid JSON"),
+        (b"", 400, "body is empty"),
+        (b"[]", 422, "JSON object"),
+        (b'{"inputs": 3}', 422, "`inputs` has the wrong type"),
+        (b'{"inputs": [1, 2]}', 422, "`inputs` has the wrong type"),
+        (b'{"inputs": []}', 400, "`inputs` is empty"),
+        (b'{"inputs": [[]]}', 422, "list of 0 texts"),
+        (b'{"inputs": ["a", "b", "c"]}', 422, "list of 3 texts"),
+        (b'{"inputs": "\\ud800"}', 422, "not valid JSON"),
+        (b'{"text": "a"}', 422, "`inputs` is missing"),
+        (b'{"inputs": "a", "truncate": "maybe"}', 422, "`truncate`"),
+        (b'{"inputs": "a", "truncation_direction": "Up"}', 422, "`truncation_direction`"),
+    ],
+)
+def test_mistakes_are_explained(body: bytes, status: int, words: str) -> None:
+    with pytest.raises(errors.InputError) as caught:
+        tei.items_of(tei.parse(body))
+    found, rendered, *_ = tei.render_error(caught.value)
+    assert found == status
+    assert set(json.loads(rendered)) == {"error", "error_type"}
+    assert words in json.loads(rendered)["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [(errors.PayloadTooLargeError("x"), 413, "Validation"), (errors.OverloadedError("x"), 429, "Overloaded"),
+     (errors.RankError("x"), 503, "Unhealthy"), (errors.DeadlineError("x"), 504, "Backend"),
+     (ZeroDivisionError("secret"), 424, "Backend")],
+)  # fmt: skip
+def test_the_table_of_statuses(error: Exception, status: int, kind: str) -> None:
+    found, body, headers, internal = tei.render_error(error)
+    assert (found, json.loads(body)["error_type"]) == (status, kind)
+    assert ("retry-after" in headers) == (status in (429, 503))
+    assert internal == (status == 424)
+    assert b"secret" not in body

@@ -1,0 +1,225 @@
+"""What becomes of requests when their group fails, restarts, is given up or closed; its ranks fail on command."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.serving.conftest import WithEngine
+from tpray.config import BatchConfig, ModelConfig
+from tpray.errors import ConfigError, DeadlineError, GroupError, PlacementError, RankError
+from tpray.group.classifier import ClassifierGroup
+from tpray.group.fake_executor import FakeExecutor, fake_logits
+from tpray.group.lifecycle import State
+from tpray.group.wire import Frame, Kind
+from tpray.serving.engine import Engine
+from tpray.serving.local import LocalClassifier
+
+
+async def restarting(engine: Engine, executor: FakeExecutor) -> asyncio.Event:
+    """Have a rank die, and the restart wait for the event that is returned."""
+    hold = executor.block("connect")
+    executor.die(1)
+    await engine.group.lifecycle.until(State.STARTING)
+    return hold
+
+
+def test_rows_under_way_are_run_again_once_their_group_is_back(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        wanted = (await engine.classify(["a b"])).scores
+        executor.hang(0)
+        waiting = [asyncio.ensure_future(engine.classify(["a b"])) for _ in range(4)]
+        await asyncio.sleep(0.02)
+        executor.die(1)
+        for answer in await asyncio.gather(*waiting):
+            assert answer.scores == wanted
+        assert engine.restarts == 1
+        engine.check_alive()
+
+    with_fake_engine(work)
+
+
+def test_rows_that_come_during_a_restart_wait_in_the_queue_and_are_counted(with_fake_engine: WithEngine) -> None:
+    """The autoscaler goes by the tokens that wait: those of a group that restarts are among them."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        hold = await restarting(engine, executor)
+        waiting = [asyncio.ensure_future(engine.classify(["a b"])) for _ in range(5)]
+        await asyncio.sleep(0.02)
+        tokens = len(engine.codec.encode(["a b"])[0])
+        assert engine.queued_tokens == 5 * tokens
+        with pytest.raises(GroupError, match="is restarting: rank 1 died"):
+            await engine.check()
+        engine.check_alive()
+        hold.set()
+        for answer in await asyncio.gather(*waiting):
+            assert answer.tokens == tokens
+        assert engine.queued_tokens == 0
+        await engine.check()
+
+    with_fake_engine(work)
+
+
+def test_when_a_group_is_given_up_its_callers_are_told_at_once(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        hold = await restarting(engine, executor)
+        executor.fail("spawn", PlacementError("no room"), times=3)
+        executor.fail("connect", RankError("and again"))
+        waiting = [asyncio.ensure_future(engine.classify(["a b"], timeout_s=60)) for _ in range(4)]
+        await asyncio.sleep(0.02)
+        hold.set()
+        began = time.monotonic()
+        for answer in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(answer, GroupError)
+            assert not isinstance(answer, DeadlineError)
+            assert "could not be brought back: no room" in str(answer)
+        assert time.monotonic() - began < 2
+        for check in (engine.classify(["a"]), engine.check()):
+            with pytest.raises(GroupError, match="could not be brought back"):
+                await check
+        with pytest.raises(GroupError, match="could not be brought back"):
+            engine.check_alive()
+
+    with_fake_engine(work)
+
+
+def test_rows_whose_time_ran_out_during_a_restart_are_not_computed(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        hold = await restarting(engine, executor)
+        late = asyncio.ensure_future(engine.classify(["too late"], timeout_s=0.02))
+        patient = asyncio.ensure_future(engine.classify(["in time"]))
+        with pytest.raises(DeadlineError, match=r"within 0\.02 s"):
+            await late
+        executor.steps.clear()
+        hold.set()
+        await patient
+        sent = [row.tolist() for ids, *_ in executor.steps for row in ids]
+        assert engine.codec.encode(["in time"])[0].ids in sent
+        assert engine.codec.encode(["too late"])[0].ids not in sent
+
+    with_fake_engine(work)
+
+
+def test_a_row_that_kills_every_group_it_meets_does_not_go_on(with_fake_engine: WithEngine) -> None:
+    """Its caller is told after the second time; others are answered."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        poison = engine.codec.encode(["poison"])[0].ids
+        answer = executor._answer
+
+        def dies(rank: int, frame: Frame) -> Frame:
+            if poison[1] in frame.tensors[0]:
+                return Frame(Kind.ERROR, frame.step, text="ValueError: bad row")
+            return answer(rank, frame)
+
+        executor._answer = dies  # type: ignore[method-assign]  # the fake, for this row alone
+        with pytest.raises(GroupError, match="bad row"):
+            await engine.classify(["poison"])
+        assert (await engine.classify(["fine"])).scores
+        assert engine.restarts == 2
+
+    with_fake_engine(work)
+
+
+def test_close_tells_every_caller_and_later_ones_at_once(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.hang(0)
+        waiting = [asyncio.ensure_future(engine.classify(["a b"])) for _ in range(40)]
+        await asyncio.sleep(0.02)
+        began = time.monotonic()
+        await engine.stop()
+        for answer in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(answer, GroupError)
+        with pytest.raises(GroupError):
+            await engine.classify(["a b"])
+        assert time.monotonic() - began < 2
+
+    with_fake_engine(work)
+
+
+def test_a_step_of_another_number_of_rows_is_an_error_of_its_rows(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.answer(0, lambda f: Frame(Kind.RESULT, f.step, (np.zeros((7, 2), dtype=np.float32),), 1))
+        with pytest.raises(GroupError, match="a step of 1 rows was answered with 7"):
+            await engine.classify(["a"])
+        assert engine.group.lifecycle.state is State.READY
+
+    with_fake_engine(work)
+
+
+def test_a_hanging_rank_is_found_by_the_steps_limit_and_the_request_answered(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.hang(1)
+        assert (await engine.classify(["a b"])).scores
+        assert engine.restarts == 1
+
+    with_fake_engine(work, step_timeout_s=0.2)
+
+
+def test_logits_wait_for_a_restart_and_are_computed_again(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        ids = np.array([[2, 8, 9, 3]])
+        inputs = [ids, ids * 0 + 1, ids * 0]
+        hold = await restarting(engine, executor)
+        with pytest.raises(DeadlineError):
+            await engine.logits(inputs, timeout_s=0.02)
+        waiting = asyncio.ensure_future(engine.logits(inputs))
+        hold.set()
+        assert np.array_equal(await waiting, fake_logits(ids, inputs[1]))
+        executor.hang(0)
+        waiting = asyncio.ensure_future(engine.logits(inputs))
+        await asyncio.sleep(0.02)
+        executor.die(1)
+        assert np.array_equal(await waiting, fake_logits(ids, inputs[1]))
+
+    with_fake_engine(work)
+
+
+def test_other_limits_hold_from_then_on(with_fake_engine: WithEngine) -> None:
+    """Steps in flight follow, up and down."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.hang(1)  # so that no step ends
+        for slots in (1, 4, 2):
+            engine.reconfigure(BatchConfig(steps_in_flight=slots, max_step_tokens=4))
+            waiting = [asyncio.ensure_future(engine.classify(["a"])) for _ in range(4)]
+            await asyncio.sleep(0.03)
+            assert len(executor.steps) == max(slots, 4 if slots == 2 else 0)
+            for task in waiting:
+                task.cancel()
+
+    with_fake_engine(work, max_step_tokens=4)
+
+
+def local(executor: FakeExecutor) -> LocalClassifier:
+    return LocalClassifier(ClassifierGroup(ModelConfig(dtype="float32"), executor), BatchConfig())
+
+
+def test_closing_a_classifier_while_another_thread_classifies_leaves_nobody_waiting() -> None:
+    executor = FakeExecutor(2)
+    classifier = local(executor)
+    executor.hang(0)
+    started = threading.Barrier(4)
+
+    def classify() -> object:
+        started.wait(10)
+        return classifier.classify(["a b"] * 100)
+
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(classify) for _ in range(3)]
+        started.wait(10)
+        time.sleep(0.1)
+        classifier.close()
+        for future in waiting:
+            with pytest.raises((GroupError, ConfigError)):
+                future.result(timeout=5)
+    with pytest.raises(ConfigError, match="was closed"):
+        classifier.classify("a")
+    with pytest.raises(ConfigError, match="was closed"):
+        classifier.logits(input_ids=[[1, 2]])
+    classifier.close()

@@ -1,0 +1,98 @@
+"""The routes of a replica over fake ranks, without Serve: bodies, statuses, and what the server says of itself."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+from tests.serving.conftest import WithEngine
+from tpray.group.fake_executor import FakeExecutor
+from tpray.group.lifecycle import State
+from tpray.serving.engine import Engine
+from tpray.serving.http import make_app
+from tpray.serving.metrics import METRICS
+
+
+def client(engine: Engine) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(make_app(engine), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://tpray")
+
+
+def test_forms_of_an_answer(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            single = await http.post("/predict", json={"inputs": ["a", "b"]})
+            assert [set(score) for score in single.json()] == [{"score", "label"}] * 2
+            assert single.headers["x-compute-tokens"] == "5"
+            batch = await http.post("/predict", json={"inputs": [["a"], ["b", "c"]], "raw_scores": True})
+            assert [len(item) for item in batch.json()] == [2, 2]
+
+    with_fake_engine(work)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "words"),
+    [
+        ({"inputs": [["a"], [""]]}, 400, "Empty", "`inputs`: item 1 is empty: send some text"),
+        ({"inputs": "word " * 300}, 422, "Validation", "`inputs`: item 0 has 602 tokens and this model takes 128"),
+        ({"inputs": [["a"]] * 9}, 413, "Validation", "there are 9 items and the limit is 8: send smaller batches"),
+        ({"inputs": "x" * 3000}, 413, "Validation", "the body is larger than 2048 bytes"),
+    ],
+)
+def test_errors_name_the_item_in_the_dialects_words(
+    body: object, status: int, kind: str, words: str, with_fake_engine: WithEngine
+) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            answer = await http.post("/predict", json=body)
+            assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
+            assert words in answer.json()["error"]
+
+    with_fake_engine(work, max_client_batch_size=8, payload_limit_bytes=2048)
+
+
+def test_a_group_that_restarts_is_unhealthy_and_says_so(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            assert (await http.get("/health")).status_code == 200
+            hold = executor.block("connect")
+            executor.die(0)
+            await engine.group.lifecycle.until(State.STARTING)
+            sick = await http.get("/health")
+            assert (sick.status_code, sick.json()["error_type"]) == (503, "Unhealthy")
+            assert "is restarting: rank 0 died" in sick.json()["error"]
+            assert (await http.get("/info")).json()["state"] == "starting"
+            hold.set()
+            await engine.group.lifecycle.until_ready()
+            assert (await http.get("/health")).status_code == 200
+
+    with_fake_engine(work)
+
+
+def test_what_the_server_says_of_itself(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            info = (await http.get("/info")).json()
+            assert (info["tp_degree"], info["state"], info["restarts"]) == (2, "ready", 0)
+            assert set(info["metrics"]) == {metric.name for metric in METRICS}
+            assert [phase["phase"] for phase in info["startup"]][:2] == ["resolve", "place"]
+            assert len(info["ranks"]) == 2
+            page = (await http.get("/docs")).text
+            assert not re.search(r"(src|href)=\"(https?:)?//", page)  # nothing from somebody else's host
+            for asset in re.findall(r"\"(docs/assets/[^\"]+)\"", page):
+                assert (await http.get(f"/{asset}")).status_code == 200
+            assert "/predict" in (await http.get("/openapi.json")).json()["paths"]
+
+    with_fake_engine(work)
+
+
+def test_a_route_that_is_nobodys_is_an_error_of_the_dialect(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            for answer, status in ((await http.get("/absent"), 404), (await http.get("/predict"), 405)):
+                assert answer.status_code == status
+                assert set(answer.json()) == {"error", "error_type"}
+
+    with_fake_engine(work)

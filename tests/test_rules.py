@@ -1,0 +1,56 @@
+"""Rules of the code that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import tpray
+from tpray.artifacts.key import SHAPING_CODE, code_digest
+
+ROOT = Path(tpray.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py") if "demo" not in path.parts)
+
+
+def names_of_os(path: Path) -> set[str]:
+    """What a module takes from `os`."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    taken = {
+        n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "os"
+    }
+    return taken | {a.name for n in nodes if isinstance(n, ast.ImportFrom) and n.module == "os" for a in n.names}
+
+
+def test_only_config_reads_the_environment() -> None:
+    readers = [path.name for path in MODULES if names_of_os(path) & {"environ", "getenv", "putenv", "environb"}]
+    assert readers == ["config.py"]
+
+
+def test_loggers_have_the_names_of_their_modules() -> None:
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("logging.getLogger("):
+                assert ast.unparse(node.value) == "logging.getLogger(__name__)", path
+
+
+def test_modules_are_short() -> None:
+    lengths = sorted((len(path.read_text().splitlines()), path.name) for path in MODULES if path.name != "__init__.py")
+    assert [name for length, name in lengths if length > 400] == ["plan.py"], "a table"
+    assert lengths[len(lengths) // 2][0] < 170
+
+
+@pytest.mark.parametrize("package", SHAPING_CODE)
+def test_all_code_that_shapes_a_program_is_in_the_cache_key(package: str, tmp_path: Path) -> None:
+    """Nested modules too: a changed pass must not meet an old artifact."""
+    for path in (path for path in MODULES if path.relative_to(ROOT).parts[0] in SHAPING_CODE):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    assert code_digest.__wrapped__(tmp_path) == code_digest()
+    for path in sorted((tmp_path / package).rglob("*.py")):
+        before = path.read_text()
+        path.write_text(before + "# changed")
+        assert code_digest.__wrapped__(tmp_path) != code_digest(), path
+        path.write_text(before)

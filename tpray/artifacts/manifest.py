@@ -1,0 +1,173 @@
+"""What vouches for an artifact: the records in its manifest, and the versions that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from contextlib import suppress
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from tpray.config import Frozen, InstanceFamily
+from tpray.errors import ArtifactError
+from tpray.parallel_layers.files import file_digest
+from tpray.parallel_layers.plan import Plan
+from tpray.platforms import PLATFORMS
+from tpray.runtime.buckets import Bucket
+from tpray.runtime.records import Canary, ProgramRecord
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class FileRecord(Frozen):
+    """What a file must be. ``sha256`` in hexadecimal."""
+
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """The record of a file as it is now."""
+        return cls(sha256=file_digest(path), size_bytes=path.stat().st_size)
+
+
+class ModelRecord(Frozen):
+    """Which model this is, and what its logits mean."""
+
+    source: str
+    revision: str | None
+    digest: str
+    model_type: str
+    max_length: int
+    labels: tuple[str, ...]
+    problem_type: str | None
+    pad_id: int
+    plan: dict[str, Any]
+
+    @property
+    def sharding(self) -> Plan:
+        """How its layers are split."""
+        return Plan.from_json(self.plan)
+
+
+class RankRecord(Frozen):
+    """One rank's program: its files, and the bytes of its tensors that are sharded and replicated."""
+
+    files: dict[str, FileRecord]
+    sharded_bytes: int
+    replicated_bytes: int
+
+
+class BaseManifest(Frozen):
+    """What every artifact says of itself.
+
+    versions: of the packages that shape a program. instance_family, lnc: of the NeuronCores it was compiled for.
+    """
+
+    format: int = FORMAT
+    created: str
+    versions: dict[str, str]
+    machine: str
+    runtime: str
+    instance_family: InstanceFamily | None = None
+    lnc: int | None = None
+    tp: int
+    ranks: tuple[RankRecord, ...]
+
+    def digest(self) -> str:
+        """SHA-256 of this manifest's own content."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class Manifest(BaseManifest):
+    """What vouches for a traced classifier.
+
+    buckets: the shapes that it takes; none: any. shapes: of the program's inputs and output.
+    """
+
+    model: ModelRecord
+    dtype: str
+    buckets: tuple[Bucket, ...]
+    shapes: dict[str, tuple[str, ...]]
+    model_files: dict[str, FileRecord]
+    canary: Canary
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all ranks together."""
+        return sum(rank.sharded_bytes + rank.replicated_bytes for rank in self.ranks)
+
+
+class UserModelManifest(BaseManifest):
+    """What vouches for a user's own traced model.
+
+    aliases: names of the state tensors -> which output of the program becomes their next value.
+    """
+
+    programs: tuple[ProgramRecord, ...]
+    aliases: dict[str, int]
+
+
+M = TypeVar("M", bound=BaseManifest)
+
+
+def read_manifest(directory: Path, kind: type[M]) -> M:
+    """The manifest in ``directory``, which must be unchanged and of the versions that are installed.
+
+    Raises:
+        ArtifactError: it is missing, altered or of another version.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        stored = json.loads(path.read_bytes())
+        own_digest = stored.pop("digest")
+        manifest = kind.model_validate(stored)
+    except (OSError, KeyError, TypeError, ValueError, ValidationError, AttributeError) as e:
+        raise ArtifactError(f"{path} is not a manifest of a traced model: {_first_line(e)}") from e
+    if manifest.digest() != own_digest:
+        raise ArtifactError(f"{path} was changed after it was written")
+    for name, installed in versions(manifest.runtime).items():
+        if manifest.versions.get(name) != installed:
+            raise ArtifactError(
+                f"{directory} was traced with {name} {manifest.versions.get(name)} and this is {name} "
+                f"{installed}: trace it again"
+            )
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: BaseManifest) -> None:
+    """Write the manifest and its own digest; the last file of an artifact."""
+    stored = {"digest": manifest.digest(), **manifest.model_dump(mode="json")}
+    (directory / MANIFEST_FILE).write_text(json.dumps(stored, indent=1) + "\n")
+
+
+@cache
+def versions(runtime: str = "cpu") -> dict[str, str]:
+    """Versions of the packages that shape a program of ``runtime``, those that are installed here."""
+    found = {}
+    packages = PLATFORMS[runtime].packages if runtime in PLATFORMS else ()
+    for name in ("tpray", "torch", "transformers", *packages):
+        with suppress(PackageNotFoundError):  # a machine without accelerators may still look at an artifact
+            found[name] = version(name)
+    return found
+
+
+def now() -> str:
+    """The time of day in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def machine() -> str:
+    """What the artifact was made on, for a person to read."""
+    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

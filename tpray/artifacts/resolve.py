@@ -1,0 +1,227 @@
+"""From what the user named to an artifact, or to what must be traced.
+
+`find_model` finds the files, on the Hub if need be, and refuses what cannot work; `resolve` then looks for the artifact
+that was traced for them, in this machine's cache and in the store that machines share.
+
+Artifacts are kept under ``<cache>/artifacts/<key>``; see `key`: the same model, degree, dtype, runtime and versions are
+traced once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tpray.artifacts.folder import Artifact, is_artifact
+from tpray.artifacts.key import cache_key
+from tpray.artifacts.manifest import Manifest
+from tpray.artifacts.store import SharedStore, fetch, is_url
+from tpray.config import AUTO, DEMO_DIR, ModelConfig, cache_dir
+from tpray.errors import ArtifactError, ConfigError, StoreError
+from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
+from tpray.parallel_layers.plan import read_plan
+from tpray.parallel_layers.shard import check_plan
+from tpray.platforms.memory import available_bytes
+from tpray.platforms.topology import Topology
+from tpray.runtime.buckets import Bucket
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TraceTask:
+    """What is to be traced, and where the artifact goes.
+
+    directory: of the artifact. kept_by_user: it is a folder that the user named, and not in the cache.
+    store: where other machines look for it, under ``key``.
+    """
+
+    checkpoint: Checkpoint
+    topology: Topology
+    dtype: str
+    buckets: tuple[Bucket, ...]
+    max_length: int
+    key: str
+    directory: Path
+    kept_by_user: bool = False
+    store: SharedStore | None = None
+
+    @property
+    def programs(self) -> int:
+        """How many programs all ranks trace together, where that is known: one for each bucket."""
+        return self.topology.tp * len(self.buckets)
+
+    def open(self) -> Artifact | None:
+        """The artifact as it is in its directory; None if it is not there, or damaged, and then it is thrown away."""
+        if not self.directory.exists():
+            return None
+        try:
+            return Artifact.open(self.directory)
+        except ArtifactError as e:
+            log.warning("%s; it will be traced again", e)
+            self.discard()
+            return None
+
+    def discard(self) -> None:
+        """Throw the artifact away, unless the user keeps it."""
+        if not self.kept_by_user:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What `resolve` has found.
+
+    artifact: None, if it must be traced. task: how to trace it, or to trace it again; None for an artifact that the
+    user named. url: where the store has it. damaged: the store's copy is to be replaced.
+    """
+
+    artifact: Artifact | None = None
+    task: TraceTask | None = None
+    url: str | None = None
+    damaged: bool = False
+
+
+def find_model(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
+    """Find the files of a model, downloading them if need be, and refuse all that shows without reading a weight.
+
+    Raises:
+        ModelNotFoundError, CheckpointError, UnsupportedModelError, DegreeError, ConfigError, ArtifactError: so it says.
+        StoreError: the URL of an artifact cannot be reached now.
+    """
+    name = model.source
+    if model.store is not None:
+        SharedStore(model.store)
+    own_plan = None if model.plan is None else read_plan(model.plan)
+    if name is not None and is_url(name):
+        name = str(fetch(name))
+    directory = DEMO_DIR if name is None else Path(name).expanduser()
+    if is_artifact(directory):
+        if own_plan is not None:
+            raise ConfigError(f"{directory} is traced already: a sharding plan is for a checkpoint")
+        if model.store is not None:
+            raise ConfigError(
+                f"{name} is traced already: a store is for what is traced from a checkpoint; leave it out"
+            )
+        artifact = Artifact.open(directory)
+        _check_agrees(artifact.manifest, model, topology)
+        _check_memory(artifact.manifest.weight_bytes, str(directory))
+        return artifact
+    found = find_checkpoint(directory if name is None else name, model.revision)
+    checkpoint = replace(found, own_plan=own_plan)
+    if own_plan is not None:
+        check_plan(checkpoint)
+    checkpoint.check_classifier()
+    checkpoint.plan.check_degree(checkpoint.config, topology.tp)
+    topology.platform.choose_dtype(model.dtype)
+    _check_buckets(model, checkpoint)
+    _check_memory(checkpoint.size_bytes, checkpoint.source)
+    return checkpoint
+
+
+async def resolve(
+    found: Checkpoint | Artifact, model: ModelConfig, topology: Topology, out: Path | None = None
+) -> Resolution:
+    """The artifact of a model, or what must be traced.
+
+    Args:
+        found: what `find_model` has found for ``model`` and ``topology``.
+        out: the folder that the user wants the artifact in, instead of the cache; it is traced anew.
+    """
+    if isinstance(found, Artifact):
+        return Resolution(found)
+    task = await asyncio.to_thread(_task, found, model, topology, out)
+    if task.kept_by_user:
+        return Resolution(task=task)
+    artifact = task.open()
+    if task.store is None:
+        return Resolution(artifact, task)
+    in_store = damaged = False
+    try:
+        if artifact is not None:
+            in_store = await _share(artifact, task.store, task.key)
+        else:
+            in_store = await asyncio.to_thread(task.store.fetch, task.key, task.directory)
+            artifact = task.open()
+            damaged = in_store and artifact is None
+    except StoreError as e:
+        log.warning("%s; this group does without it", e)
+    return Resolution(artifact, task, task.store.url_of(task.key) if in_store else None, damaged)
+
+
+def _task(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None) -> TraceTask:
+    limit = checkpoint.plan.max_length(checkpoint.config)
+    dtype = topology.platform.choose_dtype(model.dtype)
+    named = model.buckets or topology.platform.default_buckets(limit)
+    buckets = tuple(sorted({Bucket(*shape) for shape in named}))
+    key = cache_key(checkpoint, topology, dtype, buckets)
+    return TraceTask(
+        checkpoint=checkpoint,
+        topology=topology,
+        dtype=dtype,
+        buckets=buckets,
+        max_length=max((bucket.length for bucket in buckets), default=limit),
+        key=key,
+        directory=out or cache_dir() / "artifacts" / key,
+        kept_by_user=out is not None,
+        store=SharedStore(model.store) if model.store else None,
+    )
+
+
+async def _share(artifact: Artifact, store: SharedStore, key: str) -> bool:
+    """Put what this machine traced before it knew the store there, unless another one did; whether it is there."""
+    if not await asyncio.to_thread(store.has, key):
+        async with store.claim(key, wait=False) as claim:
+            if claim.lost:  # somebody traces it, and will put it there
+                return False
+            await asyncio.to_thread(store.publish, artifact.directory, key)
+    return True
+
+
+def _check_buckets(model: ModelConfig, checkpoint: Checkpoint) -> None:
+    longest = max((length for _, length in model.buckets), default=0)
+    limit = checkpoint.plan.max_length(checkpoint.config)
+    if longest > limit:
+        raise ConfigError(f"a bucket of {longest} tokens is longer than the {limit} that {checkpoint.source} takes")
+    if model.buckets and checkpoint.plan.reads_padding:
+        raise ConfigError(f"{checkpoint.source} reads padding, so that its rows cannot be padded to buckets: name none")
+
+
+def _check_memory(needed: int, name: str) -> None:
+    """Refuse what cannot fit: a group holds its weights once, all ranks together."""
+    available = available_bytes()
+    if needed > available:
+        raise ConfigError(
+            f"the weights of {name} are {needed / 2**30:.1f} GiB and this machine has {available / 2**30:.1f} GiB of "
+            "memory available: free some, or use a larger machine"
+        )
+
+
+def _check_agrees(manifest: Manifest, model: ModelConfig, topology: Topology) -> None:
+    name = f"the artifact {model.source}"
+    if manifest.tp != topology.tp:
+        raise ConfigError(
+            f"{name} was traced for tp {manifest.tp}, not {topology.tp}: use --tp {manifest.tp}, or trace the model "
+            "again"
+        )
+    if model.dtype not in (AUTO, manifest.dtype):
+        raise ConfigError(f"{name} was traced in {manifest.dtype}, not {model.dtype}")
+    if topology.runtime != manifest.runtime:
+        raise ConfigError(f"{name} was traced for the runtime {manifest.runtime}")
+    family, lnc = topology.compiled_for
+    for what, traced, asked in (
+        ("instance family", manifest.instance_family, family),
+        ("logical NeuronCore size", manifest.lnc, lnc),
+    ):
+        if None not in (traced, asked) and traced != asked:
+            raise ConfigError(
+                f"{name} was compiled for the {what} {traced}, and this is {asked}: trace the model again for it"
+            )
+    if manifest.lnc is not None and lnc is None:
+        raise ConfigError(
+            f"{name} was compiled for logical NeuronCores of {manifest.lnc}: use --lnc {manifest.lnc} (lnc in a config "
+            "file)"
+        )

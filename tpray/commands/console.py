@@ -1,0 +1,126 @@
+"""What the commands print: results on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+
+from tpray.config import ServeConfig
+
+if TYPE_CHECKING:
+    from tpray.commands.check import Check
+    from tpray.commands.load_generator import Outcome
+    from tpray.commands.plan_report import PlanLine
+    from tpray.group.group import PhaseReport
+
+out, err = Console(), Console(stderr=True)
+
+
+def print_ready(url: str, named: str, config: ServeConfig) -> None:
+    """Where the server is, and a command to try it with."""
+    groups = f"{config.replicas} group{'s' if config.replicas > 1 else ''} of tp {config.parallel.tp}"
+    out.print(f"[bold green]Ready[/] {escape(named)}, {groups}, at [bold]{escape(url)}[/]", highlight=False)
+    example = {"inputs": ["The company is based in New York City", "The headquarters are situated in Manhattan"]}
+    command = f"  curl {url}/predict -H 'content-type: application/json' -d '{json.dumps(example)}'"
+    out.print(command, soft_wrap=True, highlight=False, markup=False)
+    out.print(f"  {url}/docs describes the routes; Ctrl-C stops.", highlight=False, markup=False)
+
+
+def print_scores(items: list[Any], rows: list[Any], as_json: bool) -> None:
+    """Every label's score for each text, as a table or as JSON lines."""
+    if as_json:
+        for item, scores in zip(items, rows, strict=True):
+            sys.stdout.write(json.dumps({"input": item, "scores": scores}, ensure_ascii=False) + "\n")
+        return
+    table = Table("text", "label", "score")
+    for item, scores in zip(items, rows, strict=True):
+        for i, score in enumerate(scores):
+            text = "" if i else (item if isinstance(item, str) else "\n".join(item))
+            table.add_row(
+                escape(text), escape(score["label"]), f"{score['score']:.4f}", end_section=i == len(scores) - 1
+            )
+    out.print(table)
+
+
+def print_plan(lines: list[PlanLine], tp: int) -> None:
+    """How a model would be sharded over ``tp`` ranks, and what each of them would hold."""
+    table = Table("layers", "how", "count", "whole", f"a rank of {tp}", title="Sharding plan, bytes in float32")
+    for line in lines:
+        how = f"{line.how}: {line.why}" if line.why else line.how
+        sizes = [f"{size / 2**20:.2f} MiB" for size in (line.whole_bytes, line.rank_bytes)]
+        table.add_row(escape(line.pattern), escape(how), str(line.layers), *sizes)
+    whole, own = (sum(sizes) for sizes in zip(*((n.whole_bytes, n.rank_bytes) for n in lines), strict=True))
+    table.add_section()
+    table.add_row("", "", str(sum(n.layers for n in lines)), f"{whole / 2**20:.2f} MiB", f"{own / 2**20:.2f} MiB")
+    out.print(table)
+
+
+def print_outcomes(outcomes: list[Outcome]) -> None:
+    """A line for each load; the percentiles are of latencies in milliseconds."""
+    table = Table("load", "requests/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "answered", "errors")
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    for o in outcomes:
+        latencies = [f"{o.percentile(share):.1f}" if o.latencies_ms else "-" for share in (50, 90, 99, 100)]
+        tokens = f"{o.tokens_per_second:.0f}" if o.tokens else "-"
+        errors = ", ".join(f"{count} x {reason}" for reason, count in o.errors.items()) or "0"
+        table.add_row(o.load.name, f"{o.per_second:.1f}", tokens, *latencies, str(len(o.latencies_ms)), escape(errors))
+    out.print(table)
+
+
+def spinner(what: str) -> Status:
+    """A sign of life on a terminal, within a ``with`` block."""
+    return err.status(escape(what))
+
+
+def show_progress(status: Status, what: str, report: PhaseReport) -> None:
+    """In a terminal the spinner says how far it is; elsewhere, in a log, long phases get a line for each part."""
+    status.update(escape(f"{what}: {report.name} {'done' if report.done else report.note}"))
+    if not report.done and not err.is_terminal:
+        show_phase(report)
+
+
+def show_phase(report: PhaseReport) -> None:
+    """A line for a phase of a group's start."""
+    note = f"  [dim]{escape(report.note)}[/]" if report.note else ""
+    err.print(f"  {report.number} {report.name:<8} {report.seconds:6.2f} s{note}", highlight=False, soft_wrap=True)
+
+
+def print_checks(checks: list[Check]) -> None:
+    """What `tpray doctor` found; under each problem the sentence that mends it."""
+    table = _pairs()
+    for check in checks:
+        mark = "" if check.problem is None else "[red]✗[/] "
+        table.add_row(f"[bold]{check.name}[/]", f"{mark}{escape(check.value)}")
+        if check.problem:
+            table.add_row("", f"[red]{escape(check.problem)}[/]")
+    out.print(table)
+
+
+def print_status(info: dict[str, Any], healthy: bool) -> None:
+    """What ``/info`` of a server says."""
+    table = _pairs()
+    table.add_row("[bold]health[/]", "[green]healthy[/]" if healthy else "[red]unhealthy[/]")
+    for key in ("model_id", "model_type", "model_dtype", "tp_degree", "runtime", "labels", "restarts", "version"):
+        table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(str(info.get(key))))
+    for rank in info.get("ranks", []):
+        size = (rank["sharded_bytes"] + rank["replicated_bytes"]) / 2**20
+        pinned = f"cores {rank['cores']}" if rank["cores"] else "unpinned"
+        table.add_row(f"[bold]rank {rank['rank']}[/]", f"process {rank['pid']}, {pinned}, {size:.1f} MiB of weights")
+    out.print(table)
+
+
+def print_error(error: Exception) -> None:
+    """An error that the user can mend, in one line."""
+    err.print(f"[bold red]tpray:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def _pairs() -> Table:
+    """A table of names and values, without lines."""
+    return Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -1,0 +1,82 @@
+"""The flags that several commands share; each has an environment variable, ``TPRAY_<FLAG>``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from tpray.config import AUTO, DtypeName, InstanceFamily, NeuronLayout
+from tpray.platforms import PLATFORMS
+
+_MODEL: dict[str, Any] = {
+    "envvar": "TPRAY_MODEL",
+    "help": "Hub id, checkpoint directory, or a traced artifact's directory or URL.",
+    "show_default": "the embedded demo",
+}
+Model = Annotated[str | None, typer.Argument(**_MODEL)]
+ModelFlag = Annotated[str | None, typer.Option("--model", **_MODEL)]
+Tp = Annotated[int, typer.Option(min=1, envvar="TPRAY_TP", help="Tensor-parallel degree: ranks that share one model.")]
+Dtype = Annotated[DtypeName, typer.Option(envvar="TPRAY_DTYPE", help="What the shards compute in.")]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        envvar="TPRAY_PLAN",
+        help="JSON file that says how to shard the model.",
+        show_default="tpray's table",
+    ),
+]
+Buckets = Annotated[
+    str | None,
+    typer.Option(
+        "--buckets",
+        envvar="TPRAY_BUCKETS",
+        help="Shapes to trace one program each for, BATCHxLENGTH: 1x128,8x32,8x128.",
+        show_default="any shape, in one program",
+    ),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="TPRAY_STORE",
+        help="URL of a folder that machines share, s3://, gs:// or file://: what one traced, the others fetch.",
+        show_default="none",
+    ),
+]
+Runtime = Annotated[
+    str,
+    typer.Option(envvar="TPRAY_RUNTIME", help="The kind of core.", metavar=f"[{'|'.join([AUTO, *sorted(PLATFORMS)])}]"),
+]
+CoresPerRank = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        envvar="TPRAY_CORES_PER_RANK",
+        help="Cores of each rank.",
+        show_default="one NeuronCore; CPU cores shared out evenly",
+    ),
+]
+Family = Annotated[
+    InstanceFamily | None,
+    typer.Option(
+        "--instance-family", envvar="TPRAY_INSTANCE_FAMILY", help="Of NeuronCores.", show_default="this one's"
+    ),
+]
+LogicalCores = Annotated[
+    Literal["1", "2"] | None,
+    typer.Option("--lnc", envvar="TPRAY_LNC", help="Physical NeuronCores in a logical one.", show_default="Neuron's"),
+]
+Layout = Annotated[
+    NeuronLayout,
+    typer.Option(
+        "--neuron-layout", envvar="TPRAY_NEURON_LAYOUT", help="On NeuronCores: a process for each rank, or one for all."
+    ),
+]
+
+
+def lnc_number(lnc: Literal["1", "2"] | None) -> Literal[1, 2] | None:
+    """Typer takes words to choose from, the configuration numbers."""
+    return None if lnc is None else 1 if lnc == "1" else 2

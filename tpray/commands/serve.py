@@ -1,0 +1,95 @@
+"""``tpray serve``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tpray.commands.console import err, print_ready, show_phase, show_progress, spinner
+from tpray.commands.flags import (
+    Buckets,
+    CoresPerRank,
+    Dtype,
+    Family,
+    Layout,
+    LogicalCores,
+    Model,
+    PlanFile,
+    Runtime,
+    Store,
+    Tp,
+    lnc_number,
+)
+from tpray.config import AUTO, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
+from tpray.group.group import PhaseReport
+
+
+def serve(
+    model: Model = None,
+    tp: Tp = 1,
+    replicas: Annotated[
+        int, typer.Option(min=1, envvar="TPRAY_REPLICAS", help="Groups, each with the whole model.")
+    ] = 1,
+    dtype: Dtype = AUTO,
+    runtime: Runtime = AUTO,
+    plan: PlanFile = None,
+    buckets: Buckets = None,
+    store: Store = None,
+    cores_per_rank: CoresPerRank = None,
+    instance_family: Family = None,
+    neuron_layout: Layout = "process-per-rank",
+    lnc: LogicalCores = None,
+    host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
+    max_batch_tokens: Annotated[
+        int, typer.Option(min=1, envvar="TPRAY_MAX_BATCH_TOKENS")
+    ] = BatchConfig().max_batch_tokens,
+    max_concurrent_requests: Annotated[
+        int,
+        typer.Option(min=1, envvar="TPRAY_MAX_CONCURRENT_REQUESTS", help="Texts queued or running; more get a 429."),
+    ] = BatchConfig().max_concurrent_requests,
+    max_client_batch_size: Annotated[
+        int, typer.Option(min=1, envvar="TPRAY_MAX_CLIENT_BATCH_SIZE", help="Items in one request.")
+    ] = BatchConfig().max_client_batch_size,
+    payload_limit: Annotated[
+        int, typer.Option(min=1024, envvar="TPRAY_PAYLOAD_LIMIT", help="Bytes in one request body.")
+    ] = BatchConfig().payload_limit_bytes,
+) -> None:
+    """Serve a classifier over HTTP until Ctrl-C."""
+    from tpray.runtime.buckets import parse
+
+    config = ServeConfig(
+        model=ModelConfig(source=model, dtype=dtype, plan=plan, buckets=parse(buckets) if buckets else (), store=store),
+        parallel=ParallelConfig(
+            tp=tp,
+            cores_per_rank=cores_per_rank,
+            runtime=runtime,
+            instance_family=instance_family,
+            neuron_layout=neuron_layout,
+            lnc=lnc_number(lnc),
+        ),
+        batch=BatchConfig(
+            max_batch_tokens=max_batch_tokens,
+            max_concurrent_requests=max_concurrent_requests,
+            max_client_batch_size=max_client_batch_size,
+            payload_limit_bytes=payload_limit,
+        ),
+        replicas=replicas,
+    )
+    from tpray.serving import launch
+
+    named = model or "the embedded demo"
+    with launch.stopping_on_signals(), spinner(f"Starting {named}") as status:
+
+        def show(report: PhaseReport) -> None:
+            if report.done:
+                show_phase(report)
+            show_progress(status, f"Starting {named}", report)
+
+        with launch.Server(config, host, port, show) as server:
+            status.stop()
+            print_ready(server.url, named, config)
+            server.wait()
+            err.print("Stopping")
+    err.print("Stopped")

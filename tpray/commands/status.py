@@ -1,0 +1,37 @@
+"""``tpray status``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from tpray.commands.console import print_status
+from tpray.errors import ConfigError, TprayError
+
+
+def status(
+    url: Annotated[
+        str, typer.Argument(envvar="TPRAY_URL", help="Where a tpray server listens.")
+    ] = "http://127.0.0.1:8000",
+) -> None:
+    """Ask a running server whether it is healthy, and what it serves."""
+    from urllib.error import HTTPError, URLError
+    from urllib.request import urlopen
+
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url} is not a URL: it starts with http:// or https://")
+    try:
+        with urlopen(f"{url}/info", timeout=10) as answer:
+            info = json.load(answer)
+        try:
+            urlopen(f"{url}/health", timeout=30).close()
+            healthy = True
+        except HTTPError:
+            healthy = False
+    except (URLError, OSError, ValueError) as e:
+        reason = getattr(e, "reason", e)
+        raise TprayError(f"no tpray server answers at {url}: {reason}") from e
+    print_status(info, healthy)
+    raise typer.Exit(0 if healthy else 1)

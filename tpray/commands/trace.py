@@ -1,0 +1,103 @@
+"""``tpray trace``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpray.commands.console import err, out
+from tpray.commands.flags import (
+    Dtype,
+    Family,
+    Layout,
+    LogicalCores,
+    Model,
+    PlanFile,
+    Runtime,
+    Store,
+    Tp,
+    lnc_number,
+)
+from tpray.config import AUTO
+from tpray.errors import ConfigError, StoreError
+
+
+def trace(
+    model: Model = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Where to put the artifact.", show_default="the cache")
+    ] = None,
+    tp: Tp = 1,
+    dtype: Dtype = AUTO,
+    runtime: Runtime = AUTO,
+    plan: PlanFile = None,
+    instance_family: Family = None,
+    neuron_layout: Layout = "process-per-rank",
+    lnc: LogicalCores = None,
+    buckets: Annotated[
+        str | None,
+        typer.Option(
+            help="Shapes to trace one program each for, BATCHxLENGTH: 1x128,8x32,8x128; or auto, from --samples.",
+            show_default="any shape, in one program",
+        ),
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Texts like those to come, one a line or JSON lines; for --buckets auto.")
+    ] = None,
+    programs: Annotated[int, typer.Option(min=1, max=64, help="For --buckets auto: how many programs, at most.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="For --buckets auto: rows of each bucket.")] = 8,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+    store: Store = None,
+) -> None:
+    """Trace a model's shards ahead of time, check them, and print where the artifact is."""
+    from tpray.artifacts.folder import is_artifact
+    from tpray.commands.loading import load_with_progress
+
+    if out_dir is not None and out_dir.exists():
+        if not is_artifact(out_dir) and (not out_dir.is_dir() or any(out_dir.iterdir())):
+            raise ConfigError(f"{out_dir} exists and is not an artifact: name another folder")
+        if is_artifact(out_dir) and not force:
+            raise ConfigError(f"{out_dir} is an artifact already: use it, or replace it with --force")
+    if model is not None and is_artifact(Path(model)):
+        raise ConfigError(f"{model} is an artifact already; trace takes a checkpoint or a Hub id")
+    if buckets == "auto":
+        buckets = auto_buckets(model, samples, programs, batch)
+        err.print(f"Buckets: {buckets}", highlight=False)
+    elif samples is not None:
+        raise ConfigError("--samples is for --buckets auto")
+    with load_with_progress(
+        model,
+        tp=tp,
+        dtype=dtype,
+        runtime=runtime,
+        out=out_dir,
+        plan=plan,
+        buckets=buckets or (),
+        instance_family=instance_family,
+        neuron_layout=neuron_layout,
+        lnc=lnc_number(lnc),
+        store=store,
+    ) as classifier:
+        artifact = classifier.group.artifact
+        url = classifier.group.url
+    if store is not None and url is None:
+        raise StoreError(f"the artifact is in {artifact.directory}, but could not be put into the store; see above")
+    out.print(url or str(artifact.directory), soft_wrap=True, highlight=False, markup=False)
+
+
+def auto_buckets(model: str | None, samples: Path | None, programs: int, batch: int) -> str:
+    """Up to so many buckets of ``batch`` rows for texts like those in ``samples``, as ``--buckets`` takes them.
+
+    Raises:
+        ConfigError: there are no samples.
+    """
+    from tpray.commands.load_generator import read_texts
+    from tpray.runtime.buckets import Bucket, choose_lengths
+    from tpray.serving.codec import lengths_of
+
+    if samples is None:
+        raise ConfigError("--buckets auto chooses by the lengths of your texts: name a file of some with --samples")
+    lengths = lengths_of(model, [tuple(text) if isinstance(text, list) else text for text in read_texts(samples)])
+    return ",".join(str(Bucket(batch, length)) for length in choose_lengths(lengths, programs))

@@ -1,0 +1,152 @@
+"""A group whose ranks are one classifier."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tpray.artifacts.folder import Artifact, rank_folder
+from tpray.artifacts.resolve import Resolution, TraceTask, find_model, resolve
+from tpray.artifacts.tracing import Traced, make_artifact
+from tpray.config import ModelConfig
+from tpray.errors import ArtifactError, ParityError
+from tpray.group.channel import StepResult
+from tpray.group.executor import Executor
+from tpray.group.group import Group, PhaseReport
+from tpray.group.jobs import ShardJob
+from tpray.group.wire import Array
+from tpray.parallel_layers.checkpoint import Checkpoint
+from tpray.runtime.buckets import Bucket, fitting, largest_batch, pad_to
+from tpray.runtime.canary import canary_inputs, check_canary
+
+log = logging.getLogger(__name__)
+
+
+class ClassifierGroup(Group):
+    """One tensor-parallel classifier, owned by the event loop that starts it.
+
+    Args:
+        model: what to serve.
+        executor, step_timeout_s, progress: as in `Group`.
+        found: what `find_model` has found for ``model``, if it was asked already.
+        out: keep the traced artifact in this folder instead of in the cache.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        executor: Executor,
+        step_timeout_s: float = 60.0,
+        progress: Callable[[PhaseReport], None] | None = None,
+        found: Checkpoint | Artifact | None = None,
+        out: Path | None = None,
+    ) -> None:
+        super().__init__(executor, step_timeout_s, progress)
+        self.parity = float("nan")
+        self.traced = False
+        self.packs_rows = False
+        self._model, self._found, self._out = model, found, out
+        self._resolution = Resolution()
+
+    @property
+    def artifact(self) -> Artifact:
+        """What the ranks run, once the group has started."""
+        assert self._resolution.artifact is not None, "the group was not started"
+        return self._resolution.artifact
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The shapes that the program takes; none: any."""
+        return self.artifact.manifest.buckets
+
+    @property
+    def url(self) -> str | None:
+        """Where the artifact is in the store that machines share; None without one."""
+        return self._resolution.url
+
+    async def _run(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
+        """See `Group`; a program of fixed shapes is given its inputs in buckets, one after another.
+
+        Raises:
+            InputTooLongError: a row is longer than every bucket.
+        """
+        if not self.buckets:
+            return await super()._run(inputs, timeout_s)
+        rows, length = inputs[0].shape
+        size = largest_batch(self.buckets, length)
+        logits, compute_s, total_s = [], 0.0, 0.0
+        for start in range(0, rows, size):
+            part = [array[start : start + size] for array in inputs]
+            bucket = fitting(self.buckets, len(part[0]), length)
+            assert bucket is not None, "largest_batch() found one"
+            result = await super()._run(pad_to(part, bucket, self.artifact.manifest.model.pad_id), timeout_s)
+            logits.append(result.logits[: len(part[0])])
+            compute_s, total_s = compute_s + result.compute_s, total_s + result.total_s
+        return StepResult((np.concatenate(logits),), compute_s, total_s)
+
+    async def _resolve(self) -> None:
+        topology = self.executor.topology
+        found = self._found
+        if found is None:
+            found = await asyncio.to_thread(find_model, self._model, topology)
+        self._resolution = await resolve(found, self._model, topology, self._out)
+
+    async def _prepare(self) -> None:
+        if self._resolution.artifact is None:
+            await self._phase("trace", self._trace())
+        try:
+            self.packs_rows = await self._phase("load", self.executor.load(self.artifact))
+        except ArtifactError as e:
+            task = self._resolution.task
+            if task is None:
+                raise
+            log.warning("%s; tracing it again", e)
+            task.discard()
+            self._resolution = Resolution(None, task, damaged=True)
+            await self._phase("trace", self._trace())
+            self.packs_rows = await self._phase("load", self.executor.load(self.artifact))
+        await self._phase("check", self._check())
+        await self._phase("warm up", self._warm_up())
+
+    def _note(self, phase: str) -> str:
+        if phase == "resolve":
+            artifact = self._resolution.artifact
+            return f"traced before: {artifact.directory}" if artifact else "not traced yet"
+        return f"difference {self.parity:.1e}" if phase == "check" else super()._note(phase)
+
+    @property
+    def _expected_reports(self) -> int:
+        task = self._resolution.task
+        return task.programs if task is not None else 0
+
+    async def _trace(self) -> None:
+        self.traced = True
+        self._resolution = await make_artifact(self._resolution, self._trace_shards)
+
+    async def _trace_shards(self, task: TraceTask, directory: Path) -> Traced:
+        jobs = [
+            ShardJob(task.checkpoint, task.dtype, task.max_length, task.buckets, directory / rank_folder(rank))
+            for rank in range(self.tp)
+        ]
+        records = await self.executor.trace(jobs)
+        return Traced(records, await self.executor.make_canary(task.checkpoint, task.max_length))
+
+    async def _check(self) -> None:
+        manifest = self.artifact.manifest
+        result = await self._run(canary_inputs(manifest.canary))
+        try:
+            self.parity = check_canary(manifest.canary, result.logits, manifest.dtype)
+        except ParityError:
+            if self._resolution.task is not None:
+                self._resolution.task.discard()
+            raise
+
+    async def _warm_up(self) -> None:
+        platform, longest = self.executor.topology.platform, self.artifact.manifest.model.max_length
+        for batch, length in self.buckets or platform.warm_up_shapes(longest):
+            ids = np.full((batch, length), 2, dtype=np.int64)
+            await self._run([ids, np.ones_like(ids), np.zeros_like(ids)])

@@ -1,0 +1,61 @@
+"""What crosses between a group and its ranks, besides steps: jobs to trace, and what ranks say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpray.artifacts.manifest import RankRecord
+from tpray.runtime.buckets import Bucket
+from tpray.runtime.records import ProgramRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tpray.parallel_layers.checkpoint import Checkpoint
+
+MakeModel = Callable[[], Any]
+"""Returns a model, or a model and its io_aliases; called on every rank, with `parallel_state` set."""
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A rank as it is now. cores: those it has to itself, () when unpinned. peak_bytes: its largest resident size."""
+
+    rank: int
+    pid: int
+    cores: tuple[int, ...]
+    threads: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One rank's part of a trace. directory: its own, which it empties first. buckets: shapes; none: any."""
+
+    checkpoint: Checkpoint
+    dtype: str
+    max_length: int
+    buckets: tuple[Bucket, ...]
+    directory: Path
+
+
+@dataclass(frozen=True)
+class UserModelJob:
+    """One rank's part of a trace of a user's own model. folder: where ``make`` runs. directory: the rank's own."""
+
+    make: MakeModel
+    examples: tuple[tuple[Tensor, ...], ...]
+    folder: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class UserModelTrace:
+    """What a rank traced of a user's own model. aliases: names of its state -> the output that is their next value."""
+
+    record: RankRecord
+    programs: tuple[ProgramRecord, ...]
+    aliases: dict[str, int]

@@ -1,0 +1,90 @@
+"""Which nodes of this Ray could hold a group, and the wait for one that can.
+
+Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any, cast
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from tpray.errors import PlacementError
+from tpray.platforms.topology import Topology
+
+log = logging.getLogger(__name__)
+
+STRATEGY = "STRICT_PACK"
+"""All ranks of a group on one node, or none: the wire does not cross nodes."""
+
+
+def shortfall(topology: Topology, nodes: list[dict[str, Any]] | None = None) -> str | None:
+    """Why no node could ever hold the group, in a sentence; None if one could. nodes: default, all that are alive."""
+    found = [node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
+    needs = topology.resources()
+    if any(all(has.get(name, 0.0) >= amount for name, amount in needs.items()) for has in found):
+        return None
+    names = {"CPU": "CPUs", topology.platform.resource: topology.platform.resource_label}
+    wanted = " and ".join(f"{amount:g} {names[name]}" for name, amount in needs.items())
+    each = {" and ".join(f"{has.get(name, 0.0):g} {names[name]}" for name in needs) for has in found}
+    largest = " or ".join(sorted(each)) or "nothing"
+    return (
+        f"a group of {topology.tp} ranks with {topology.cores_per_rank} cores each needs {wanted} on one node, and no "
+        f"node of this Ray has more than {largest}: ask for fewer, or start Ray with more"
+    )
+
+
+NODE_PATIENCE_S = 120.0
+NODE_LIMIT_S = 900.0
+"""How long to wait for a node that can hold a group: while no autoscaler starts one, and at the longest."""
+
+
+def wait_for_node(topology: Topology) -> None:
+    """Return when a node of this Ray could hold the group, were it idle; ask the autoscaler for one meanwhile.
+
+    Without this a deployment whose group is too large for every node would wait for ever, and say so nowhere.
+
+    Raises:
+        PlacementError: none has come, and the message says what is wanted and what there is.
+    """
+    reason = shortfall(topology)
+    if reason is None:
+        return
+    log.warning("%s; waiting for such a node", reason)
+    demand = placement_group([topology.resources()], strategy=STRATEGY)  # what an autoscaler goes by
+    started = time.monotonic()
+    try:
+        while reason is not None:
+            waited = time.monotonic() - started
+            if waited > NODE_LIMIT_S or (waited > NODE_PATIENCE_S and not _nodes_are_coming()):
+                raise PlacementError(f"{reason}; none has come in {waited:.0f} s")
+            time.sleep(1)
+            reason = shortfall(topology)
+    finally:
+        remove_placement_group(demand)
+
+
+def _nodes_are_coming() -> bool:
+    """Whether Ray's autoscaler is starting nodes.
+
+    Version 2 reports to Ray's control store; version 1 leaves there what `ray status` prints.
+    """
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.core.generated import autoscaler_pb2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    messages, private = cast(Any, autoscaler_pb2), cast(Any, ray)._raylet  # neither has types
+    client = private.GcsClient(ray.get_runtime_context().gcs_address)
+    try:
+        state = messages.GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10)).autoscaling_state
+        if state.autoscaler_state_version:
+            return bool(state.pending_instance_requests or state.pending_instances)
+        report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}").get("autoscaler_report") or {}
+        return bool(report.get("pending_nodes") or report.get("pending_launches"))
+    except Exception as e:  # noqa: BLE001  # Ray's own errors are private; the wait has a limit anyway
+        log.warning("Ray does not say whether nodes are coming: %s", e)
+        return True

@@ -1,0 +1,93 @@
+"""A group whose ranks run a user's own model; see `tpray.trace` for the calls that make one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from tpray.artifacts.folder import UserModelArtifact, rank_folder
+from tpray.artifacts.manifest import UserModelManifest, machine, now, versions, write_manifest
+from tpray.errors import ConfigError
+from tpray.group.executor import Executor
+from tpray.group.group import Group, PhaseReport
+from tpray.group.jobs import MakeModel, UserModelJob
+
+
+@dataclass(frozen=True)
+class UserModelTask:
+    """What to trace, and the new folder that the artifact goes to."""
+
+    make: MakeModel
+    examples: Sequence[tuple[Tensor, ...]]
+    directory: Path
+
+
+class UserModelGroup(Group):
+    """Ranks that trace ``work`` and run it, or run what was traced before.
+
+    Args:
+        work: what to trace, or an artifact.
+        executor, step_timeout_s, progress: as in `Group`.
+    """
+
+    def __init__(
+        self,
+        work: UserModelTask | UserModelArtifact,
+        executor: Executor,
+        step_timeout_s: float = 600.0,
+        progress: Callable[[PhaseReport], None] | None = None,
+    ) -> None:
+        super().__init__(executor, step_timeout_s, progress)
+        self._work = work
+
+    @property
+    def artifact(self) -> UserModelArtifact:
+        """What the ranks run, once the group has started."""
+        assert isinstance(self._work, UserModelArtifact), "the group was not started"
+        return self._work
+
+    async def _resolve(self) -> None:
+        if not isinstance(self._work, UserModelArtifact):
+            return
+        manifest, topology = self._work.manifest, self.executor.topology
+        if manifest.tp != topology.tp:
+            raise ConfigError(
+                f"{self._work.directory} was traced for tp {manifest.tp}, and this is a group of {topology.tp}"
+            )
+        if manifest.runtime != topology.runtime:
+            raise ConfigError(
+                f"{self._work.directory} was traced for the runtime {manifest.runtime}, and this machine's is "
+                f"{topology.runtime}: trace the model here"
+            )
+
+    async def _prepare(self) -> None:
+        if isinstance(self._work, UserModelTask):
+            self._work = await self._phase("trace", self._trace(self._work))
+        await self._phase("load", self.executor.load_user_model(self._work))
+
+    async def _trace(self, task: UserModelTask) -> UserModelArtifact:
+        folders = [task.directory / rank_folder(rank) for rank in range(self.tp)]
+        jobs = [UserModelJob(task.make, tuple(task.examples), os.getcwd(), folder) for folder in folders]
+        try:
+            traced = await self.executor.trace_user_model(jobs)
+        except BaseException:
+            shutil.rmtree(task.directory, ignore_errors=True)
+            raise
+        runtime = self.executor.topology.runtime
+        manifest = UserModelManifest(
+            created=now(),
+            versions=versions(runtime),
+            machine=machine(),
+            runtime=runtime,
+            tp=self.tp,
+            ranks=tuple(outcome.record for outcome in traced),
+            programs=traced[0].programs,
+            aliases=traced[0].aliases,
+        )
+        write_manifest(task.directory, manifest)
+        return UserModelArtifact(task.directory, manifest)

@@ -1,0 +1,126 @@
+"""A Ray of one's own, on this machine and on loopback, for the commands and for notebooks.
+
+Nothing here is needed where Ray runs already: `ensure_ray` then leaves it alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray._common.utils import get_default_ray_temp_dir
+
+from tpray.config import ray_address, stay_quiet, variable_set
+from tpray.errors import ConfigError
+from tpray.local_ray import private, watchdog
+
+
+def ensure_ray(cpus: int) -> bool:
+    """Connect to the Ray that this process or ``RAY_ADDRESS`` names, or start one with ``cpus`` CPUs.
+
+    Returns:
+        Whether it was started here, so that the caller shuts it down.
+    """
+    if ray.is_initialized():
+        return False
+    stay_quiet()
+    address = ray_address()
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            raise ConfigError(f"no Ray answers at RAY_ADDRESS={address}: start it, or unset the variable ({e})") from e
+        return False
+    start_ray(cpus)
+    return True
+
+
+_watchdog: subprocess.Popen[bytes] | None = None  # of the Ray that this process started
+
+
+def start_ray(cpus: int, folder: Path | None = None) -> None:
+    """Start a Ray on this machine that listens on loopback only; end it with `stop_ray`.
+
+    Args:
+        cpus: how many CPUs Ray may hand out.
+        folder: a folder that is removed with this Ray.
+
+    A server that was started by one command must not be reachable from elsewhere unasked. However this process
+    ends, nothing of that Ray stays: see `watchdog`.
+    """
+    global _watchdog
+    private.stay_on_loopback()
+    private.start_no_dashboard()
+    mark = secrets.token_hex(16)
+    arguments = [mark, get_default_ray_temp_dir(), str(os.getpid()), *([str(folder)] if folder else [])]
+    _watchdog = subprocess.Popen(
+        [sys.executable, "-I", "-S", watchdog.__file__, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+        start_new_session=True,  # Ctrl-C in a terminal goes to the whole foreground group
+    )  # fmt: skip
+    try:
+        # The mark only while Ray starts: what this process starts later, a notebook's own commands say, is not Ray's.
+        # No interrupt meanwhile: half of Ray cannot be shut down, since its threads crash the process.
+        with variable_set(watchdog.MARK, mark), _interrupts_held():
+            ray.init(
+                address="local",  # a Ray of our own even where another one runs
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+            )
+    except BaseException:
+        stop_ray()
+        raise
+
+
+def stop_ray() -> None:
+    """End the Ray that `start_ray` started, and wait until nothing of it is left."""
+    global _watchdog
+    if ray.is_initialized():
+        ray.shutdown()
+    if _watchdog is not None:
+        _watchdog.communicate(b"." if _watchdog.poll() is None else None)
+        _watchdog = None
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Within the block Ctrl-C waits; it is raised, or handled, at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's alone
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
+def join_ray() -> None:
+    """Connect this process to the Ray that `start_ray` started in another one.
+
+    Raises:
+        ConfigError: none runs here.
+    """
+    if ray.is_initialized():
+        return
+    stay_quiet()
+    private.stay_on_loopback()
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as e:
+        raise ConfigError("no Ray runs on this machine: start a server with `tpray serve` first") from e

@@ -1,0 +1,221 @@
+"""AWS NeuronCores: their families, degrees, packages, and the environment of a process that uses them.
+
+Two stacks carry the distribution name ``torch-neuronx``, and one environment holds one of them: TorchNeuron (2.13 and
+newer: Trn2, Trn3) is the runtime ``neuron``; the XLA one (up to 2.9: Inf2, Trn1, Trn2) is ``neuron-xla``.
+
+Sources: Neuron's runtime configuration guide (NEURON_RT_*) and runtime documentation (over which degrees collectives
+run), torch-xla's PJRT notes (NEURON_PJRT_*), https://docs.pytorch.org/docs/stable/elastic/run.html (RANK and its like).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpray.config import AUTO, DtypeName, InstanceFamily
+from tpray.errors import ConfigError, DegreeError
+from tpray.platforms.base import ProcessCores, Shape
+from tpray.platforms.memory import available_bytes
+
+if TYPE_CHECKING:
+    from tpray.platforms.topology import Topology
+
+DMI = Path("/sys/devices/virtual/dmi/id/product_name")
+DEVICES = Path("/dev")
+FAMILIES: dict[str, InstanceFamily] = {"inf2": "inf2", "trn1": "trn1", "trn1n": "trn1", "trn2": "trn2", "trn2u": "trn2"}
+STACKS: dict[InstanceFamily, tuple[str, ...]] = {
+    "inf2": ("neuron-xla",),
+    "trn1": ("neuron-xla",),
+    "trn2": ("neuron", "neuron-xla"),
+}
+"""Which runtimes know the cores of a family, the better one first."""
+
+DEGREES: dict[InstanceFamily, tuple[int, ...]] = {
+    "inf2": (1, 2, 4, 8, 24),
+    "trn1": (1, 2, 8, 16, 32),
+    "trn2": (1, 2, 4, 8, 16, 32, 64),
+}
+"""Over how many NeuronCores a collective runs; Trn2's are logical cores of two physical ones."""
+
+PIP_REPOSITORY = "the Neuron pip repository that AWS's setup guide names"
+
+COMPILER_BYTES = 8 << 30
+"""Memory that one rank's compiler is given. A guess on the safe side: Neuron publishes no figure, and users ran out
+of memory with all ranks at once (aws-neuron-sdk, issues 706 and 1014)."""
+
+DEFAULT_BUCKETS: tuple[Shape, ...] = ((1, 128), (8, 128))
+"""[B, S] that are traced when nobody says which: each takes minutes to compile."""
+
+
+def instance_family(product: Path = DMI) -> InstanceFamily | None:
+    """The family of the EC2 instance this is, from its firmware's product name; None elsewhere."""
+    try:
+        return FAMILIES.get(product.read_text().strip().split(".")[0])
+    except OSError:
+        return None
+
+
+def stack_of(found: str) -> str | None:
+    """Which runtime a version of torch-neuronx is; None for the public index's placeholder."""
+    major, minor = (int(part) for part in found.split("+", 1)[0].split(".")[:2])
+    if (major, minor) < (1, 13):
+        return None
+    return "neuron" if (major, minor) >= (2, 13) else "neuron-xla"
+
+
+def check_installed(runtime: str) -> None:
+    """Refuse to go on without the packages of ``runtime``.
+
+    Raises:
+        ConfigError: they are missing, the public index's placeholders, or those of the other runtime.
+    """
+    wanted = {"neuron": "torch-neuronx 2.13 or newer", "neuron-xla": "torch-neuronx 2.9 with torch-xla"}[runtime]
+    try:
+        found = version("torch-neuronx")
+    except PackageNotFoundError:
+        raise ConfigError(f"runtime {runtime} needs {wanted}: install it from {PIP_REPOSITORY}") from None
+    stack = stack_of(found)
+    if stack is None:
+        raise ConfigError(
+            f"torch-neuronx {found} is the public index's placeholder: uninstall it, and install {wanted} from "
+            f"{PIP_REPOSITORY}"
+        )
+    if stack != runtime:
+        raise ConfigError(
+            f"torch-neuronx {found} is the runtime {stack}, and {runtime} needs {wanted}: use --runtime {stack}, or "
+            "another environment; the two cannot share one"
+        )
+
+
+def check_degree(tp: int, family: InstanceFamily | None) -> None:
+    """Refuse a degree over which the family's cores have no collective; without a family, one that no family has.
+
+    Raises:
+        DegreeError: with the degrees that would work.
+    """
+    if family is not None:
+        if tp not in DEGREES[family]:
+            raise DegreeError(f"{family} runs collectives over {_either(DEGREES[family])} cores, not over {tp}")
+    elif tp not in (known := sorted(set().union(*DEGREES.values()))):
+        raise DegreeError(f"no NeuronCores run collectives over {tp} cores: use --tp {_either(known)}")
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
+
+
+def core_list(cores: Sequence[int]) -> str:
+    """``(4, 5, 6)`` -> ``"4-6"``: neighbours, as NEURON_RT_VISIBLE_CORES takes them."""
+    return f"{cores[0]}-{cores[-1]}" if len(cores) > 1 else str(cores[0])
+
+
+def neff_folder(cache: Path, ports: tuple[int, int]) -> Path:
+    """The folder below ``cache`` where TorchNeuron keeps what it compiles for the group that has ``ports``."""
+    return cache / f"group-{ports[0]}"
+
+
+class NeuronPlatform:
+    """NeuronCores with one of the two stacks; see `tpray.platforms.base.Platform`.
+
+    Args:
+        single_process: whether one process may hold all ranks of a group.
+    """
+
+    resource = "neuron_cores"  # Ray counts logical cores, gives whole ones, and their ids to the actors
+    resource_label = "NeuronCores"
+    ray_assigns_cores = True
+    loads_in_threads = True
+
+    def __init__(
+        self, name: str, runtime_class: str, packages: tuple[str, ...], traces_alone: bool, single_process: bool
+    ) -> None:
+        self.name, self.runtime_class, self.packages = name, runtime_class, packages
+        self.traces_alone, self._single_process = traces_alone, single_process
+
+    def is_here(self) -> bool:
+        if not (DEVICES / "neuron0").exists():
+            return False
+        try:
+            return stack_of(version("torch-neuronx")) == self.name
+        except PackageNotFoundError:
+            return False
+
+    def check(self, topology: Topology) -> None:
+        family = topology.instance_family
+        if topology.layout == "single-process" and not self._single_process:
+            raise ConfigError("the single-process layout is neuron-xla's: use --neuron-layout process-per-rank")
+        check_degree(topology.tp, family)
+        if family is not None and self.name not in (known := STACKS[family]):
+            raise ConfigError(f"the runtime {self.name} does not know {family}'s cores: use --runtime {known[0]}")
+
+    def instance_family(self) -> InstanceFamily | None:
+        return instance_family()
+
+    def cores_per_rank(self, ranks: int) -> int:
+        return 1
+
+    def threads(self, cores_per_rank: int) -> int:
+        return 1
+
+    def choose_dtype(self, asked: DtypeName) -> str:
+        """``auto`` is bfloat16, what NeuronCores multiply fastest."""
+        if asked == "int8":
+            raise ConfigError("NeuronCores are traced in bfloat16 or float32, not int8: use --dtype auto")
+        return "bfloat16" if asked == AUTO else asked
+
+    def default_buckets(self, max_length: int) -> tuple[Shape, ...]:
+        """`DEFAULT_BUCKETS`, no longer than ``max_length``."""
+        return tuple(sorted({(batch, min(length, max_length)) for batch, length in DEFAULT_BUCKETS}))
+
+    def warm_up_shapes(self, max_length: int) -> tuple[Shape, ...]:
+        return self.default_buckets(max_length)
+
+    def traces_at_once(self, tp: int) -> int:
+        """All, unless their compilers would not fit the memory together."""
+        return max(1, min(tp, available_bytes() // COMPILER_BYTES)) if self.traces_alone else tp
+
+    def prepare_machine(self, process: ProcessCores) -> None:
+        shutil.rmtree(neff_folder(process.cache, process.ports), ignore_errors=True)  # an earlier group's
+
+    def environment(self, topology: Topology, process: ProcessCores) -> dict[str, str | None]:
+        """TorchNeuron's cache is the group's own, see `neff_folder`, since an artifact carries all that is in it.
+
+        The XLA stack's, whose artifacts carry it already, is the machine's.
+        """
+        first, second = process.ports
+        variables: dict[str, str | None] = {
+            "NEURON_RT_VISIBLE_CORES": core_list(process.cores),
+            "NEURON_RT_NUM_CORES": None,  # it would compete with the list
+            "NEURON_RT_ROOT_COMM_ID": f"127.0.0.1:{first}",
+            "NEURON_LOGICAL_NC_CONFIG": None if topology.lnc is None else str(topology.lnc),
+            "TORCHELASTIC_RUN_ID": None,  # would make torch-neuronx wait for an agent that is not there
+            "TORCH_NEURONX_NEFF_CACHE_DIR": str(neff_folder(process.cache, process.ports)),
+            "NEURON_COMPILE_CACHE_URL": str(process.cache),
+        }
+        if len(process.ranks) == 1:
+            (rank,) = process.ranks
+            variables |= {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(topology.tp),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(topology.tp),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(second),
+                "PJRT_DEVICE": "NEURON",
+                "NEURON_PJRT_PROCESS_INDEX": str(rank),
+                "NEURON_PJRT_PROCESSES_NUM_DEVICES": ",".join(["1"] * topology.tp),
+            }
+        return variables
+
+
+NEURON = NeuronPlatform(
+    "neuron", "tpray.runtime.neuron.torchneuron:NeuronRuntime", ("torch-neuronx",),
+    traces_alone=False, single_process=False,
+)  # fmt: skip
+NEURON_XLA = NeuronPlatform(
+    "neuron-xla", "tpray.runtime.neuron.xla:NeuronXlaRuntime",
+    ("torch-neuronx", "torch-xla", "neuronx-cc", "libneuronxla"), traces_alone=True, single_process=True,
+)  # fmt: skip

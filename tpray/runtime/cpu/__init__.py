@@ -1,0 +1,1 @@
+"""CPU cores: torch.export, lowered to oneDNN. `runtime` first; `passes`, `int8` and `packing` rewrite its graphs."""

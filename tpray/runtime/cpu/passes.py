@@ -1,0 +1,255 @@
+"""Graph passes: from the exported program of a shard to one that a CPU runs fast.
+
+Each pass takes a `torch.fx.GraphModule`, rewrites one pattern in place and returns how many matches it found.
+They know operators, not architectures, so that they hold for every row of the plan. Legend: B batch, S sequence,
+T tokens, H hidden, I and O features of a linear layer.
+
+The linear layers become oneDNN's, with weights prepacked into its blocked layout and what follows them fused in.
+Source: torch's own use of the same operators, torch/_inductor/fx_passes/mkldnn_fusion.py.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+aten: Any = torch.ops.aten
+mkldnn: Any = torch.ops.mkldnn
+tpray_ops: Any = torch.ops.tpray
+
+_EVERYTHING = 2**63 - 1  # the end of a slice that has none
+_ACTIVATIONS: dict[Any, str] = {aten.relu.default: "relu", aten.silu.default: "swish", aten.gelu.default: "gelu"}
+
+
+def calls(node: object, target: object) -> bool:
+    """Whether ``node`` is a call of the operator ``target``."""
+    return isinstance(node, Node) and node.op == "call_function" and node.target is target
+
+
+def nodes_calling(module: GraphModule, target: object) -> list[Any]:
+    """Every call of the operator ``target``, in order."""
+    return [node for node in module.graph.nodes if calls(node, target)]
+
+
+def tensor_of(module: GraphModule, node: object) -> torch.Tensor | None:
+    """The weight or buffer that ``node`` fetches; None if it fetches none."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    found: Any = module
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def add_tensor(module: GraphModule, name: str, value: torch.Tensor) -> Node:
+    """Give ``module`` a tensor of its own; the node that fetches it, inserted where the graph inserts now."""
+    module.register_buffer(name, value, persistent=False)
+    return module.graph.get_attr(name)
+
+
+def substitute(node: Node, new: Node) -> None:
+    """Put ``new`` in the place of ``node``, which goes; what was recorded of its value stays true."""
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+
+
+def tidy(module: GraphModule) -> None:
+    """Drop the nodes that nobody uses any more, and check the graph."""
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+
+
+def remove_no_ops(module: GraphModule) -> int:
+    """Drop what computes nothing at inference: dropout, checks of dtypes, casts to the same dtype, slices of
+    everything, unused nodes."""
+    found = 0
+    nodes: list[Any] = list(module.graph.nodes)  # torch's types let a node's argument be anything
+    for node in nodes:
+        whole = calls(node, aten.slice.Tensor) and not node.args[2] and node.args[3:] == (_EVERYTHING,)
+        same = calls(node, aten.to.dtype) and len(node.args) == 2 and _dtype(node.args[0]) is node.args[1]
+        if whole or same or calls(node, aten.dropout.default) or calls(node, aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+        elif not calls(node, aten._assert_tensor_metadata.default):
+            continue
+        module.graph.erase_node(node)
+        found += 1
+    before = len(module.graph.nodes)
+    module.graph.eliminate_dead_code()
+    return found + before - len(module.graph.nodes)
+
+
+def merge_sibling_linears(module: GraphModule) -> int:
+    """q, k and v of the same x as one linear layer of ``[3 O, I]``; its output is cut into views."""
+    siblings: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
+    for node in nodes_calling(module, aten.linear.default):
+        x, weight, *bias = node.args
+        if tensor_of(module, weight) is not None and all(tensor_of(module, b) is not None for b in bias):
+            siblings[x, bool(bias), node.meta.get("int8", False)].append(node)
+    merged = 0
+    for (x, biased, _), group in siblings.items():
+        if len(group) < 2:
+            continue
+        parts: list[list[Any]] = [[tensor_of(module, argument) for argument in node.args[1:]] for node in group]
+        name = f"merged_{merged}"
+        with module.graph.inserting_before(group[0]):
+            arguments = [add_tensor(module, f"{name}_weight", torch.cat([part[0] for part in parts]))]
+            if biased:
+                arguments.append(add_tensor(module, f"{name}_bias", torch.cat([part[1] for part in parts])))
+            linear = module.graph.call_function(aten.linear.default, (x, *arguments))
+            linear.meta["int8"] = group[0].meta.get("int8", False)
+            sizes = [part[0].shape[0] for part in parts]
+            pieces = module.graph.call_function(aten.split_with_sizes.default, (linear, sizes, -1))
+            for index, node in enumerate(group):
+                node.replace_all_uses_with(module.graph.call_function(operator.getitem, (pieces, index)))
+        for node in group:
+            module.graph.erase_node(node)
+        merged += 1
+    tidy(module)
+    return merged
+
+
+def add_before_reducing(module: GraphModule, rank: int) -> int:
+    """``all_reduce(y) + bias + residual`` as ``all_reduce(y + bias + residual)``, added on rank 0 alone.
+
+    Additions before the sum can be fused into the linear layer; those after it are passes over memory of their own.
+    """
+    found = 0
+    for reduce in nodes_calling(module, tpray_ops.all_reduce.default):
+        linear = reduce.args[0]
+        if not calls(linear, aten.linear.default) or len(linear.args) != 2 or len(linear.users) != 1:
+            continue
+        bias_add = _only_user(reduce, aten.add.Tensor)
+        if bias_add is None or tensor_of(module, bias_add.args[1]) is None:
+            continue
+        last, residual = bias_add, None
+        residual_add = _only_user(bias_add, aten.add.Tensor)
+        if residual_add is not None and _same_shape(residual_add, bias_add):
+            last = residual_add
+            residual = next(a for a in residual_add.args[:2] if a is not bias_add)
+        bias = bias_add.args[1]
+        with module.graph.inserting_before(last):
+            total = linear.args
+            if rank == 0:
+                again = _fetch(module, bias)
+                total = module.graph.call_function(aten.linear.default, (*linear.args, again))
+                if residual is not None:
+                    total = module.graph.call_function(aten.add.Tensor, (total, residual))
+            else:
+                total = module.graph.call_function(aten.linear.default, linear.args)
+            for made in [total, *total.all_input_nodes]:
+                if calls(made, aten.linear.default):
+                    made.meta["int8"] = linear.meta.get("int8", False)
+                made.meta.setdefault("val", reduce.meta.get("val"))
+            new = module.graph.call_function(tpray_ops.all_reduce.default, (total,))
+            new.meta = dict(reduce.meta)
+        last.replace_all_uses_with(new)
+        found += 1
+    tidy(module)
+    return found
+
+
+def prepack_linears(module: GraphModule) -> int:
+    """Linear layers as oneDNN's, their weights prepacked."""
+    nodes = nodes_calling(module, aten.linear.default)
+    prepacked = 0
+    for node in nodes:
+        x, weight, bias = (*node.args, None)[:3]
+        value = tensor_of(module, weight)
+        if value is None:
+            continue
+        with module.graph.inserting_before(node):
+            # The batch size only steers the choice of a blocked layout; that of many rows serves few as well.
+            own = add_tensor(
+                module, f"prepacked_{prepacked}", mkldnn._reorder_linear_weight(value.detach().clone(), 256)
+            )
+            linear = module.graph.call_function(mkldnn._linear_pointwise.default, (x, own, bias, "none", [], ""))
+        substitute(node, linear)
+        prepacked += 1
+    tidy(module)
+    return prepacked
+
+
+def fuse_activations(module: GraphModule) -> int:
+    """GELU (erf or tanh), ReLU or SiLU after a prepacked linear layer, computed while its output is in cache."""
+    fused = 0
+    for linear in nodes_calling(module, mkldnn._linear_pointwise.default):
+        for target, name in _ACTIVATIONS.items():
+            user = _only_user(linear, target)
+            if user is not None and linear.args[3] == "none":
+                algorithm = user.kwargs.get("approximate", "none") if name == "gelu" else ""
+                linear.args = (*linear.args[:3], name, [], algorithm)
+                user.replace_all_uses_with(linear)
+                module.graph.erase_node(user)
+                fused += 1
+    tidy(module)
+    return fused
+
+
+def fuse_residuals(module: GraphModule) -> int:
+    """``linear(x) + residual`` of one shape as one call."""
+    fused = 0
+    for add in nodes_calling(module, aten.add.Tensor):
+        if add.kwargs or not _same_shape(*add.args[:2]):
+            continue
+        for linear, residual in (add.args[:2], add.args[1::-1]):
+            alone = calls(linear, mkldnn._linear_pointwise.default) and len(linear.users) == 1
+            if not alone or linear.args[3] != "none" or linear is residual:
+                continue
+            with module.graph.inserting_before(add):
+                x, weight, bias = linear.args[:3]
+                both = module.graph.call_function(mkldnn._linear_pointwise.binary, (x, residual, weight, bias, "add"))
+            substitute(add, both)
+            module.graph.erase_node(linear)
+            fused += 1
+            break
+    tidy(module)
+    return fused
+
+
+def convert_masks(module: GraphModule) -> int:
+    """Boolean attention masks as additive ones in the queries' dtype, converted once and not in every layer."""
+    converted: dict[Node, Node] = {}
+    for attention in nodes_calling(module, aten.scaled_dot_product_attention.default):
+        mask = attention.args[3] if len(attention.args) > 3 else None
+        query = attention.args[0]
+        if not isinstance(mask, Node) or not isinstance(query, Node) or _dtype(mask) is not torch.bool:
+            continue
+        if mask not in converted:
+            with module.graph.inserting_after(mask):
+                converted[mask] = module.graph.call_function(additive_mask, (mask, query.meta["val"].dtype))
+                converted[mask].meta["val"] = mask.meta["val"].to(query.meta["val"].dtype)
+        attention.replace_input_with(mask, converted[mask])
+    tidy(module)
+    return len(converted)
+
+
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where the boolean ``mask`` allows attention, minus infinity elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
+def _only_user(node: Any, target: object) -> Any:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and calls(users[0], target) else None
+
+
+def _same_shape(one: object, other: object) -> bool:
+    if not isinstance(one, Node) or not isinstance(other, Node) or "val" not in one.meta or "val" not in other.meta:
+        return False
+    return bool(one.meta["val"].shape == other.meta["val"].shape)
+
+
+def _dtype(node: Any) -> torch.dtype | None:
+    """What ``node`` computes in, as the export recorded it."""
+    return node.meta["val"].dtype if "val" in node.meta else None
+
+
+def _fetch(module: GraphModule, node: Any) -> Node:
+    again = module.graph.get_attr(str(node.target))
+    again.meta = dict(node.meta)
+    return again

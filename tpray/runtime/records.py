@@ -1,0 +1,31 @@
+"""What is written down of a traced program: the tensors that go in and come out, and a fixed input with its answer."""
+
+from __future__ import annotations
+
+from tpray.config import Frozen
+
+INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+"""Of a classifier's program, in their order."""
+
+
+class TensorRecord(Frozen):
+    """A tensor that goes into a program or comes out of it; dtype by torch's name for it (float32, say)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ProgramRecord(Frozen):
+    """One program of a user's own model: it takes inputs of these shapes and no others."""
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+
+
+class Canary(Frozen):
+    """Inputs int64 ``[B, S]`` and the logits ``[B, L]`` that the unsharded float32 model gives for them."""
+
+    input_ids: tuple[tuple[int, ...], ...]
+    attention_mask: tuple[tuple[int, ...], ...]
+    token_type_ids: tuple[tuple[int, ...], ...]
+    logits: tuple[tuple[float, ...], ...]

@@ -1,0 +1,13 @@
+"""HTTP dialects: how clients of other servers ask, and what they expect back. One module each over the same engine.
+
+To add one: a module with a `base.Dialect`, and a row here. No Ray, no queue: a dialect parses, calls the engine and
+renders.
+"""
+
+from __future__ import annotations
+
+from tpray.serving.dialects import tei
+from tpray.serving.dialects.base import Dialect
+
+DIALECTS: tuple[Dialect, ...] = (tei.DIALECT,)
+"""The first also words the errors of routes that are nobody's."""

@@ -1,0 +1,207 @@
+"""The TEI dialect: what text-embeddings-inference's ``POST /predict`` takes, gives and complains with.
+
+Source: https://huggingface.github.io/text-embeddings-inference (Predict, ErrorResponse). Deliberate differences:
+scores follow the model's ``problem_type`` (TEI softmaxes multi-label models too), the softmax cannot overflow,
+and 429 and 503 carry ``Retry-After``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+from tpray.errors import (
+    DeadlineError,
+    EmptyInputError,
+    GroupError,
+    InputError,
+    OverloadedError,
+    PayloadTooLargeError,
+    TprayError,
+)
+from tpray.serving.codec import Direction, Item, Score
+from tpray.serving.dialects.base import Dialect, RenderedError, read_body
+from tpray.serving.engine import Answer, Engine
+
+ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
+    (EmptyInputError, 400, "Empty"),
+    (PayloadTooLargeError, 413, "Validation"),
+    (InputError, 422, "Validation"),
+    (OverloadedError, 429, "Overloaded"),
+    (GroupError, 503, "Unhealthy"),
+    (DeadlineError, 504, "Backend"),
+    (Exception, 424, "Backend"),
+)
+"""The one table from errors to statuses and TEI's error types; the first that matches."""
+
+RETRY_AFTER_S = {429: 1, 503: 5}
+
+
+class PredictRequest(BaseModel):
+    """The body of ``POST /predict``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "inputs": [
+                        "The company HuggingFace is based in New York City",
+                        "HuggingFace's headquarters are situated in Manhattan",
+                    ]
+                },
+                {"inputs": [["Apples are bad"], ["one text", "and its pair"]], "raw_scores": True},
+            ]
+        }
+    )
+
+    inputs: Annotated[
+        str | list[str] | list[list[str]],
+        Field(
+            description="a text; a list of two: one pair; a list of lists: a batch of texts ([a]) and pairs ([a, b])"
+        ),
+    ]
+    raw_scores: bool = Field(False, description="logits instead of probabilities")
+    truncate: bool = Field(False, description="cut texts that are longer than the model takes")
+    truncation_direction: Direction = Field("Right", description="which end is cut")
+
+
+class Prediction(BaseModel):
+    """One label and its score."""
+
+    score: float
+    label: str
+
+
+class ErrorResponse(BaseModel):
+    """What every error looks like."""
+
+    error: str
+    error_type: str
+
+
+def parse(body: bytes) -> PredictRequest:
+    """The request in ``body``.
+
+    Raises:
+        InputError: it is not JSON, or not of the form; the message says where.
+        EmptyInputError: there is no body.
+    """
+    if not body.strip():
+        raise EmptyInputError('the body is empty: send JSON such as {"inputs": "some text"}')
+    try:
+        return PredictRequest.model_validate_json(body)
+    except ValidationError as e:
+        raise InputError(_explain(e)) from e
+
+
+def items_of(request: PredictRequest) -> tuple[list[Item], bool]:
+    """The items of a request, and whether it was a batch (whose answer is a list of lists).
+
+    Raises:
+        InputError: a list that is neither a text nor a pair.
+    """
+    inputs = request.inputs
+    if isinstance(inputs, str):
+        return [inputs], False
+    if not inputs:
+        raise EmptyInputError("`inputs` is empty: send at least one text")
+    if isinstance(inputs[0], str):
+        return [_item(inputs, "`inputs`")], False
+    return [_item(part, f"`inputs`: item {number}") for number, part in enumerate(inputs)], True
+
+
+def _item(texts: Any, where: str) -> Item:
+    if len(texts) == 1:
+        return str(texts[0])
+    if len(texts) == 2:
+        return (texts[0], texts[1])
+    raise InputError(f"{where} is a list of {len(texts)} texts: a text is [a], a pair [a, b], a batch [[a], [b, c]]")
+
+
+def render(answer: Answer, batch: bool) -> bytes:
+    """The body of a successful answer."""
+    scores = [_predictions(item) for item in answer.scores]
+    return json.dumps(scores if batch else scores[0], separators=(",", ":")).encode()
+
+
+def _predictions(scores: list[Score]) -> list[dict[str, float | str]]:
+    return [{"score": score.score, "label": score.label} for score in scores]
+
+
+def timing_headers(answer: Answer) -> dict[str, str]:
+    """TEI's headers: tokens computed, and milliseconds by stage."""
+    stages = {
+        "x-total-time": answer.total_s,
+        "x-tokenization-time": answer.tokenize_s,
+        "x-queue-time": answer.queue_s,
+        "x-inference-time": answer.compute_s,
+    }
+    return {"x-compute-tokens": str(answer.tokens)} | {name: f"{s * 1e3:.0f}" for name, s in stages.items()}
+
+
+def render_error(error: Exception) -> RenderedError:
+    """Status, body and headers for an error."""
+    if isinstance(error, HTTPException):  # no such route, or not with this method
+        return RenderedError(error.status_code, _body(str(error.detail), "Validation"), dict(error.headers or {}))
+    status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
+    # A message of our own is written for the caller; anything else may carry what a caller must not see.
+    if isinstance(error, InputError):
+        text = error.said_of(f"`inputs`: item {error.item}")
+    elif isinstance(error, TprayError):
+        text = str(error)
+    else:
+        text = f"internal error ({type(error).__name__}); see the server's log"
+    headers = {"retry-after": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else {}
+    return RenderedError(status, _body(text, kind), headers, internal=status == 424)
+
+
+def _body(text: str, kind: str) -> bytes:
+    return ErrorResponse(error=text, error_type=kind).model_dump_json().encode()
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
+    where = str(first["loc"][0]) if first["loc"] else "the body"
+    if where == "inputs":
+        wrong = "is missing" if first["type"] == "missing" else "has the wrong type"
+        return f"`inputs` {wrong}: send a text, a pair [a, b] or a batch [[a], [b, c]]"
+    return (
+        f"`{where}`: {first['msg'][:1].lower()}{first['msg'][1:]}" if first["loc"] else "the body must be a JSON object"
+    )
+
+
+def routes(engine: Engine) -> APIRouter:
+    """TEI's routes over ``engine``."""
+    router = APIRouter()
+
+    @router.post(
+        "/predict",
+        response_model=list[Prediction] | list[list[Prediction]],
+        responses={status: {"model": ErrorResponse} for _, status, _ in ERRORS},
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": PredictRequest.model_json_schema()}},
+            }
+        },
+    )
+    async def predict(request: Request) -> Response:
+        """Score every label for a text, a pair or a batch, best first (TEI's dialect)."""
+        try:
+            asked = parse(await read_body(request, engine.config.payload_limit_bytes))
+            items, batch = items_of(asked)
+            answer = await engine.classify(items, asked.raw_scores, asked.truncate, asked.truncation_direction)
+        except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
+            return DIALECT.error_response(e)
+        return Response(render(answer, batch), 200, timing_headers(answer), "application/json")
+
+    return router
+
+
+DIALECT = Dialect("text-embeddings-inference", routes, render_error)

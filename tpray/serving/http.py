@@ -1,0 +1,106 @@
+"""The HTTP routes of one replica, over its engine: the dialects', and those that tell of the server itself. No Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from swagger_ui_bundle import swagger_ui_path
+
+from tpray.serving.dialects import DIALECTS
+from tpray.serving.engine import Engine
+from tpray.serving.metrics import read_metrics
+from tpray.version import __version__
+
+
+def make_app(engine: Engine) -> FastAPI:
+    """The routes of an engine that has started."""
+    app = FastAPI(
+        title="tpray",
+        version=__version__,
+        summary="Sequence classification on a tensor-parallel group.",
+        docs_url=None,  # FastAPI's own page loads its script from a CDN; ours carries it
+        redoc_url=None,
+    )
+    app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path), name="docs-assets")
+    own = DIALECTS[0]
+
+    @app.exception_handler(Exception)
+    @app.exception_handler(HTTPException)
+    async def on_error(request: Request, error: Exception) -> Response:
+        return own.error_response(error)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """The interactive documentation."""
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="tpray",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon-32x32.png",
+        )
+
+    @app.get("/health", responses={503: {"description": "a rank does not answer, or the group restarts"}})
+    async def health() -> Response:
+        """200 when every rank has just answered a step, else 503."""
+        try:
+            await engine.check()
+        except Exception as e:  # noqa: BLE001  # the boundary where errors become statuses
+            return own.error_response(e)
+        return Response(status_code=200)
+
+    @app.get("/info")
+    async def info() -> dict[str, Any]:
+        """The model, how it is split, the limits, the load, and how the group came up."""
+        return describe(engine)
+
+    for dialect in DIALECTS:
+        app.include_router(dialect.routes(engine))
+    return app
+
+
+def describe(engine: Engine) -> dict[str, Any]:
+    """What ``GET /info`` says."""
+    group, limits = engine.group, engine.config
+    manifest = group.artifact.manifest
+    model = manifest.model
+    return {
+        "model_id": model.source,
+        "model_sha": model.revision,
+        "model_digest": model.digest,
+        "model_type": model.model_type,
+        "problem_type": model.problem_type,
+        "labels": model.labels,
+        "model_dtype": manifest.dtype,
+        "tp_degree": manifest.tp,
+        "runtime": manifest.runtime,
+        "max_input_length": engine.codec.max_length,
+        "max_batch_tokens": limits.max_batch_tokens,
+        "max_concurrent_requests": limits.max_concurrent_requests,
+        "max_client_batch_size": limits.max_client_batch_size,
+        "payload_limit": limits.payload_limit_bytes,
+        "version": __version__,
+        "versions": manifest.versions,
+        "parity": group.parity,
+        "artifact": str(group.artifact.directory),
+        "traced_now": group.traced,
+        "state": group.lifecycle.state.value,
+        "restarts": engine.restarts,
+        "metrics": read_metrics(engine),
+        "ranks": [
+            {
+                "rank": worker.rank,
+                "pid": worker.pid,
+                "cores": worker.cores,
+                "threads": worker.threads,
+                "sharded_bytes": record.sharded_bytes,
+                "replicated_bytes": record.replicated_bytes,
+            }
+            for worker, record in zip(group.workers, manifest.ranks, strict=True)
+        ],
+        "startup": [{"phase": p.name, "seconds": round(p.seconds, 3), "note": p.note} for p in engine.startup],
+    }
