@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.neuron_standin.build import build_device
+from tests.text_kinds import save_tokenizer
 from tpray.config import environment, stay_quiet
 
 stay_quiet()
@@ -114,7 +115,7 @@ def _no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function that saves a small seeded classifier with a letter tokenizer; biases and norms are not zero."""
+    """A function that saves a small seeded classifier with a tokenizer of its own kind; no bias or norm is zero."""
     made: dict[str, Path] = {}
 
     def make(model_type: str = "bert", **changes: Any) -> Path:
@@ -127,11 +128,15 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 
 
 def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
-    from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    tokenizer = save_tokenizer(directory, model_type)
+    own: dict[str, Any] = {"vocab_size": max(SMALL["vocab_size"], len(tokenizer))}
+    if tokenizer.pad_token_id is not None:
+        own["pad_token_id"] = tokenizer.pad_token_id
     names = OWN_NAMES.get(model_type, {})
-    sizes = {names.get(name, name): value for name, value in (SMALL | changes).items()}
-    config = AutoConfig.for_model(model_type, **(sizes | OWN_SETTINGS.get(model_type, {})))
+    sizes = {names.get(name, name): value for name, value in (SMALL | own | changes).items()}
+    config = AutoConfig.for_model(model_type, **(OWN_SETTINGS.get(model_type, {}) | sizes))
     torch.manual_seed(7)
     model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
@@ -141,11 +146,6 @@ def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
             else:
                 parameter.normal_(0.0, 0.15)
     model.save_pretrained(directory)
-    letters = [chr(c) for c in range(97, 123)]
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
-    vocabulary = directory / "vocab.txt"
-    vocabulary.write_text("\n".join(words))
-    BertTokenizerFast(str(vocabulary)).save_pretrained(directory)
     return directory
 
 

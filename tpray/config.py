@@ -20,6 +20,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tpray.errors import ConfigError
+
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 InstanceFamily = Literal["inf2", "trn1", "trn2"]
 NeuronLayout = Literal["process-per-rank", "single-process"]
@@ -119,12 +121,20 @@ def cache_dir() -> Path:
     return path
 
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 
 def log_level() -> str:
-    """The level named by ``TPRAY_LOG``, upper case."""
-    return os.environ.get("TPRAY_LOG", "WARNING").upper()
+    """The level named by ``TPRAY_LOG``, upper case.
+
+    Raises:
+        ConfigError: there is no such level.
+    """
+    level = os.environ.get("TPRAY_LOG", "WARNING").upper()
+    if level not in LOG_LEVELS:
+        raise ConfigError(f"TPRAY_LOG={level} is not a level: use {', '.join(LOG_LEVELS)}")
+    return level
 
 
 def set_up_logging(level: str | None = None) -> None:

@@ -5,6 +5,7 @@
     │   ├── EmptyInputError        no text, or no items
     │   ├── InputTooLongError      more tokens than the model takes, and truncation was not asked for
     │   └── PayloadTooLargeError   too many items in one request, or too many bytes
+    ├── LogitsError                the model's logits for an item are not finite
     ├── OverloadedError            the bounded queue is full; try again later
     ├── DeadlineError              the request's time ran out before its answer was ready
     ├── ConfigError                a setting that cannot work, named with those that would
@@ -36,8 +37,8 @@ class TprayError(Exception):
     """Base of the tree. ``str(error)`` is one sentence that says what is wrong and what to do."""
 
 
-class InputError(TprayError):
-    """What a caller sent cannot be classified; the caller can mend it.
+class ItemError(TprayError):
+    """An error that may be one item's. Not raised itself.
 
     Args:
         message: a sentence; or, for an ``item``, one that lacks its subject: "is empty: send some text".
@@ -56,6 +57,10 @@ class InputError(TprayError):
         return self.message if self.item is None else f"{item} {self.message}"
 
 
+class InputError(ItemError):
+    """What a caller sent cannot be classified; the caller can mend it."""
+
+
 class EmptyInputError(InputError):
     """No text, or no items."""
 
@@ -66,6 +71,10 @@ class InputTooLongError(InputError):
 
 class PayloadTooLargeError(InputError):
     """Too many items in one request, or too many bytes in its body."""
+
+
+class LogitsError(ItemError):
+    """The model's logits for an item are not finite: weights or dtype are at fault, not the text."""
 
 
 class OverloadedError(TprayError):

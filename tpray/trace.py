@@ -23,7 +23,7 @@ from torch import Tensor
 from tpray.artifacts.folder import UserModelArtifact
 from tpray.artifacts.manifest import MANIFEST_FILE
 from tpray.config import ParallelConfig
-from tpray.errors import ConfigError
+from tpray.errors import ConfigError, NotReadyError
 from tpray.group.channel import StepResult
 from tpray.group.executor import Executor
 from tpray.group.jobs import MakeModel
@@ -195,8 +195,12 @@ def _ray_executor(tp: int) -> Executor:
 
 
 async def _step_when_ready(group: UserModelGroup, inputs: list[Array]) -> StepResult:
-    await group.lifecycle.until_ready()
-    return await group.step(inputs)
+    while True:
+        await group.lifecycle.until_ready()
+        try:
+            return await group.step(inputs)
+        except NotReadyError:  # it was ready only in passing; nothing was sent
+            continue
 
 
 _started: weakref.WeakSet[ParallelModel] = weakref.WeakSet()

@@ -35,7 +35,7 @@ WithGroup = Callable[..., None]
 
 
 @pytest.fixture
-def with_group(monkeypatch: pytest.MonkeyPatch) -> WithGroup:
+def with_group() -> WithGroup:
     """A function that starts a group of fake ranks, does some work with it, and stops it."""
 
     def run(

@@ -42,3 +42,4 @@ def ray_head(port: int, cpus: int, *arguments: str, **environ: str) -> Iterator[
         finally:
             logs_go = not os.environ.get("KEEP_LOGS")
             watchdog.clean_up(mark, Path("/tmp/ray"), starter.pid, since, ended_well=logs_go)
+            Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # as `ray stop` does

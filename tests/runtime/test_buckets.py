@@ -17,8 +17,8 @@ from tpray.errors import ConfigError, InputTooLongError
 from tpray.group.thread_executor import ThreadExecutor
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket, choose_lengths, fitting, largest_batch, pad_to, parse
-from tpray.serving.codec import Item
 from tpray.serving.local import load
+from tpray.tokenizer import Item
 
 
 def padding(lengths: list[int], chosen: list[int]) -> int:
@@ -73,8 +73,10 @@ def test_added_rows_have_one_token() -> None:
 def test_a_model_with_buckets_answers_as_one_without(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
     directory = make_checkpoint(model_type)
     batch = rows([1, 33, 7, 64, 16], pad_id_of(directory))
+    if model_type == "modernbert":
+        batch[2][:] = 0  # it knows no token types
     named = dict(zip(("input_ids", "attention_mask", "token_type_ids"), batch, strict=True))
-    texts: list[Item] = ["a", "b c d e f g h", ("a b", "c"), "z " * 30, "y " * 40]
+    texts: list[Item] = ["a", "b c d e f g h", ("a b", "c"), "z " * 15, "y " * 30]
     with load(directory, tp=2, dtype="float32", executor=ThreadExecutor(2)) as free:
         expected, scores = free.logits(**named), free.classify(texts)
     with load(directory, tp=2, dtype="float32", buckets="2x16,2x64", executor=ThreadExecutor(2)) as classifier:

@@ -138,11 +138,23 @@ def follow_the_load(port: int) -> None:
                     or len(starts) == 2, 30, "both have said how they started",
                 )  # fmt: skip
                 assert sorted(info["traced_now"] for info in starts.values()) == [False, True]
-                assert all(phase["seconds"] >= 0 for info in starts.values() for phase in info["startup"])
+                for info in starts.values():
+                    phases = [phase["phase"] for phase in info["startup"]]
+                    assert ("trace" in phases) == info["traced_now"], (
+                        "only the first traces; the other takes it from the store"
+                    )
+                    assert phases[-3:] == ["load", "check", "warm up"]
+                    assert sum(phase["seconds"] for phase in info["startup"]) > 0.1
             finally:
                 stop.set()
             EVENTS["answered"] = sum(client.result() for client in clients)
         wait_for(lambda: len(replicas()) == 1, 100, "the second group's end")
+
+
+MAY_FAIL = {"ActorDiedError", "ActorUnavailableError", "RayActorError", "TimeoutError", "GetTimeoutError"}
+"""How a handle's requests may fail while the only replica is gone: it died, or none came in time."""
+GRACE_S = 6.0
+"""A request that was sent before the group was back may still run into its 5 s."""
 
 
 def outlive_a_node(port: int) -> None:
@@ -153,16 +165,20 @@ def outlive_a_node(port: int) -> None:
         note("one group")
         (before,) = replicas().items()
         stop = threading.Event()
-        failed = 0
+        wanted = [score["label"] for score in handle.classify.remote("a b").result(timeout_s=30)]
+        failures: list[tuple[float, str]] = []  # when, and of which kind
+        answered: list[float] = []
 
         def load() -> None:
-            nonlocal failed
             while not stop.is_set():
                 try:
-                    handle.classify.remote("a b").result(timeout_s=5)
-                except Exception:  # noqa: BLE001  # whatever a handle raises while its only replica is gone
-                    failed += 1
+                    answer = handle.classify.remote("a b").result(timeout_s=5)
+                except Exception as e:  # noqa: BLE001  # judged below, by its kind and its time
+                    failures.append((time.monotonic(), type(e).__name__))
                     time.sleep(0.2)
+                else:
+                    assert [score["label"] for score in answer] == wanted, "nobody gets a wrong answer"
+                    answered.append(time.monotonic())
 
         with ThreadPoolExecutor(2) as pool:
             clients = [pool.submit(load) for _ in range(2)]
@@ -173,11 +189,18 @@ def outlive_a_node(port: int) -> None:
                 wait_for(lambda: bool(replicas().items() - {before}), 120, "its group on another node")
                 assert handle.classify.remote("a b").result(timeout_s=30)
                 note("an answer")
+                back = time.monotonic()
+                time.sleep(GRACE_S + 3)
             finally:
                 stop.set()
             for client in clients:
                 client.result()
-        EVENTS["failed requests meanwhile"] = failed
+        EVENTS["failed requests meanwhile"] = len(failures)
+        kinds = {kind for _, kind in failures}
+        print(f"kinds of failures: {sorted(kinds)}", file=sys.stderr)
+        assert kinds <= MAY_FAIL, f"requests failed otherwise than by the death of their replica: {kinds - MAY_FAIL}"
+        assert not [when for when, _ in failures if when > back + GRACE_S], "they fail no longer once the group is back"
+        assert [when for when in answered if when > back + GRACE_S]
         assert before[1] not in replicas().values()
 
 

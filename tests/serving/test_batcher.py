@@ -14,7 +14,7 @@ from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.serving.batcher import Batcher, QueuedRow, cut_steps, pad
-from tpray.serving.codec import Encoded
+from tpray.tokenizer import Encoded
 
 
 def row(length: int, first: int = 9) -> Encoded:

@@ -17,8 +17,8 @@ from tpray.serving.codec import TextCodec
 def make_codec(make_checkpoint: Callable[..., Path]) -> Callable[[str | None], TextCodec]:
     def make(problem_type: str | None) -> TextCodec:
         record = ModelRecord(
-            source="m", revision=None, digest="", model_type="bert", max_length=12, labels=("a", "b", "c"),
-            problem_type=problem_type, pad_id=0, plan={"rules": []},
+            source="m", revision=None, digest="", model_type="bert", max_length=12, vocab_size=120, token_types=2,
+            labels=("a", "b", "c"), problem_type=problem_type, pad_id=0, plan={"rules": []},
         )  # fmt: skip
         return TextCodec(make_checkpoint(), record)
 

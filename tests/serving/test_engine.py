@@ -12,8 +12,8 @@ from tpray.config import BatchConfig, ModelConfig
 from tpray.errors import EmptyInputError, PayloadTooLargeError, RankError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
-from tpray.serving.codec import Item
 from tpray.serving.engine import Engine
+from tpray.tokenizer import Item
 
 
 def with_engine(directory: Path, work: Callable[[Engine], Awaitable[None]]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.serving.conftest import WithEngine
 from tpray.config import BatchConfig, ModelConfig
-from tpray.errors import ConfigError, DeadlineError, GroupError, PlacementError, RankError
+from tpray.errors import ConfigError, DeadlineError, GroupError, LogitsError, PlacementError, RankError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.fake_executor import FakeExecutor, fake_logits
 from tpray.group.lifecycle import State
@@ -158,7 +158,7 @@ def test_a_hanging_rank_is_found_by_the_steps_limit_and_the_request_answered(wit
         assert (await engine.classify(["a b"])).scores
         assert engine.restarts == 1
 
-    with_fake_engine(work, step_timeout_s=0.2)
+    with_fake_engine(work, step_timeout_s=0.7)
 
 
 def test_logits_wait_for_a_restart_and_are_computed_again(with_fake_engine: WithEngine) -> None:
@@ -188,12 +188,40 @@ def test_other_limits_hold_from_then_on(with_fake_engine: WithEngine) -> None:
         for slots in (1, 4, 2):
             engine.reconfigure(BatchConfig(steps_in_flight=slots, max_step_tokens=4))
             waiting = [asyncio.ensure_future(engine.classify(["a"])) for _ in range(4)]
-            await asyncio.sleep(0.03)
-            assert len(executor.steps) == max(slots, 4 if slots == 2 else 0)
+            wanted = max(slots, 4 if slots == 2 else 0)
+            while len(executor.steps) < wanted:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            assert len(executor.steps) == wanted, "and no more"
             for task in waiting:
                 task.cancel()
 
     with_fake_engine(work, max_step_tokens=4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_are_their_rows_error(value: float, with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        bad = engine.codec.encode(["bad"])[0].ids[1]
+
+        def answer(frame: Frame) -> Frame:
+            logits = fake_logits(frame.tensors[0], frame.tensors[1])
+            logits[(frame.tensors[0] == bad).any(axis=1), 0] = value
+            return Frame(Kind.RESULT, frame.step, (logits,), 1)
+
+        executor.answer(0, answer)
+        good = asyncio.ensure_future(engine.classify(["fine"]))
+        with pytest.raises(LogitsError, match="item 1 gets logits that are not finite") as caught:
+            await engine.classify(["fine", "bad"])
+        assert caught.value.item == 1
+        assert (await good).scores
+        assert engine.rows_not_finite == 1
+        ids = np.array([[5, 6], [bad, 6]])
+        with pytest.raises(LogitsError, match="item 1"):
+            await engine.logits([ids, ids * 0 + 1, ids * 0])
+        assert engine.restarts == 0
+
+    with_fake_engine(work)
 
 
 def local(executor: FakeExecutor) -> LocalClassifier:
@@ -223,3 +251,34 @@ def test_closing_a_classifier_while_another_thread_classifies_leaves_nobody_wait
     with pytest.raises(ConfigError, match="was closed"):
         classifier.logits(input_ids=[[1, 2]])
     classifier.close()
+
+
+def test_rows_that_nobody_waits_for_are_not_counted(with_fake_engine: WithEngine) -> None:
+    """The queue of a group that restarts stays bounded, and the autoscaler is not misled."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        hold = await restarting(engine, executor)
+        for _ in range(5):
+            late = [asyncio.ensure_future(engine.classify(["a b"], timeout_s=0.005)) for _ in range(10)]
+            for answer in await asyncio.gather(*late, return_exceptions=True):
+                assert isinstance(answer, DeadlineError)
+        assert engine.queued_tokens == 0
+        hold.set()
+        assert (await engine.classify(["a b"])).scores
+
+    with_fake_engine(work, max_concurrent_requests=10)
+
+
+def test_closing_from_several_threads_waits_for_one_end() -> None:
+    executor = FakeExecutor(2)
+    classifier = local(executor)
+    hold = executor.block("kill")
+
+    with ThreadPoolExecutor(5) as pool:
+        closing = [pool.submit(classifier.close) for _ in range(4)]
+        time.sleep(0.1)
+        assert not any(future.done() for future in closing)
+        classifier._loop.loop.call_soon_threadsafe(hold.set)
+        for future in closing:
+            future.result(timeout=5)
+    assert executor.calls[-2:] == ["kill", "release"]

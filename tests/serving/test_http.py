@@ -37,7 +37,7 @@ def test_forms_of_an_answer(with_fake_engine: WithEngine) -> None:
     [
         ({"inputs": [["a"], [""]]}, 400, "Empty", "`inputs`: item 1 is empty: send some text"),
         ({"inputs": "word " * 300}, 422, "Validation", "`inputs`: item 0 has 602 tokens and this model takes 128"),
-        ({"inputs": [["a"]] * 9}, 413, "Validation", "there are 9 items and the limit is 8: send smaller batches"),
+        ({"inputs": [["a"]] * 9}, 413, "Validation", "`inputs` has 9 items and the limit is 8: send smaller batches"),
         ({"inputs": "x" * 3000}, 413, "Validation", "the body is larger than 2048 bytes"),
     ],
 )

@@ -27,7 +27,7 @@ from tpray.artifacts.manifest import (
     read_manifest,
 )
 from tpray.errors import ArtifactError
-from tpray.parallel_layers.files import TEXT_FILES, file_digest
+from tpray.parallel_layers.files import file_digest
 
 if TYPE_CHECKING:
     from tpray.parallel_layers.checkpoint import Checkpoint
@@ -122,8 +122,6 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
 def copy_model_files(checkpoint: Checkpoint, directory: Path) -> dict[str, FileRecord]:
     """Copy configuration and tokenizer into ``directory`` (created) and return their records."""
     directory.mkdir(parents=True)
-    wanted = {checkpoint.directory / "config.json"}
-    wanted |= {path for pattern in TEXT_FILES for path in checkpoint.directory.glob(pattern) if path.is_file()}
-    for path in sorted(wanted):
+    for path in sorted({checkpoint.directory / "config.json", *checkpoint.text_files}):
         shutil.copyfile(path, directory / path.name)
     return record_files(directory)

@@ -21,7 +21,7 @@ def cache_key(checkpoint: Checkpoint, topology: Topology, dtype: str, buckets: S
     """The same key means the same programs. Reads every weight once."""
     plan = json.dumps(checkpoint.plan.to_json(), sort_keys=True)
     shapes = ",".join(map(str, buckets))
-    cores = " ".join(map(str, topology.compiled_for))
+    cores = " ".join(map(str, (*topology.compiled_for, *(["fake"] if topology.fake else []))))
     own = [str(FORMAT), checkpoint.digest, plan, str(topology.tp), dtype, topology.runtime, shapes, cores]
     parts = [*own, code_digest(), *versions(topology.runtime).values()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -22,7 +22,7 @@ from tpray.platforms import PLATFORMS
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.records import Canary, ProgramRecord
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_FILE = "manifest.json"
 
 
@@ -39,16 +39,23 @@ class FileRecord(Frozen):
 
 
 class ModelRecord(Frozen):
-    """Which model this is, and what its logits mean."""
+    """Which model this is, and what its logits mean.
+
+    pad_id: the id that the model takes for padding. vocab_size, token_types: how many ids and token types it knows.
+    reads_padding: a row's logits depend on how much padding it has, so that it only goes with rows of its length.
+    """
 
     source: str
     revision: str | None
     digest: str
     model_type: str
     max_length: int
+    vocab_size: int
+    token_types: int = 0
     labels: tuple[str, ...]
     problem_type: str | None
     pad_id: int
+    reads_padding: bool = False
     plan: dict[str, Any]
 
     @property

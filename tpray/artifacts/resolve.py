@@ -10,6 +10,7 @@ traced once.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -17,13 +18,14 @@ from pathlib import Path
 
 from tpray.artifacts.folder import Artifact, is_artifact
 from tpray.artifacts.key import cache_key
-from tpray.artifacts.manifest import Manifest
+from tpray.artifacts.manifest import MANIFEST_FILE, Manifest
 from tpray.artifacts.store import SharedStore, fetch, is_url
 from tpray.config import AUTO, DEMO_DIR, ModelConfig, cache_dir
 from tpray.errors import ArtifactError, ConfigError, StoreError
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
+from tpray.parallel_layers.loading import check_weights
 from tpray.parallel_layers.plan import read_plan
-from tpray.parallel_layers.shard import check_plan
+from tpray.parallel_layers.shard import check_plan, empty_model
 from tpray.platforms.memory import available_bytes
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket
@@ -86,10 +88,10 @@ class Resolution:
 
 
 def find_model(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
-    """Find the files of a model, downloading them if need be, and refuse all that shows without reading a weight.
+    """Find the files of a model, downloading them if need be, and refuse what cannot work; no weight is read.
 
     Raises:
-        ModelNotFoundError, CheckpointError, UnsupportedModelError, DegreeError, ConfigError, ArtifactError: so it says.
+        ModelNotFoundError, CheckpointError, UnsupportedModelError, DegreeError, ConfigError, ArtifactError: see there.
         StoreError: the URL of an artifact cannot be reached now.
     """
     name = model.source
@@ -119,7 +121,23 @@ def find_model(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
     topology.platform.choose_dtype(model.dtype)
     _check_buckets(model, checkpoint)
     _check_memory(checkpoint.size_bytes, checkpoint.source)
+    if not _was_traced(checkpoint):
+        check_weights(empty_model(checkpoint.config), checkpoint)
     return checkpoint
+
+
+def _was_traced(checkpoint: Checkpoint) -> bool:
+    """Whether an artifact in the cache names this checkpoint: its weights fitted then, and `resolve` looks again.
+
+    The look costs a second, for transformers imports the model's code.
+    """
+    for path in (cache_dir() / "artifacts").glob(f"*/{MANIFEST_FILE}"):
+        try:
+            if json.loads(path.read_bytes())["model"]["source"] == checkpoint.source:
+                return True
+        except (OSError, ValueError, KeyError, TypeError):  # damaged, or being written
+            continue
+    return False
 
 
 async def resolve(
@@ -134,10 +152,10 @@ async def resolve(
     if isinstance(found, Artifact):
         return Resolution(found)
     task = await asyncio.to_thread(_task, found, model, topology, out)
-    if task.kept_by_user:
-        return Resolution(task=task)
-    artifact = task.open()
-    if task.store is None:
+    artifact = None if task.kept_by_user else task.open()
+    if artifact is None:
+        await asyncio.to_thread(lambda: check_weights(empty_model(found.config), found))
+    if task.kept_by_user or task.store is None:
         return Resolution(artifact, task)
     in_store = damaged = False
     try:
@@ -186,7 +204,7 @@ def _check_buckets(model: ModelConfig, checkpoint: Checkpoint) -> None:
     limit = checkpoint.plan.max_length(checkpoint.config)
     if longest > limit:
         raise ConfigError(f"a bucket of {longest} tokens is longer than the {limit} that {checkpoint.source} takes")
-    if model.buckets and checkpoint.plan.reads_padding:
+    if model.buckets and (checkpoint.plan.reads_padding or checkpoint.mixes_lengths):
         raise ConfigError(f"{checkpoint.source} reads padding, so that its rows cannot be padded to buckets: name none")
 
 

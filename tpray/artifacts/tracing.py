@@ -19,8 +19,10 @@ from tpray.artifacts.folder import MODEL_DIR, Artifact, copy_model_files
 from tpray.artifacts.manifest import Manifest, ModelRecord, RankRecord, machine, now, versions, write_manifest
 from tpray.artifacts.resolve import Resolution, TraceTask
 from tpray.artifacts.store import SharedStore
-from tpray.errors import StoreError
+from tpray.errors import ConfigError, StoreError
+from tpray.parallel_layers.shard import count_token_types, empty_model
 from tpray.runtime.records import INPUT_NAMES, Canary
+from tpray.tokenizer import takes_types
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,10 @@ async def _trace(task: TraceTask, tracer: Tracer) -> Artifact:
     try:
         model_files = copy_model_files(checkpoint, staging / MODEL_DIR)
         traced = await tracer(task, staging)
+        if traced.canary.reads_padding and task.buckets:
+            raise ConfigError(
+                f"{checkpoint.source} reads padding, so that its rows cannot be padded to buckets: name none"
+            )
         manifest = Manifest(
             created=now(),
             versions=versions(topology.runtime),
@@ -93,9 +99,12 @@ async def _trace(task: TraceTask, tracer: Tracer) -> Artifact:
                 digest=checkpoint.digest,
                 model_type=config.model_type,
                 max_length=task.max_length,
-                labels=tuple(config.id2label[i] for i in range(config.num_labels)),
+                vocab_size=config.vocab_size,
+                token_types=count_token_types(empty_model(config), takes_types(checkpoint.tokenizer)),
+                labels=checkpoint.labels,
                 problem_type=config.problem_type,
-                pad_id=config.pad_token_id or 0,
+                pad_id=checkpoint.pad_id,
+                reads_padding=traced.canary.reads_padding,
                 plan=checkpoint.plan.to_json(),
             ),
             runtime=topology.runtime,

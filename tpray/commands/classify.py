@@ -16,6 +16,7 @@ from tpray.commands.flags import (
     LogicalCores,
     ModelFlag,
     PlanFile,
+    Revision,
     Runtime,
     Tp,
     lnc_number,
@@ -29,6 +30,7 @@ def classify(
         list[str] | None, typer.Argument(help="Texts; with --pair, exactly two that are read together.")
     ] = None,
     model: ModelFlag = None,
+    revision: Revision = None,
     tp: Tp = 1,
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
@@ -48,6 +50,9 @@ def classify(
     output_file: Annotated[
         Path | None, typer.Option("--out", help="JSONL to write; standard output without it.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the output file of a run that was interrupted.")
+    ] = False,
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Logits instead of probabilities.")] = False,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
@@ -60,12 +65,11 @@ def classify(
         raise ConfigError("name texts to classify, or a JSONL file with --in, and not both")
     if pair and (texts is None or len(texts) != 2):
         raise ConfigError("--pair takes exactly two texts; in a JSONL file a pair has a text_pair")
-    if input_file is not None and str(input_file) != "-" and not input_file.is_file():
-        raise ConfigError(f"there is no file {input_file}")
-    if output_file is not None and not output_file.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {output_file.absolute().parent} to write {output_file.name} in")
+    if input_file is not None:
+        jsonl.check_files(input_file, output_file, resume)
     with load_with_progress(
         model,
+        revision=revision,
         tp=tp,
         dtype=dtype,
         runtime=runtime,
@@ -76,8 +80,11 @@ def classify(
         lnc=lnc_number(lnc),
     ) as classifier:
         if input_file is not None:
-            done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err)
-            err.print(f"{done.classified} classified, {done.refused} refused", highlight=False)
+            done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err, resume)
+            if not done.classified and not done.refused and not done.kept:
+                err.print(f"{input_file} has no lines: there was nothing to classify", highlight=False, soft_wrap=True)
+            else:
+                err.print(str(done), highlight=False, soft_wrap=True)
             raise typer.Exit(1 if done.refused else 0)
         assert texts, "checked above"
         items: list[Any] = [(texts[0], texts[1])] if pair else list(texts)

@@ -17,6 +17,10 @@ _MODEL: dict[str, Any] = {
 }
 Model = Annotated[str | None, typer.Argument(**_MODEL)]
 ModelFlag = Annotated[str | None, typer.Option("--model", **_MODEL)]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", envvar="TPRAY_REVISION", help="Branch, tag or commit of a Hub id.", show_default="main"),
+]
 Tp = Annotated[int, typer.Option(min=1, envvar="TPRAY_TP", help="Tensor-parallel degree: ranks that share one model.")]
 Dtype = Annotated[DtypeName, typer.Option(envvar="TPRAY_DTYPE", help="What the shards compute in.")]
 PlanFile = Annotated[

@@ -16,6 +16,7 @@ from tpray.commands.flags import (
     LogicalCores,
     Model,
     PlanFile,
+    Revision,
     Runtime,
     Store,
     Tp,
@@ -27,6 +28,7 @@ from tpray.group.group import PhaseReport
 
 def serve(
     model: Model = None,
+    revision: Revision = None,
     tp: Tp = 1,
     replicas: Annotated[
         int, typer.Option(min=1, envvar="TPRAY_REPLICAS", help="Groups, each with the whole model.")
@@ -60,7 +62,14 @@ def serve(
     from tpray.runtime.buckets import parse
 
     config = ServeConfig(
-        model=ModelConfig(source=model, dtype=dtype, plan=plan, buckets=parse(buckets) if buckets else (), store=store),
+        model=ModelConfig(
+            source=model,
+            revision=revision,
+            dtype=dtype,
+            plan=plan,
+            buckets=parse(buckets) if buckets else (),
+            store=store,
+        ),
         parallel=ParallelConfig(
             tp=tp,
             cores_per_rank=cores_per_rank,

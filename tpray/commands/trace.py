@@ -15,6 +15,7 @@ from tpray.commands.flags import (
     LogicalCores,
     Model,
     PlanFile,
+    Revision,
     Runtime,
     Store,
     Tp,
@@ -29,6 +30,7 @@ def trace(
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Where to put the artifact.", show_default="the cache")
     ] = None,
+    revision: Revision = None,
     tp: Tp = 1,
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
@@ -69,6 +71,7 @@ def trace(
         raise ConfigError("--samples is for --buckets auto")
     with load_with_progress(
         model,
+        revision=revision,
         tp=tp,
         dtype=dtype,
         runtime=runtime,

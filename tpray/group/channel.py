@@ -83,14 +83,18 @@ class Channel:
             await loop.connect_accepted_socket(lambda link=link: link, sock)  # type: ignore[misc]
 
     def send(self, inputs: Sequence[Array], timeout_s: float) -> asyncio.Future[StepResult]:
-        """Send one step to every rank; the future has rank 0's outputs once all have answered."""
+        """Send one step to every rank; the future has rank 0's outputs once all have answered.
+
+        Raises:
+            ConfigError: the wire does not carry an input's dtype.
+        """
         loop = asyncio.get_running_loop()
         self._last += 1
         number = self._last
+        data = Frame(Kind.STEP, number, tuple(inputs)).encode()  # first: it may refuse the inputs
         timer = loop.call_later(timeout_s, self._on_late, number)
         step = _Step(loop.create_future(), time.perf_counter(), set(range(len(self._links))), timer)
         self._steps[number] = step
-        data = Frame(Kind.STEP, number, tuple(inputs)).encode()
         for link in self._links:
             assert link.transport is not None, "open() waits for it"
             link.transport.write(data)
@@ -106,7 +110,7 @@ class Channel:
                 step.future.exception()  # marks it seen: its caller may have left
 
     def close(self) -> None:
-        """Close the sockets; whoever still waits for a step must have been told by `fail`."""
+        """Close the sockets. Call `fail` before, so that nobody waits for a step."""
         links, self._links = self._links, []
         for link in links:
             if link.transport is not None:

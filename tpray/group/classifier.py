@@ -21,7 +21,8 @@ from tpray.group.jobs import ShardJob
 from tpray.group.wire import Array
 from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.runtime.buckets import Bucket, fitting, largest_batch, pad_to
-from tpray.runtime.canary import canary_inputs, check_canary
+from tpray.runtime.canary import canary_steps, check_logits
+from tpray.tokenizer import takes_types
 
 log = logging.getLogger(__name__)
 
@@ -128,22 +129,25 @@ class ClassifierGroup(Group):
         self._resolution = await make_artifact(self._resolution, self._trace_shards)
 
     async def _trace_shards(self, task: TraceTask, directory: Path) -> Traced:
+        typed = takes_types(task.checkpoint.tokenizer)
         jobs = [
-            ShardJob(task.checkpoint, task.dtype, task.max_length, task.buckets, directory / rank_folder(rank))
+            ShardJob(task.checkpoint, task.dtype, task.max_length, task.buckets, directory / rank_folder(rank), typed)
             for rank in range(self.tp)
         ]
         records = await self.executor.trace(jobs)
         return Traced(records, await self.executor.make_canary(task.checkpoint, task.max_length))
 
     async def _check(self) -> None:
-        manifest = self.artifact.manifest
-        result = await self._run(canary_inputs(manifest.canary))
+        manifest, differences = self.artifact.manifest, []
         try:
-            self.parity = check_canary(manifest.canary, result.logits, manifest.dtype)
+            for inputs, reference in canary_steps(manifest.canary, manifest.model.pad_id):
+                result = await self._run(inputs)
+                differences.append(check_logits(reference, result.logits, manifest.dtype))
         except ParityError:
             if self._resolution.task is not None:
                 self._resolution.task.discard()
             raise
+        self.parity = max(differences)
 
     async def _warm_up(self) -> None:
         platform, longest = self.executor.topology.platform, self.artifact.manifest.model.max_length

@@ -1,7 +1,7 @@
 """An executor without a model: its ranks speak the real wire, and die, hang, are late or answer wrongly on command.
 
-With it the life of a group, and everything above it, is tested in milliseconds: no torch, no Ray, no process. A rank is
-a thread that answers each step with `fake_logits`.
+With it starts, failures and restarts, and everything above them, are tested in milliseconds: no torch, no Ray, no
+process. A rank is a thread that answers each step with `fake_logits`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,7 +78,7 @@ class FakeExecutor:
     """
 
     def __init__(self, topology: Topology | int = 2, labels: int = 2) -> None:
-        self.topology = Topology(topology) if isinstance(topology, int) else topology
+        self.topology = Topology(topology, fake=True) if isinstance(topology, int) else replace(topology, fake=True)
         self.labels = labels
         self.calls: list[str] = []
         self.steps: list[tuple[Array, ...]] = []

@@ -94,6 +94,7 @@ class Group(ABC):
         self._channel = Channel(self._fail, self._on_report)
         self._current: _CurrentPhase | None = None
         self._failure: asyncio.Future[None] | None = None  # of a start that is under way
+        self._end: asyncio.Task[None] | None = None  # of `stop`, whoever asks for it
 
     @property
     def tp(self) -> int:
@@ -161,16 +162,26 @@ class Group(ABC):
         Raises:
             GroupError: a rank cannot be ended; the place was given back all the same.
         """
-        if self.lifecycle.state is State.STOPPED:
-            return
-        error = reason or GroupError("the group was stopped")
-        self.lifecycle.move(State.STOPPED, error)
-        self._abort(error)
+        if self._end is None:
+            error = reason or GroupError("the group was stopped")
+            self.lifecycle.move(State.STOPPED, error)
+            self._abort(error)
+            supervised = self._supervisor.release()
+            self._end = asyncio.get_running_loop().create_task(self._finish(supervised))
+        # Shielded: whoever asked may leave, and the ranks end all the same; whoever asks again waits for the same end.
+        await asyncio.shield(self._end)
+
+    async def _finish(self, supervised: asyncio.Task[None] | None) -> None:
+        """End what is left, each part whatever became of the one before."""
         try:
-            await self._supervisor.stop()
-            await self._tear_down()
+            if supervised is not None:
+                supervised.cancel()
+                await asyncio.wait({supervised}, timeout=PHASES["pin"])
         finally:
-            self.executor.release()
+            try:
+                await self._tear_down()
+            finally:
+                self.executor.release()
 
     async def step(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
         """Run the program once on every rank.
@@ -202,8 +213,6 @@ class Group(ABC):
             await self._phase("pin", self._pin())
             await self._phase("connect", self._connect())
             await self._prepare()
-            if self._failure.done():  # after the last phase
-                self._failure.result()
         finally:
             self._failure.cancel()
             self._failure = self._current = None
@@ -211,6 +220,9 @@ class Group(ABC):
     async def _phase(self, name: str, work: Coroutine[Any, Any, T]) -> T:
         """Run one phase of a start: within its limit, and until a rank fails."""
         assert self._failure is not None, "phases belong to a start"
+        if self._failure.done():  # between two phases
+            work.close()
+            self._failure.result()
         number, limit_s = list(PHASES).index(name) + 1, PHASES[name]
         self._current = _CurrentPhase(name, time.perf_counter())
         task = asyncio.ensure_future(work)
@@ -226,6 +238,8 @@ class Group(ABC):
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         result = task.result()
+        if self._failure.done():
+            self._failure.result()
         report = PhaseReport(number, name, time.perf_counter() - self._current.started, self._note(name))
         self.phases.append(report)
         log.info("phase %d %s: %.2f s %s", report.number, report.name, report.seconds, report.note)

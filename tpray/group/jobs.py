@@ -33,13 +33,17 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One rank's part of a trace. directory: its own, which it empties first. buckets: shapes; none: any."""
+    """One rank's part of a trace. directory: its own, which it empties first. buckets: shapes; none: any.
+
+    typed: whether the tokenizer gives token types.
+    """
 
     checkpoint: Checkpoint
     dtype: str
     max_length: int
     buckets: tuple[Bucket, ...]
     directory: Path
+    typed: bool
 
 
 @dataclass(frozen=True)

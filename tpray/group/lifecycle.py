@@ -21,7 +21,7 @@ from tpray.errors import GroupError, NotReadyError
 
 
 class State(str, Enum):
-    """Where a group is in its life."""
+    """What a group is doing."""
 
     NEW = "new"  # nothing was started
     STARTING = "starting"  # its ranks come up; they run only what the start itself sends
@@ -85,7 +85,7 @@ class Lifecycle:
             raise self.why_not_ready()
 
     async def until(self, *states: State) -> State:
-        """Wait until the group is, or was for however short a time since the call, in one of these states: which."""
+        """Wait until the group reaches one of these states, and say which; it may have left it again by then."""
         if self.state in states:
             return self.state
         reached: asyncio.Future[State] = asyncio.get_running_loop().create_future()

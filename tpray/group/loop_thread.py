@@ -43,6 +43,8 @@ class LoopThread:
     def stop(self) -> None:
         """End the loop and its thread. What still runs on it is cancelled, so that nobody waits for it for ever."""
         with self._lock:
+            if self.stopped:
+                return
             self.stopped = True
         self._submit(_cancel_others()).result()
         self.loop.call_soon_threadsafe(self.loop.stop)

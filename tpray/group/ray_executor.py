@@ -200,12 +200,12 @@ class RayExecutor(WorkerExecutor):
         import ray
 
         actors, self._actors = self._actors, []
-        pids, self._pids = self._pids, []
         ports, self._ports = self._ports, None
         try:
             for actor in actors:
                 ray.kill(actor)  # not __ray_terminate__: it waits for the task that may be what hangs
-            await asyncio.gather(*map(_wait_gone, pids))
+            await asyncio.gather(*map(_wait_gone, self._pids))
+            self._pids = []  # not before they have gone: a kill that was interrupted is asked for again
         finally:
             if ports is not None:
                 ports.release()

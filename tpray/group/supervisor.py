@@ -46,12 +46,10 @@ class Supervisor:
         """Begin to watch, on the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
-    async def stop(self) -> None:
-        """End a restart that is under way, and watch no longer."""
+    def release(self) -> asyncio.Task[None] | None:
+        """Watch no longer. The task is what watched, perhaps within a restart: to be ended; None if it is who asks."""
         task, self._task = self._task, None
-        if task is not None and task is not asyncio.current_task():  # which gives the group up
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        return None if task is asyncio.current_task() else task
 
     async def _watch(self) -> None:
         failures = 0
@@ -59,7 +57,9 @@ class Supervisor:
             try:
                 await self._group.restart()
                 failures = 0
-            except Exception as e:  # noqa: BLE001  # any failed restart counts, whatever it raised
+            except (Exception, asyncio.CancelledError) as e:  # any failed restart counts, whatever it raised
+                if self._task is None:  # the group is being stopped, and this task ended
+                    raise
                 failures += 1
                 log.error("restart %d of %d failed: %s", failures, RESTARTS, e)
                 if failures == RESTARTS:

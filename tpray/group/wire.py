@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tpray.errors import GroupError, StartTimeoutError
+from tpray.errors import ConfigError, GroupError, StartTimeoutError
 
 Array = npt.NDArray[Any]
 
@@ -67,7 +67,15 @@ class Frame:
     text: str = ""
 
     def encode(self) -> bytes:
-        """The frame as bytes."""
+        """The frame as bytes.
+
+        Raises:
+            ConfigError: the wire does not carry a tensor's dtype.
+        """
+        unknown = [str(a.dtype) for a in self.tensors if a.dtype not in _DTYPES]
+        if unknown:
+            known = ", ".join(map(str, _DTYPES))
+            raise ConfigError(f"a tensor of {unknown[0]} cannot go to or from a rank: convert it to one of {known}")
         arrays = [np.asarray(a, order="C") for a in self.tensors]  # ascontiguousarray gives a number a dimension
         text = self.text.encode()
         table = b"".join(

@@ -122,7 +122,7 @@ class ShardWorker:
         shutil.rmtree(job.directory, ignore_errors=True)
         job.directory.mkdir(parents=True)
         with parallel_state.use(self.rank, self.topology.tp):
-            shard = build_shard(job.checkpoint, DTYPES[job.dtype], self._runtime.attention)
+            shard = build_shard(job.checkpoint, DTYPES[job.dtype], self._runtime.attention, job.typed)
             self._runtime.trace(shard, job.max_length, job.directory, job.buckets, self._report)
         return _record(shard, job.directory)
 
@@ -199,24 +199,24 @@ class ShardWorker:
         with parallel_state.use(self.rank, self.topology.tp, self._collective), torch.inference_mode():
             while (frame := wire.receive(sock)) is not None:
                 try:
-                    sock.sendall(self._step(frame).encode())
+                    sock.sendall(self._step(frame))
                 except OSError:
                     break
         sock.close()
         self._collective.close()
         self._exit(0)  # the owner is gone: this rank has nobody to serve
 
-    def _step(self, frame: Frame) -> Frame:
+    def _step(self, frame: Frame) -> bytes:
         started = time.perf_counter()
         try:
             assert self._program is not None, "no step is sent before the program is loaded"
             outputs = self._program(*(torch.from_numpy(array) for array in frame.tensors))
+            micros = int((time.perf_counter() - started) * 1e6)
+            sent = tuple(map(as_array, outputs)) if self.rank == 0 else ()
+            return Frame(Kind.RESULT, frame.step, sent, micros).encode()
         except Exception as e:  # noqa: BLE001  # whatever a program raises must reach the owner, not end the thread
             log.error("rank %d: step %d failed\n%s", self.rank, frame.step, traceback.format_exc())
-            return Frame(Kind.ERROR, frame.step, text=f"{type(e).__name__}: {e}")
-        micros = int((time.perf_counter() - started) * 1e6)
-        sent = tuple(map(as_array, outputs)) if self.rank == 0 else ()
-        return Frame(Kind.RESULT, frame.step, sent, micros)
+            return Frame(Kind.ERROR, frame.step, text=f"{type(e).__name__}: {e}").encode()
 
 
 def _record(module: nn.Module, directory: Path) -> RankRecord:

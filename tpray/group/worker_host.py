@@ -63,7 +63,7 @@ class WorkerHost:
         Raises:
             GroupError: an accelerator's backend was imported already, and has read the environment as it was.
         """
-        early = [name for name in ("torch_neuronx", "torch_xla", "libneuronxla") if name in sys.modules]
+        early = [name for name in topology.platform.backends if name in sys.modules]
         if variables and early:
             raise GroupError(f"{early[0]} was imported before this process knew its cores: do not import it for Ray")
         set_variables(variables or {})

@@ -121,6 +121,7 @@ def join_ray() -> None:
     stay_quiet()
     private.stay_on_loopback()
     try:
+        private.find_running_ray()
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as e:
         raise ConfigError("no Ray runs on this machine: start a server with `tpray serve` first") from e

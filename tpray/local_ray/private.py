@@ -1,11 +1,14 @@
-"""What of Ray 2.60's private functions is replaced, so that a Ray of one's own stays on loopback and asks nobody."""
+"""What of Ray 2.60's private functions is used or replaced, so that a Ray of one's own is on loopback, and is found."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import services
+
+from tpray.config import ray_address
 
 _services: Any = services
 
@@ -41,3 +44,34 @@ def start_no_dashboard() -> None:
     start must ask nobody anything.
     """
     _services.start_api_server = lambda *_, **__: ("", None)
+
+
+def find_running_ray() -> None:
+    """Have Ray's address ``auto`` mean a Ray that runs on this machine.
+
+    Raises:
+        ConnectionError: none does, and ``RAY_ADDRESS`` names none.
+    """
+    noted = _services.find_bootstrap_address(None)
+    address = running_ray(noted)
+    if address is None and ray_address() is None:
+        raise ConnectionError("nothing of Ray runs here")
+    _services.find_bootstrap_address = lambda _: address
+
+
+def running_ray(noted: str | None) -> str | None:
+    """The address of a Ray that runs on this machine; None if there is none. noted: by `ray start`.
+
+    Of several it is the one that was noted, else the one whose raylet started last. Ray's own ``auto``
+    believes that note even when the Ray it names was killed, and waits for it for minutes.
+    """
+    running: dict[str, int] = {}  # address -> when its raylet started, clock ticks since boot; see proc(5)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            started = int((process / "stat").read_text().rpartition(")")[2].split()[19])
+        except OSError:  # it has ended meanwhile
+            continue
+        if arguments[0].endswith("/raylet"):
+            running |= {a.partition("=")[2]: started for a in arguments if a.startswith("--gcs-address=")}
+    return noted if noted in running else max(running, key=lambda address: running[address], default=None)

@@ -1,4 +1,4 @@
-"""Find a checkpoint, and read from it only what one rank needs.
+"""Find a checkpoint, and what can be said of it without reading a weight.
 
 A source is a Hub id or a local directory in transformers' layout: ``config.json``, the tokenizer's files,
 and ``model.safetensors`` or ``pytorch_model.bin``, whole or with an index of parts.
@@ -12,15 +12,13 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 from tpray.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from tpray.parallel_layers.files import TEXT_FILES, file_digest
-from tpray.parallel_layers.layers import mark_sharded, partition_of
+from tpray.parallel_layers.files import WEIGHTS, file_digest
 from tpray.parallel_layers.plan import Plan, plan_for
+from tpray.parallel_layers.weights import open_weights
+from tpray.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
@@ -57,15 +55,95 @@ class Checkpoint:
         """
         from transformers import AutoConfig
 
+        stored = self._stored_config()
         try:
-            return AutoConfig.from_pretrained(self.directory, local_files_only=True)
-        except (OSError, TypeError, AttributeError, json.JSONDecodeError) as e:
-            raise CheckpointError(f"{self.directory}/config.json is not a transformers configuration: {e}") from e
-        except (KeyError, ValueError) as e:
-            named = json.loads((self.directory / "config.json").read_text()).get("model_type")
-            raise UnsupportedModelError(
-                f"{self.source}: the installed transformers does not know the architecture {named!r}"
+            config = AutoConfig.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
+            # Neither changes a logit, and a program cannot be traced with them.
+            if not config.return_dict:
+                config.return_dict = True
+            if getattr(config, "chunk_size_feed_forward", 0):
+                config.chunk_size_feed_forward = 0
+            return config
+        except Exception as e:  # transformers raises what it likes, and says what it means in the last line
+            known = stored.get("model_type")
+            if "auto_map" in stored and "custom code" in str(e):
+                raise UnsupportedModelError(
+                    f"{self.source} is an architecture in code of its own (auto_map in config.json), which tpray does "
+                    f"not run: {known!r} would have to be part of transformers"
+                ) from e
+            if not isinstance(known, str) or "model type" in str(e):
+                raise UnsupportedModelError(
+                    f"{self.source}: the installed transformers does not know the architecture {known!r}"
+                ) from e
+            said = str(e).strip().splitlines() or [type(e).__name__]
+            raise CheckpointError(
+                f"{self.directory}/config.json is not a transformers configuration: {said[-1].strip()}"
             ) from e
+
+    def _stored_config(self) -> dict[str, Any]:
+        path = self.directory / "config.json"
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"{path} is not a transformers configuration: {e}") from e
+        if not isinstance(stored, dict):
+            raise CheckpointError(f"{path} is not a transformers configuration: it is not a JSON object")
+        return stored
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer of the model.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be this model's; see `tpray.tokenizer`.
+        """
+        tokenizer = load_tokenizer(self.directory, self.source)
+        check_vocabulary(tokenizer, self.config.vocab_size, self.source)
+        return tokenizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tokenizer, which need not pickle: a process that wants it loads it."""
+        return {name: value for name, value in self.__dict__.items() if name != "tokenizer"}
+
+    @property
+    def text_files(self) -> list[Path]:
+        """The tokenizer's files."""
+        return tokenizer_files(self.tokenizer, self.directory)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each logit stands for.
+
+        Raises:
+            CheckpointError: ``id2label`` does not name them.
+        """
+        named = self.config.id2label
+        if sorted(named) != list(range(self.config.num_labels)):
+            raise CheckpointError(
+                f"{self.source}: id2label in config.json has the keys {', '.join(map(str, sorted(named)))}, and labels "
+                f"are numbered from 0 to {self.config.num_labels - 1}: correct it"
+            )
+        return tuple(str(named[i]) for i in range(self.config.num_labels))
+
+    @property
+    def pad_id(self) -> int:
+        """The id that the model takes for padding: what its head reads, or any that the embedding has if it reads none.
+
+        The tokenizer's own pad id does not matter: padding is masked, and only a head can see it.
+
+        Raises:
+            CheckpointError: the head finds the last token by it, and config.json names none that the embedding has.
+        """
+        named = self.config.pad_token_id
+        if isinstance(named, int) and 0 <= named < self.config.vocab_size:
+            return named
+        if self.plan.reads_last_token:
+            said = "names no pad_token_id" if named is None else f"has the pad_token_id {named!r}"
+            raise CheckpointError(
+                f"{self.source}: config.json {said}, and a {self.config.model_type} classifier finds the last token of "
+                f"a row by it: give it the id of the tokenizer's pad token, below {self.config.vocab_size}"
+            )
+        return 0
 
     @cached_property
     def weight_files(self) -> dict[str, Path]:
@@ -77,7 +155,7 @@ class Checkpoint:
                 files_of = json.loads(index.read_text())["weight_map"]
                 found = {name: self.directory / file for name, file in files_of.items()}
             else:
-                found = dict.fromkeys(_open(files[0]).names(), files[0])
+                found = dict.fromkeys(open_weights(files[0]).names(), files[0])
         except (OSError, KeyError, ValueError, RuntimeError) as e:
             raise CheckpointError(f"{index or files[0]} cannot be read as weights: {e}") from e
         missing = sorted({str(path) for path in found.values() if not path.is_file()})
@@ -101,11 +179,40 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 of the configuration, the tokenizer's files and the weights: what the model *is*."""
         parts = [self.directory / "config.json", *self._files(), *self.weight_files.values()]
-        parts += [path for pattern in TEXT_FILES for path in self.directory.glob(pattern)]
+        parts += self.text_files
         total = hashlib.sha256()
         for path in sorted(set(parts)):
             total.update(f"{path.name}:{file_digest(path)}\n".encode())
         return total.hexdigest()
+
+    def _rope_types(self) -> set[str]:
+        """Of the rotary embeddings, those of single kinds of layers among them."""
+        stored = getattr(self.config, "rope_parameters", None) or getattr(self.config, "rope_scaling", None) or {}
+        kinds = [stored, *(each for each in stored.values() if isinstance(each, dict))]
+        return {str(each.get("rope_type", each.get("type", "default"))) for each in kinds}
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether a row's logits depend on the longest row of its step: longrope chooses its factors by that."""
+        return "longrope" in self._rope_types()
+
+    def _check_supported(self) -> None:
+        stored = self._stored_config()
+        if stored.get("quantization_config"):
+            raise UnsupportedModelError(
+                f"{self.source} is quantised (quantization_config in config.json): give the checkpoint in float32, "
+                "float16 or bfloat16, and --dtype int8 if wanted"
+            )
+        if "dynamic" in self._rope_types():
+            raise UnsupportedModelError(
+                f"{self.source} has rotary embeddings of the type dynamic, which depend on the length of the step: set "
+                "rope_type to default, which is the same up to max_position_embeddings"
+            )
+        if (self.directory / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{self.source} has an adapter beside its weights (adapter_config.json): merge it into them, with "
+                "peft's merge_and_unload, or remove it"
+            )
 
     def check_classifier(self) -> None:
         """Raise `UnsupportedModelError` unless transformers has a sequence classifier of this type."""
@@ -115,11 +222,18 @@ class Checkpoint:
             raise UnsupportedModelError(
                 f"{self.source}: transformers has no sequence classifier of the type {self.config.model_type!r}"
             )
-        if self.plan.reads_last_token and self.config.pad_token_id is None:
+        self._check_supported()
+        import transformers
+
+        named = list(self.config.architectures or ())
+        fits = any(name.endswith("ForSequenceClassification") for name in named)
+        # Asked of transformers last: it imports the model's code to answer.
+        if named and not fits and hasattr(transformers, named[0]):
             raise CheckpointError(
-                f"{self.source}: config.json names no pad_token_id, without which a {self.config.model_type} "
-                "classifier cannot find the last token of a row: add the tokenizer's"
+                f"{self.source} is a {named[0]}, and tpray serves sequence classifiers: train it with "
+                f"{CLASSIFIERS[type(self.config)].__name__}, or correct architectures in config.json"
             )
+        _ = self.labels, self.pad_id, self.tokenizer  # which raise
 
 
 def find_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
@@ -144,12 +258,13 @@ def find_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
 def _from_hub(repo: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import errors, snapshot_download
 
-    wanted = ["config.json", "*.json", *TEXT_FILES]
     try:
-        # The weights in one format only: safetensors where the repository has them.
-        path = Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted, "model*.safetensors"]))
-        if not list(path.glob("model*.safetensors")):
-            path = Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+        # All that lies beside config.json but weights, then these in one format: safetensors where there are any.
+        path = Path(snapshot_download(repo, revision=revision, ignore_patterns=["*/*", *WEIGHTS]))
+        for weights in ("model*.safetensors", "pytorch_model*.bin"):
+            path = Path(snapshot_download(repo, revision=revision, allow_patterns=[weights]))
+            if list(path.glob(weights)):
+                break
     except errors.GatedRepoError as e:
         raise ModelNotFoundError(f"{repo} is gated: accept its terms on the Hub and run `hf auth login`") from e
     except errors.RevisionNotFoundError as e:
@@ -166,179 +281,3 @@ def _from_hub(repo: str, revision: str | None) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{repo} on the Hub has no config.json: it is not a transformers checkpoint")
     return Checkpoint(repo, path, revision=path.name)
-
-
-def load_shard(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    """Fill ``module``, built on the meta device with parallel layers, with this rank's part of each tensor.
-
-    Sharded parameters are cut while they are read: of a safetensors file only the rank's own bytes.
-
-    Raises:
-        CheckpointError: tensors are missing or have other shapes than the model's; the first are named.
-    """
-    slices = _slices(module, checkpoint)
-    parameters, buffers = dict(module.named_parameters()), _persistent_buffers(module)
-    missing = [name for name in parameters if name not in slices]
-    if missing:
-        unused = [stored for stored in checkpoint.weight_files if stored not in {p.stored for p in slices.values()}]
-        raise CheckpointError(
-            f"{checkpoint.source} lacks {len(missing)} tensors of a {type(module).__name__}, among them "
-            f"{', '.join(missing[:4])}; it has {', '.join(unused[:4]) or 'nothing'} besides"
-            + ("; was it saved without a classification head?" if any("classif" in m for m in missing) else "")
-        )
-    readers: dict[Path, _Reader] = {}
-    for name, target in (parameters | buffers).items():
-        own = slices.get(name)
-        if own is None:
-            continue  # a buffer that the model makes itself
-        if own.path not in readers:
-            readers[own.path] = _open(own.path)
-        value = _read(readers[own.path], own, name, target)
-        _assign(module, name, value.to(dtype) if value.is_floating_point() else value)
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Where a tensor is stored: file, name there, and which of how many equal parts along its first dimension."""
-
-    path: Path
-    stored: str
-    part: int = 0
-    parts: int = 1
-
-
-def _slices(module: Any, checkpoint: Checkpoint) -> dict[str, _Slice]:
-    """Where each tensor of the model is stored, by the model's names.
-
-    Checkpoints of some architectures have older names, or several tensors in one; transformers knows which.
-    Source: transformers/conversion_mapping.py.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import Chunk, WeightConverter, rename_source_key
-
-    transforms = get_model_conversion_mapping(module)
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
-    tensors = module.state_dict(keep_vars=True)
-    found: dict[str, _Slice] = {}
-    for stored, path in checkpoint.weight_files.items():
-        name, source = rename_source_key(stored, renamings, converters, module.base_model_prefix, tensors)
-        if source is None:
-            found[name] = _Slice(path, stored)
-            continue
-        converter = next(c for c in converters if source in c.source_patterns)
-        operation = converter.operations[0]
-        if len(converter.operations) > 1 or not isinstance(operation, Chunk) or operation.dim != 0:
-            raise CheckpointError(f"{checkpoint.source} stores {stored} in a form that tpray cannot cut while it reads")
-        first, *_ = converter.target_patterns
-        for part, target in enumerate(converter.target_patterns):
-            found[name.replace(first, target)] = _Slice(path, stored, part, len(converter.target_patterns))
-    return found
-
-
-def _read(reader: _Reader, own: _Slice, name: str, target: Tensor) -> Tensor:
-    part = partition_of(target)
-    full = list(target.shape)
-    if part is not None:
-        full[part.dim] = part.full
-        full = full[::-1] if part.transposed else full
-    stored = reader.shape(own.stored)
-    expected = [full[0] * own.parts, *full[1:]] if full else full
-    if stored != expected:
-        raise CheckpointError(
-            f"the tensor {name} has the shape {stored} in {reader.path.name} and {expected} in the model that "
-            "config.json describes"
-        )
-    start = own.part * full[0] if full else 0
-    if part is None:
-        whole = own.parts == 1
-        return reader.whole(own.stored) if whole else reader.piece(own.stored, 0, start, start + full[0])
-    dim = 1 - part.dim if part.transposed else part.dim
-    offset = start if dim == 0 else 0  # what is stored in parts is cut by its rows
-    pieces = [reader.piece(own.stored, dim, offset + first, offset + last) for first, last in part.bounds]
-    return part.join([piece.t() for piece in pieces] if part.transposed else pieces).contiguous()
-
-
-def _assign(module: nn.Module, name: str, value: Tensor) -> None:
-    parent_path, _, leaf = name.rpartition(".")
-    parent = module.get_submodule(parent_path)
-    if leaf in parent._buffers:
-        parent._buffers[leaf] = value
-        return
-    old = parent._parameters[leaf]
-    parameter = nn.Parameter(value, requires_grad=False)
-    part = None if old is None else partition_of(old)
-    if part is not None:
-        mark_sharded(parameter, part)
-    parent._parameters[leaf] = parameter
-
-
-def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
-    saved = module.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in module.named_buffers() if name in saved}
-
-
-class _Reader(Protocol):
-    """One weights file: shapes without reading, whole tensors, and pieces of them."""
-
-    path: Path
-
-    def names(self) -> list[str]: ...
-
-    def shape(self, name: str) -> list[int]: ...
-
-    def whole(self, name: str) -> Tensor: ...
-
-    def piece(self, name: str, dim: int, start: int, stop: int) -> Tensor: ...
-
-
-class _Safetensors:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            self._file = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as e:
-            raise CheckpointError(f"{path} is damaged or no safetensors file: {e}") from e
-
-    def names(self) -> list[str]:
-        return list(self._file.keys())
-
-    def shape(self, name: str) -> list[int]:
-        return list(self._file.get_slice(name).get_shape())
-
-    def whole(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def piece(self, name: str, dim: int, start: int, stop: int) -> Tensor:
-        tensor: Tensor = self._file.get_slice(name)[(slice(None),) * dim + (slice(start, stop),)]
-        return tensor
-
-
-class _Pickled:
-    """A ``.bin`` file: memory-mapped, and unpickled with ``weights_only`` so that it cannot run code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._tensors: dict[str, Tensor] = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-        except Exception as e:  # torch.load raises many types for a damaged file
-            raise CheckpointError(f"{path} is damaged or holds more than tensors: {e}") from e
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> list[int]:
-        return list(self._tensors[name].shape)
-
-    def whole(self, name: str) -> Tensor:
-        return self._tensors[name].clone()
-
-    def piece(self, name: str, dim: int, start: int, stop: int) -> Tensor:
-        return self._tensors[name].narrow(dim, start, stop - start).clone()
-
-
-def _open(path: Path) -> _Reader:
-    return _Safetensors(path) if path.suffix == ".safetensors" else _Pickled(path)

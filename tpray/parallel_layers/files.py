@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-TEXT_FILES = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "sentencepiece*", "spiece.model", "*.bpe.model",
+WEIGHTS = (
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.gguf",
+    "*.tflite", "*.mlmodel", "*.npz",
 )  # fmt: skip
-"""What a tokenizer may consist of, in any of transformers' layouts."""
+"""How files of weights end, in the formats that lie on the Hub."""
 
 
 def file_digest(path: Path) -> str:

@@ -136,20 +136,34 @@ class Plan:
 
     rules: the first that matches decides. local: (pattern, attributes) of modules that count all heads or their
     features, and must count a rank's own. pad_shifts_positions: position ids start behind ``pad_token_id``, which
-    costs that many of the table. reads_last_token: the label is read from a row's last token, as decoders do.
-    reads_padding: a row's logits depend on how much padding it has, so that it only goes with rows of its length.
+    costs that many of the table; or behind padding_position, where the architecture has a constant.
+    reads_last_token: the label is read from a row's last token, as decoders do. reads_padding: a row's logits depend
+    on how much padding it has, so that it only goes with rows of its length.
     """
 
     rules: tuple[Rule, ...]
     local: tuple[tuple[str, tuple[str, ...]], ...] = ()
     pad_shifts_positions: bool = False
+    padding_position: int | None = None
     reads_last_token: bool = False
     reads_padding: bool = False
 
     def max_length(self, config: Any) -> int:
-        """How many tokens, special ones included, a row may have."""
+        """How many tokens, special ones included, a row may have.
+
+        Raises:
+            ConfigError: positions start behind ``pad_token_id``, and there is none.
+        """
         positions: int = config.max_position_embeddings
-        return positions - (config.pad_token_id + 1 if self.pad_shifts_positions else 0)
+        if not self.pad_shifts_positions:
+            return positions
+        pad = config.pad_token_id if self.padding_position is None else self.padding_position
+        if pad is None:
+            raise ConfigError(
+                f"config.json names no pad_token_id, behind which the positions of a {config.model_type} start: give "
+                "it the id of the tokenizer's pad token"
+            )
+        return positions - (int(pad) + 1)
 
     def rule_for(self, path: str) -> Rule:
         """The rule that decides on the layer, or the parameter, at ``path``.
@@ -198,6 +212,7 @@ class Plan:
             "rules": [[rule.pattern, rule.cut.name.lower(), rule.why] for rule in self.rules],
             "local": [[pattern, list(names)] for pattern, names in self.local],
             "pad_shifts_positions": self.pad_shifts_positions,
+            "padding_position": self.padding_position,
             "reads_last_token": self.reads_last_token,
             "reads_padding": self.reads_padding,
         }
@@ -212,7 +227,9 @@ class Plan:
         shape = '{"rules": [["*.attention.query", "query"], ...], "local": [["*.attention", ["num_heads"]]]}'
         try:
             flags = {name: bool(stored.get(name, False)) for name in _FLAGS}
-            unknown = set(stored) - {"rules", "local", *flags}
+            unknown = set(stored) - {"rules", "local", "padding_position", *flags}
+            position = stored.get("padding_position")
+            position = None if position is None else int(position)
             if unknown:
                 raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
             rules = tuple(Rule(str(pattern), Cut[cut.upper()], *why) for pattern, cut, *why in stored["rules"])
@@ -220,7 +237,7 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             names = ", ".join(cut.name.lower() for cut in Cut)
             raise ConfigError(f"this is not a sharding plan ({e}); it looks like {shape}, with the cuts {names}") from e
-        return cls(rules, local, **flags)
+        return cls(rules, local, padding_position=position, **flags)
 
 
 def read_plan(plan: Path | Mapping[str, Any]) -> Plan:
@@ -314,6 +331,7 @@ _MPNET = Plan(
     ),
     local=(("*.attention.attn", ("num_attention_heads", "all_head_size")),),
     pad_shifts_positions=True,
+    padding_position=1,  # whatever its pad_token_id
 )
 
 _DEBERTA = Plan(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tpray.errors import ConfigError
 from tpray.parallel_layers import parallel_state
-from tpray.parallel_layers.checkpoint import Checkpoint, load_shard
+from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.parallel_layers.layers import (
     ColumnParallelLinear,
     ParallelEmbedding,
@@ -21,6 +21,7 @@ from tpray.parallel_layers.layers import (
     mark_sharded,
     partition_of,
 )
+from tpray.parallel_layers.loading import load_shard
 from tpray.parallel_layers.plan import Cut, Plan, Rule, Share, Split
 
 
@@ -28,16 +29,17 @@ class ShardedClassifier(nn.Module):
     """A transformers sequence classifier behind one signature for every architecture.
 
     ``forward(input_ids, attention_mask, token_type_ids)``, each int64 ``[B, S]`` -> logits float32
-    ``[B, L]``. Token types are dropped where the architecture has none.
+    ``[B, L]``. Token types are dropped where transformers would not give the model any.
+
+    Args:
+        typed: whether the tokenizer gives token types; see `tpray.tokenizer.takes_types`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, typed: bool = False) -> None:
         super().__init__()
         self.model = model
-        accepted = inspect.signature(model.forward).parameters
-        types: int = getattr(model.config, "type_vocab_size", 0)
-        self.takes_token_types = "token_type_ids" in accepted and types > 1
-        self.keeps_a_cache = "use_cache" in accepted
+        self.takes_token_types = count_token_types(model, typed) > 1
+        self.keeps_a_cache = "use_cache" in inspect.signature(model.forward).parameters
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         extra: dict[str, Any] = {"token_type_ids": token_type_ids} if self.takes_token_types else {}
@@ -48,8 +50,24 @@ class ShardedClassifier(nn.Module):
         return logits.float()
 
 
-def build_shard(checkpoint: Checkpoint, dtype: torch.dtype, attention: str = "sdpa") -> ShardedClassifier:
-    """This rank's shard (see `parallel_state`), its weights read from ``checkpoint``.
+def count_token_types(model: nn.Module, typed: bool) -> int:
+    """How many token types a model has embeddings for; 0: it takes none.
+
+    Some models (GPT-2, XLM) have no table for them and look them up among the words, if they are given any at all:
+    zeros, which mean nothing elsewhere, would be a word there.
+    """
+    config: Any = model.config
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        return 0
+    if hasattr(config, "type_vocab_size"):
+        return int(config.type_vocab_size or 0)
+    return int(config.vocab_size) if typed else 0
+
+
+def build_shard(
+    checkpoint: Checkpoint, dtype: torch.dtype, attention: str = "sdpa", typed: bool = False
+) -> ShardedClassifier:
+    """This rank's shard (see `parallel_state`), its weights read from ``checkpoint``. typed: see `ShardedClassifier`.
 
     The whole model never exists here: it is built on the meta device, its layers are replaced by the plan,
     and each rank then reads its own slices.
@@ -62,7 +80,7 @@ def build_shard(checkpoint: Checkpoint, dtype: torch.dtype, attention: str = "sd
     apply_plan(model, checkpoint.plan, dtype)
     _restore_buffers(model)
     load_shard(model, checkpoint, dtype)
-    return ShardedClassifier(model).eval()
+    return ShardedClassifier(model, typed).eval()
 
 
 def empty_model(config: Any, attention: str = "sdpa") -> Any:

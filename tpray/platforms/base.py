@@ -47,6 +47,8 @@ class Platform(Protocol):
     """What a person calls several of them."""
     packages: tuple[str, ...]
     """Distributions, besides torch and transformers, whose versions shape a program."""
+    backends: tuple[str, ...]
+    """Modules that read the environment when they are imported, so that no process may import them before it is set."""
     ray_assigns_cores: bool
     """Whether Ray gives out core ids. If not, ranks are pinned to CPU cores that they lease."""
     traces_alone: bool

@@ -44,6 +44,7 @@ class CpuPlatform:
     resource = "CPU"
     resource_label = "CPUs"
     packages: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
     ray_assigns_cores = False
     traces_alone = True
     loads_in_threads = False  # it uses torch.export, which is not safe in two threads

@@ -126,6 +126,7 @@ class NeuronPlatform:
 
     resource = "neuron_cores"  # Ray counts logical cores, gives whole ones, and their ids to the actors
     resource_label = "NeuronCores"
+    backends: tuple[str, ...] = ("torch_neuronx", "torch_xla", "libneuronxla")
     ray_assigns_cores = True
     loads_in_threads = True
 

@@ -24,6 +24,7 @@ class Topology:
         layout: a process for each rank, or one for all.
         instance_family: of the cores, where programs are compiled for one; None: not known, or not needed.
         lnc: physical NeuronCores in a logical one; None: Neuron's default.
+        fake: its ranks have no model; what they trace is kept apart from what is real.
     """
 
     tp: int
@@ -32,6 +33,7 @@ class Topology:
     layout: NeuronLayout = "process-per-rank"
     instance_family: InstanceFamily | None = None
     lnc: int | None = None
+    fake: bool = False
 
     @classmethod
     def of(cls, parallel: ParallelConfig, replicas: int = 1) -> Topology:

@@ -1,17 +1,20 @@
-"""A fixed input whose unsharded logits are known, so that a wrong shard is found before the first request."""
+"""Fixed inputs and texts whose unsharded logits are known, so that a wrong shard or tokenizer is found at the start."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tpray.errors import ParityError
-from tpray.runtime.records import INPUT_NAMES, Canary
+from tpray.runtime.records import INPUT_NAMES, Canary, TextCanary
+from tpray.tokenizer import longest_row, sample_items, stock_rows, takes_types
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tpray.parallel_layers.checkpoint import Checkpoint
 
@@ -24,53 +27,107 @@ part moves logits by their own size.
 """
 
 
+READS_PADDING = 1e-4
+"""A row whose logits change by a larger share of the largest logit when it is padded is taken to read its padding."""
+
+Array = npt.NDArray[Any]
+
+
 def make_canary(checkpoint: Checkpoint, max_length: int) -> Canary:
-    """Run the stock transformers model, unsharded and in float32, on seeded input with padding in it."""
+    """Run the stock transformers model, unsharded and in float32: on seeded rows with padding, and on texts.
+
+    Each padded row is run by itself too, which shows whether the model reads padding, whatever its configuration.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    config = checkpoint.config
-    inputs = _inputs(config, max_length)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint.directory, dtype=torch.float32, local_files_only=True
-    ).eval()
     from tpray.parallel_layers.shard import ShardedClassifier
 
+    config = checkpoint.config
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.directory, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    ).eval()
+    tokenizer = checkpoint.tokenizer
+    stock = ShardedClassifier(model, takes_types(tokenizer))
+    inputs = _inputs(config, checkpoint.pad_id, max_length)
+    lengths = inputs[1].sum(dim=1).tolist()
     with torch.no_grad():
-        logits = ShardedClassifier(model)(*inputs)
+        logits = stock(*inputs)
+        alone = torch.cat([stock(*(x[i : i + 1, :length] for x in inputs)) for i, length in enumerate(lengths)])
+        texts = tuple(_texts(checkpoint, model, max_length))
+    change = (logits - alone).abs().max() / logits.abs().max().clamp(min=1.0)
     ids, mask, types = (tuple(map(tuple, t.tolist())) for t in inputs)
-    return Canary(input_ids=ids, attention_mask=mask, token_type_ids=types, logits=tuple(map(tuple, logits.tolist())))
+    return Canary(
+        input_ids=ids,
+        attention_mask=mask,
+        token_type_ids=types,
+        logits=tuple(map(tuple, logits.tolist())),
+        texts=texts,
+        reads_padding=checkpoint.mixes_lengths or not change.item() <= READS_PADDING,
+    )
 
 
-def _inputs(config: object, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
+def _texts(checkpoint: Checkpoint, model: nn.Module, max_length: int) -> Iterator[TextCanary]:
+    """What stock tokenizer and model make of a few texts, each by itself; those that they cannot take are left out."""
+    import torch
+
+    tokenizer = checkpoint.tokenizer
+    length = longest_row(tokenizer, max_length)
+    accepted = inspect.signature(model.forward).parameters
+    for item in sample_items(tokenizer):
+        (row,) = stock_rows(tokenizer, [item], length)
+        texts = (item,) if isinstance(item, str) else item
+        inputs = {"input_ids": torch.tensor([row.ids]), "attention_mask": torch.ones((1, len(row)), dtype=torch.int64)}
+        if takes_types(tokenizer):
+            inputs["token_type_ids"] = torch.tensor([row.types])
+        if not row.ids or max(row.ids) >= checkpoint.config.vocab_size:
+            continue
+        try:
+            made = model(**{name: value for name, value in inputs.items() if name in accepted})
+        except (IndexError, RuntimeError):  # token types that the embedding lacks
+            continue
+        logits = tuple(made.logits.float().flatten().tolist())
+        yield TextCanary(texts=texts, ids=tuple(row.ids), types=tuple(row.types), logits=logits)
+
+
+def _inputs(config: Any, pad_id: int, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
     """input_ids, attention_mask, token_type_ids, int64 ``[3, S]``; three rows of different lengths."""
     import torch
 
-    vocabulary: int = config.vocab_size  # type: ignore[attr-defined]  # every text config has it
+    vocabulary: int = config.vocab_size
     length = min(24, max_length)
     generator = torch.Generator().manual_seed(20)
     ids = torch.randint(min(5, vocabulary - 1), vocabulary, (3, length), generator=generator)
     mask = torch.ones_like(ids)
     for row, used in enumerate((length, max(1, length * 3 // 4), min(3, length))):
         mask[row, used:] = 0
-    ids[mask == 0] = getattr(config, "pad_token_id", None) or 0
+    ids[mask == 0] = pad_id
     types = torch.zeros_like(ids)
     types[:, length // 2 :] = 1
     return ids, mask, types * mask
 
 
-def canary_inputs(canary: Canary) -> list[npt.NDArray[np.int64]]:
-    """A program's inputs, int64 ``[B, S]`` each."""
-    return [np.array(getattr(canary, name), dtype=np.int64) for name in INPUT_NAMES]
+def canary_steps(canary: Canary, pad_id: int) -> Iterator[tuple[list[Array], Array]]:
+    """The steps of a check: a program's inputs, int64 ``[B, S]`` each, and the logits ``[B, L]`` that must come out."""
+    yield [np.array(getattr(canary, name), dtype=np.int64) for name in INPUT_NAMES], _array(canary.logits)
+    together = canary.texts and not canary.reads_padding
+    for texts in [canary.texts] if together else [(text,) for text in canary.texts]:
+        shape = len(texts), max(len(text.ids) for text in texts)
+        ids, mask, types = (np.full(shape, fill, dtype=np.int64) for fill in (pad_id, 0, 0))
+        for i, text in enumerate(texts):
+            used = len(text.ids)
+            ids[i, :used], mask[i, :used], types[i, :used] = text.ids, 1, text.types
+        yield [ids, mask, types], _array([text.logits for text in texts])
 
 
-def check_canary(canary: Canary, logits: npt.NDArray[Any], dtype: str) -> float:
+def check_logits(reference: Array, logits: Array, dtype: str) -> float:
     """Compare a group's logits ``[B, L]`` with the unsharded ones; the largest relative difference is returned.
 
     Raises:
         ParityError: it is larger than the dtype explains, or there is a NaN.
     """
-    reference = np.array(canary.logits, dtype=np.float32)
+    if not np.isfinite(reference).all():
+        raise ParityError("the unsharded model's own logits are not finite (NaN or infinite): its weights are damaged")
     difference = float(np.abs(logits - reference).max() / max(1.0, float(np.abs(reference).max())))
     if not difference <= TOLERANCE[dtype]:  # also refuses NaN
         raise ParityError(
@@ -78,3 +135,7 @@ def check_canary(canary: Canary, logits: npt.NDArray[Any], dtype: str) -> float:
             f"{TOLERANCE[dtype]:.0e}: the group must not serve; trace the model again"
         )
     return difference
+
+
+def _array(logits: Any) -> Array:
+    return np.array(logits, dtype=np.float32)

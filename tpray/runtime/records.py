@@ -22,10 +22,24 @@ class ProgramRecord(Frozen):
     outputs: tuple[TensorRecord, ...]
 
 
+class TextCanary(Frozen):
+    """A text or pair, what transformers' tokenizer makes of it, and the logits ``[L]`` that its model then gives."""
+
+    texts: tuple[str, ...]
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+    logits: tuple[float, ...]
+
+
 class Canary(Frozen):
-    """Inputs int64 ``[B, S]`` and the logits ``[B, L]`` that the unsharded float32 model gives for them."""
+    """Inputs int64 ``[B, S]`` and the logits ``[B, L]`` that the unsharded float32 model gives for them.
+
+    texts: the same from text, each by itself. reads_padding: whether a row's logits depend on its padding.
+    """
 
     input_ids: tuple[tuple[int, ...], ...]
     attention_mask: tuple[tuple[int, ...], ...]
     token_type_ids: tuple[tuple[int, ...], ...]
     logits: tuple[tuple[float, ...], ...]
+    texts: tuple[TextCanary, ...] = ()
+    reads_padding: bool = False

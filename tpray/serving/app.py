@@ -20,10 +20,11 @@ from tpray.group.ray_executor import RayExecutor
 from tpray.local_ray.private import keep_replica_on_loopback
 from tpray.platforms.topology import Topology
 from tpray.serving import progress
-from tpray.serving.codec import Direction, Item
+from tpray.serving.codec import Direction
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
 from tpray.serving.metrics import BACKLOG_TOKENS
+from tpray.tokenizer import Item
 
 APP_NAME = "tpray"
 DEPLOYMENT_NAME = "Classifier"
@@ -69,7 +70,7 @@ class Classifier:
         inputs: Item | Sequence[Item],
         raw_scores: bool = False,
         truncate: bool = False,
-        truncation_direction: Direction = "Right",
+        truncation_direction: Direction | None = None,
     ) -> list[Any]:
         """What a Python handle calls.
 

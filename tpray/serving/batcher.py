@@ -13,6 +13,7 @@ one step a row, so what remains of it is to form a batch only when it can start.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -22,12 +23,19 @@ from typing import Protocol
 import numpy as np
 
 from tpray.config import BatchConfig
-from tpray.errors import DeadlineError, GroupError, NotReadyError, OverloadedError
+from tpray.errors import DeadlineError, GroupError, ItemError, LogitsError, NotReadyError, OverloadedError
 from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, largest_batch
-from tpray.serving.codec import Encoded
+from tpray.tokenizer import Encoded
+
+log = logging.getLogger(__name__)
+
+NOT_FINITE = (
+    "gets logits that are not finite (NaN or infinite) from this model: its weights are damaged, or --dtype is too "
+    "narrow for them; try --dtype float32"
+)
 
 
 class Steps(Protocol):
@@ -138,6 +146,7 @@ class Batcher:
         self._running: set[asyncio.Task[None]] = set()
         self._awake = False  # whether `_start_steps` is to run
         self._closed: GroupError | None = None
+        self.rows_not_finite = 0
         group.lifecycle.watch(self._on_group)
 
     @property
@@ -173,15 +182,16 @@ class Batcher:
         futures = [row.future for row in queued]
         try:
             done, waiting = await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-            for future in done:
-                future.result()  # the first that failed speaks for all
+            for number, future in enumerate(futures):  # the first that failed speaks for all
+                if future in done and (error := future.exception()) is not None:
+                    raise type(error)(error.message, number) if isinstance(error, ItemError) else error
             if waiting:
                 raise DeadlineError(f"the request was not answered within {timeout_s:g} s")
             return [future.result() for future in futures]
         finally:
             self._admitted.difference_update(queued)
-            for future in futures:
-                future.cancel()  # no effect on those that are done
+            if sum(future.cancel() for future in futures):  # some wait no longer, and are not to be counted
+                self._queue = deque(row for row in self._queue if not row.future.done())
 
     async def close(self, reason: GroupError) -> None:
         """Start no step any more; every row that was admitted, and later ones, raise ``reason``."""
@@ -267,8 +277,13 @@ class Batcher:
             for row in rows:  # to answer some of them would be to guess whose answer is whose
                 _fail(row, GroupError(f"a step of {len(rows)} rows was answered with {len(result.logits)}"))
             return
+        finite = np.atleast_1d(np.isfinite(result.logits).all(axis=1))
         for i, row in enumerate(rows):
-            if not row.future.done():
+            if not finite[i]:
+                self.rows_not_finite += 1
+                log.error("a row of %d tokens has logits that are not finite: %s", len(row), result.logits[i])
+                _fail(row, LogitsError(NOT_FINITE))
+            elif not row.future.done():
                 row.future.set_result(RowResult(result.logits[i], started - row.arrived, result.compute_s))
 
     def _replay(self, rows: list[QueuedRow], error: GroupError, sent: bool) -> None:

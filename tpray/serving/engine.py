@@ -9,18 +9,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tpray.artifacts.folder import Artifact
 from tpray.config import BatchConfig
-from tpray.errors import DeadlineError, EmptyInputError, GroupError, PayloadTooLargeError
+from tpray.errors import (
+    DeadlineError,
+    EmptyInputError,
+    GroupError,
+    InputError,
+    LogitsError,
+    NotReadyError,
+    ParityError,
+    PayloadTooLargeError,
+)
 from tpray.group.channel import StepResult
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.group import PhaseReport
 from tpray.group.lifecycle import State
 from tpray.group.wire import Array
-from tpray.serving.batcher import Batcher
-from tpray.serving.codec import Direction, Item, Score, TextCodec
+from tpray.serving.batcher import NOT_FINITE, Batcher
+from tpray.serving.codec import Direction, Score, TextCodec
+from tpray.tokenizer import Item
 
 INLINE_CHARS = 8192
-"""Longer input is tokenised on a thread: it would hold up the event loop for more than about a millisecond."""
+"""Longer input is tokenised on a thread, and all of it by a tokenizer that is not compiled: it would hold up the event
+loop for more than about a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Engine:
         self.startup = tuple(self.group.phases)
         artifact = self.group.artifact
         try:
-            self._codec = await asyncio.to_thread(TextCodec, artifact.model_directory, artifact.manifest.model)
+            self._codec = await asyncio.to_thread(self._make_codec, artifact)
         except BaseException:
             await self.group.stop()
             raise
@@ -65,14 +77,32 @@ class Engine:
             self.group, self._batching(), self._codec.pad_id, self.group.packs_rows, self.group.buckets
         )
 
+    @staticmethod
+    def _make_codec(artifact: Artifact) -> TextCodec:
+        codec = TextCodec(artifact.model_directory, artifact.manifest.model)
+        for text in artifact.manifest.canary.texts:
+            item = text.texts[0] if len(text.texts) == 1 else (text.texts[0], text.texts[1])
+            (row,) = codec.encode([item], truncate=True, direction="Right")
+            if (tuple(row.ids), tuple(row.types)) != (text.ids, text.types):
+                raise ParityError(
+                    f"the tokenizer in {artifact.model_directory} makes other tokens of {item!r} than transformers did "
+                    "when the model was traced: trace the model again"
+                )
+        return codec
+
     def _batching(self) -> BatchConfig:
-        reads_padding = self.group.artifact.manifest.model.sharding.reads_padding
+        reads_padding = self.group.artifact.manifest.model.reads_padding
         return self.config.model_copy(update={"max_padding": 0.0}) if reads_padding else self.config
 
     @property
     def queued_tokens(self) -> int:
         """Tokens that wait for a step."""
         return self._batcher.queued_tokens if self._batcher is not None else 0
+
+    @property
+    def rows_not_finite(self) -> int:
+        """How many rows got logits that are NaN or infinite."""
+        return self._batcher.rows_not_finite if self._batcher is not None else 0
 
     @property
     def restarts(self) -> int:
@@ -89,7 +119,7 @@ class Engine:
     async def stop(self) -> None:
         """Close the queue, whose rows are told so at once, and stop the group."""
         if self._batcher is not None:
-            await self._batcher.close(GroupError("the server is shutting down"))
+            await self._batcher.close(GroupError("this classifier is being closed"))
         await self.group.stop()
 
     @property
@@ -103,7 +133,7 @@ class Engine:
         items: Sequence[Item],
         raw_scores: bool = False,
         truncate: bool = False,
-        direction: Direction = "Right",
+        direction: Direction | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """Score every label for every item.
@@ -116,6 +146,7 @@ class Engine:
 
         Raises:
             InputError: an item cannot be classified; nothing was queued.
+            LogitsError: the model's answer to an item is NaN or infinite.
             OverloadedError, DeadlineError, GroupError: see `Batcher.submit`.
         """
         started = time.perf_counter()
@@ -128,7 +159,8 @@ class Engine:
                 "batches"
             )
         self.check_alive()
-        if sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items) > INLINE_CHARS:
+        characters = sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items)
+        if characters > INLINE_CHARS or not self.codec.compiled:
             rows = await asyncio.to_thread(self.codec.encode, items, truncate, direction)
         else:
             rows = self.codec.encode(items, truncate, direction)
@@ -156,22 +188,47 @@ class Engine:
 
         Raises:
             DeadlineError: ``timeout_s`` passed first.
+            InputError: ids that the model does not know.
+            LogitsError: the model's answer is NaN or infinite.
             GroupError: the group failed in this step, and again when it was repeated once; or it was stopped.
         """
         limit_s = timeout_s or self.config.request_timeout_s
+        self._check_inputs(inputs)
         try:
-            return (await asyncio.wait_for(self._step(inputs), limit_s)).logits
+            logits = (await asyncio.wait_for(self._step(inputs), limit_s)).logits
         except asyncio.TimeoutError as e:
             raise DeadlineError(f"the request was not answered within {limit_s:g} s") from e
+        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(wrong):
+            raise LogitsError(NOT_FINITE, int(wrong[0]))
+        return logits
+
+    def _check_inputs(self, inputs: Sequence[Array]) -> None:
+        """Refuse what the model cannot look up: it would fail the step on every rank."""
+        model, (ids, _, types) = self.group.artifact.manifest.model, inputs
+        if ids.size == 0 or ids.shape[1] > model.max_length:
+            raise InputError(
+                f"logits are computed for rows of 1 to {model.max_length} tokens, and these are {ids.shape}"
+            )
+        for what, array, known in (("token ids", ids, model.vocab_size), ("token types", types, model.token_types)):
+            if not 0 <= array.min() <= array.max() < max(1, known):
+                raise InputError(
+                    f"this model knows {what} from 0 to {max(1, known) - 1}, and these go from {array.min()} to "
+                    f"{array.max()}"
+                )
 
     async def _step(self, inputs: Sequence[Array]) -> StepResult:
-        lifecycle = self.group.lifecycle
-        await lifecycle.until_ready()
-        try:
-            return await self.group.step(inputs)
-        except GroupError:
-            await lifecycle.until_ready()
-            return await self.group.step(inputs)
+        repeated = False
+        while True:
+            await self.group.lifecycle.until_ready()
+            try:
+                return await self.group.step(inputs)
+            except NotReadyError:  # it was ready only in passing; nothing was sent
+                continue
+            except GroupError:
+                if repeated:
+                    raise
+                repeated = True
 
     async def check(self, timeout_s: float = 5.0) -> None:
         """Run one token through every rank, unless that was done within the last second.

@@ -1,4 +1,4 @@
-"""The HTTP routes of one replica, over its engine: the dialects', and those that tell of the server itself. No Ray."""
+"""The HTTP routes of one replica, over its engine: the dialects', and those about the server itself. No Ray."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -13,7 +14,7 @@ import numpy as np
 
 from tpray.artifacts.resolve import find_model
 from tpray.config import AUTO, BatchConfig, DtypeName, InstanceFamily, ModelConfig, NeuronLayout, ParallelConfig
-from tpray.errors import ConfigError
+from tpray.errors import ConfigError, GroupError, ItemError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.executor import Executor
 from tpray.group.group import PhaseReport
@@ -23,8 +24,8 @@ from tpray.platforms.cores import usable_cores
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import parse
 from tpray.runtime.records import INPUT_NAMES
-from tpray.serving.codec import Item
 from tpray.serving.engine import Answer, Engine
+from tpray.tokenizer import Item
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class LocalClassifier:
     def __init__(self, group: ClassifierGroup, batch: BatchConfig, owns_ray: bool = False) -> None:
         self._owns_ray = owns_ray
         self._loop = LoopThread("tpray-group")
+        self._closing = threading.Lock()
         self._engine = Engine(group, batch)
         atexit.register(self.close)
         try:
@@ -80,28 +82,48 @@ class LocalClassifier:
         self, items: Iterable[Item], raw_scores: bool = False, truncate: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
         """The same for an iterable that need not fit in memory: answers come in order, as they are ready."""
+        for number, answer in enumerate(self.classify_each(items, raw_scores, truncate)):
+            if isinstance(answer, ItemError):
+                raise type(answer)(answer.message, None if answer.item is None else number)
+            yield answer
+
+    def classify_each(
+        self, items: Iterable[Item], raw_scores: bool = False, truncate: bool = False
+    ) -> Iterator[list[dict[str, Any]] | ItemError]:
+        """The same, with an item's error in the place of its answer, so that the others are answered."""
         size = self._engine.config.max_client_batch_size
-        ahead: list[Future[Answer]] = []
+        ahead: list[tuple[list[Item], Future[Answer]]] = []
         part: list[Item] = []
         limit = max(1, self._engine.config.max_concurrent_requests // size - 1)
 
         def submit() -> None:
-            ahead.append(self._submit(self._engine.classify(list(part), raw_scores, truncate)))
+            own = list(part)
+            ahead.append((own, self._submit(self._engine.classify(own, raw_scores, truncate))))
             part.clear()
 
-        def rows(answer: Answer) -> Iterator[list[dict[str, Any]]]:
-            return ([{"label": s.label, "score": s.score} for s in scores] for scores in answer.scores)
+        def rows(own: list[Item], future: Future[Answer]) -> Iterator[list[dict[str, Any]] | ItemError]:
+            try:
+                answer = _wait(future)
+            except ItemError as e:
+                if len(own) == 1:
+                    yield e
+                    return
+                for item in own:  # which of them are at fault shows one by one
+                    yield from rows([item], self._submit(self._engine.classify([item], raw_scores, truncate)))
+                return
+            for scores in answer.scores:
+                yield [{"label": s.label, "score": s.score} for s in scores]
 
         for item in items:
             part.append(item)
             if len(part) == size:
                 submit()
             if len(ahead) > limit:
-                yield from rows(ahead.pop(0).result())
+                yield from rows(*ahead.pop(0))
         if part:
             submit()
-        for future in ahead:
-            yield from rows(future.result())
+        for own, future in ahead:
+            yield from rows(own, future)
 
     def check(self, item: Item, truncate: bool = False) -> None:
         """Raise `InputError` if ``item`` cannot be classified."""
@@ -125,16 +147,17 @@ class LocalClassifier:
         arrays = rest | given
         if ids.ndim != 2 or any(array.shape != ids.shape for array in arrays.values()):
             raise ConfigError("logits() takes arrays of one shape [batch, sequence]")
-        return self._submit(self._engine.logits([arrays[name] for name in INPUT_NAMES])).result()
+        return _wait(self._submit(self._engine.logits([arrays[name] for name in INPUT_NAMES])))
 
     def close(self) -> None:
         """Stop the group, and Ray if `load` started it; threads that wait get an error. Safe to repeat."""
-        if self._loop.stopped:
-            return
-        try:
-            self._loop.run(self._engine.stop())
-        finally:
-            self._end()
+        with self._closing:
+            if self._loop.stopped:
+                return
+            try:
+                self._loop.run(self._engine.stop())
+            finally:
+                self._end()
 
     def _end(self) -> None:
         atexit.unregister(self.close)
@@ -159,6 +182,13 @@ class LocalClassifier:
         self.close()
 
 
+def _wait(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except CancelledError as e:  # what was under way when the loop was stopped
+        raise GroupError("this classifier was closed meanwhile") from e
+
+
 def load(
     model: str | Path | None = None,
     tp: int = 1,
@@ -174,6 +204,7 @@ def load(
     neuron_layout: NeuronLayout = "process-per-rank",
     lnc: Literal[1, 2] | None = None,
     store: str | None = None,
+    revision: str | None = None,
 ) -> LocalClassifier:
     """Bring up one group on this machine, starting Ray here if there is none.
 
@@ -190,13 +221,14 @@ def load(
         executor: what starts the ranks, when they are not to be Ray actors; its topology counts, and not ``tp``.
         instance_family, neuron_layout, lnc: on NeuronCores; see `tpray.config.ParallelConfig`.
         store: URL of a folder that machines share: what one of them traced, the others fetch.
+        revision: branch, tag or commit of a Hub id.
 
     Raises:
-        TprayError: the model, the degree or the machine will not do; the message says what would.
+        TprayError: the model, the degree or the machine does not fit; the message says what would.
     """
     shapes = parse(buckets) if isinstance(buckets, str) else tuple(buckets)
     named = None if model is None else str(model)
-    config = ModelConfig(source=named, dtype=dtype, plan=plan, buckets=shapes, store=store)
+    config = ModelConfig(source=named, revision=revision, dtype=dtype, plan=plan, buckets=shapes, store=store)
     parallel = ParallelConfig(
         tp=tp,
         cores_per_rank=cores,

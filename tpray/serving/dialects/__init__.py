@@ -10,4 +10,4 @@ from tpray.serving.dialects import tei
 from tpray.serving.dialects.base import Dialect
 
 DIALECTS: tuple[Dialect, ...] = (tei.DIALECT,)
-"""The first also words the errors of routes that are nobody's."""
+"""The first also words the errors of routes that do not exist."""

@@ -19,18 +19,22 @@ from tpray.errors import (
     EmptyInputError,
     GroupError,
     InputError,
+    ItemError,
+    LogitsError,
     OverloadedError,
     PayloadTooLargeError,
     TprayError,
 )
-from tpray.serving.codec import Direction, Item, Score
+from tpray.serving.codec import Direction, Score
 from tpray.serving.dialects.base import Dialect, RenderedError, read_body
 from tpray.serving.engine import Answer, Engine
+from tpray.tokenizer import Item
 
 ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (EmptyInputError, 400, "Empty"),
     (PayloadTooLargeError, 413, "Validation"),
     (InputError, 422, "Validation"),
+    (LogitsError, 424, "Backend"),
     (OverloadedError, 429, "Overloaded"),
     (GroupError, 503, "Unhealthy"),
     (DeadlineError, 504, "Backend"),
@@ -149,14 +153,16 @@ def render_error(error: Exception) -> RenderedError:
         return RenderedError(error.status_code, _body(str(error.detail), "Validation"), dict(error.headers or {}))
     status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
     # A message of our own is written for the caller; anything else may carry what a caller must not see.
-    if isinstance(error, InputError):
+    if isinstance(error, ItemError):
         text = error.said_of(f"`inputs`: item {error.item}")
     elif isinstance(error, TprayError):
         text = str(error)
     else:
         text = f"internal error ({type(error).__name__}); see the server's log"
     headers = {"retry-after": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else {}
-    return RenderedError(status, _body(text, kind), headers, internal=status == 424)
+    return RenderedError(
+        status, _body(text, kind), headers, internal=status == 424 and not isinstance(error, TprayError)
+    )
 
 
 def _body(text: str, kind: str) -> bytes:
@@ -196,6 +202,10 @@ def routes(engine: Engine) -> APIRouter:
         try:
             asked = parse(await read_body(request, engine.config.payload_limit_bytes))
             items, batch = items_of(asked)
+            if len(items) > (limit := engine.config.max_client_batch_size):
+                raise PayloadTooLargeError(
+                    f"`inputs` has {len(items)} items and the limit is {limit}: send smaller batches"
+                )
             answer = await engine.classify(items, asked.raw_scores, asked.truncate, asked.truncation_direction)
         except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
             return DIALECT.error_response(e)

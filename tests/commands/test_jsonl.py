@@ -1,0 +1,157 @@
+"""A JSONL file in and out, on ranks without a model: every line comes back, in its place, with what it had."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tpray.commands import jsonl
+from tpray.commands.jsonl import Counts, check_files, classify_file, partial_file
+from tpray.config import BatchConfig, ModelConfig
+from tpray.errors import ConfigError
+from tpray.group.classifier import ClassifierGroup
+from tpray.group.fake_executor import FakeExecutor, fake_logits
+from tpray.group.wire import Frame, Kind
+from tpray.serving.local import LocalClassifier
+
+
+@pytest.fixture
+def executor() -> FakeExecutor:
+    return FakeExecutor(2)
+
+
+@pytest.fixture
+def classifier(executor: FakeExecutor) -> Iterator[LocalClassifier]:
+    with LocalClassifier(ClassifierGroup(ModelConfig(dtype="float32"), executor), BatchConfig()) as started:
+        yield started
+
+
+def run(classifier: LocalClassifier, folder: Path, text: str | bytes, **options: Any) -> tuple[list[Any], Counts]:
+    source, target = folder / "in.jsonl", folder / "out.jsonl"
+    source.write_bytes(text if isinstance(text, bytes) else text.encode())
+    check_files(source, target, options.get("resume", False))
+    counts = classify_file(classifier, source, target, False, False, Console(stderr=True), **options)
+    assert not partial_file(target).exists()
+    return [json.loads(line) if line else None for line in target.read_text().split("\n")[:-1]], counts
+
+
+def test_lines_keep_their_places_blank_ones_too(classifier: LocalClassifier, tmp_path: Path) -> None:
+    lines = [
+        '{"id": 1, "text": "a"}',
+        "",
+        "not json",
+        '{"id": 4, "text": ""}',
+        "   ",
+        '{"id": 6, "text": "b", "text_pair": "c"}',
+    ]
+    records, counts = run(classifier, tmp_path, "\n".join(lines) + "\n")
+    assert [r and r.get("id") for r in records] == [1, None, None, 4, None, 6]
+    assert [r and "error" in r for r in records] == [False, None, True, True, None, False]
+    assert records[2]["line"] == 3
+    assert records[3]["error"] == "line 4 is empty: send some text"
+    assert str(counts) == "2 classified, 2 refused (lines 3, 4)"
+
+
+def test_what_a_line_has_is_not_overwritten(classifier: LocalClassifier, tmp_path: Path) -> None:
+    gold = {"text": "a", "label": "gold", "score": 7}
+    records, _ = run(classifier, tmp_path, json.dumps(gold) + "\n" + json.dumps({"text": "", "error": "old"}) + "\n")
+    assert {k: records[0][k] for k in gold} == gold
+    assert records[0]["tpray_label"] in ("paraphrase", "not_paraphrase")
+    assert records[0]["tpray_score"] == records[0]["tpray_scores"][0]["score"]
+    assert (records[1]["error"], records[1]["tpray_error"]) == ("old", "line 2 is empty: send some text")
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b""], ids=["with a byte order mark", "without"])
+def test_a_byte_order_mark_is_not_text(start: bytes, classifier: LocalClassifier, tmp_path: Path) -> None:
+    records, counts = run(classifier, tmp_path, start + '{"text": "café"}\n'.encode())
+    assert counts.classified == 1
+    assert records[0]["text"] == "café"
+
+
+def test_logits_that_are_not_finite_are_their_lines_error(
+    classifier: LocalClassifier, executor: FakeExecutor, tmp_path: Path
+) -> None:
+    bad = classifier._engine.codec.encode(["bad"])[0].ids[1]
+
+    def answer(frame: Frame) -> Frame:
+        logits = fake_logits(frame.tensors[0], frame.tensors[1])
+        logits[(frame.tensors[0] == bad).any(axis=1)] = np.nan
+        return Frame(Kind.RESULT, frame.step, (logits,), 1)
+
+    executor.answer(0, answer)
+    records, counts = run(classifier, tmp_path, '{"text": "a"}\n{"text": "bad"}\n{"text": "b"}\n')
+    assert ["error" in record for record in records] == [False, True, False]
+    assert "line 2 gets logits that are not finite" in records[1]["error"]
+    assert counts.refused == [2]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    classifier: LocalClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is lost, classified twice or put in another place, and the partial file is named."""
+    text = "".join(json.dumps({"id": i, "text": f"text {i}"}) + "\n" for i in range(200))
+    answers, done = jsonl._answers, 0
+
+    def interrupted(*args: Any) -> Iterator[Any]:
+        nonlocal done
+        for answer in answers(*args):
+            if done == 120:
+                raise KeyboardInterrupt
+            done += 1
+            yield answer
+
+    monkeypatch.setattr(jsonl, "_answers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier, tmp_path, text)
+    partial = tmp_path / ".out.jsonl.partial"
+    assert f"{partial} has the lines that are done: go on with --resume" in capsys.readouterr().err.replace("\n", "")
+    with pytest.raises(ConfigError, match=r"\.out\.jsonl\.partial is left from a run that was interrupted"):
+        run(classifier, tmp_path, text)
+    partial.write_bytes(partial.read_bytes() + b'{"id": 120, "te')  # what a kill -9 leaves
+    monkeypatch.setattr(jsonl, "_answers", answers)
+    records, counts = run(classifier, tmp_path, text, resume=True)
+    assert [record["id"] for record in records] == list(range(200))
+    assert (counts.kept, counts.classified) == (120, 80)
+
+
+def test_another_inputs_partial_file_is_refused(classifier: LocalClassifier, tmp_path: Path) -> None:
+    (tmp_path / ".out.jsonl.partial").write_text('{"text": "of another file", "label": "x"}\n')
+    with pytest.raises(ConfigError, match="is not of this input: its line 1 answers another text"):
+        run(classifier, tmp_path, '{"text": "a"}\n', resume=True)
+    assert (tmp_path / ".out.jsonl.partial").exists()
+
+
+def test_an_empty_file_is_no_error(classifier: LocalClassifier, tmp_path: Path) -> None:
+    records, counts = run(classifier, tmp_path, "")
+    assert (records, str(counts)) == ([], "0 classified, 0 refused")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "text,label\nthe firm,1\n", "looks like a table"),
+        ("a.tsv", "id\ttext\n1\tthe firm\n", "looks like a table"),
+        ("a.jsonl", "id;text\n1;the firm\n", "looks like a table"),
+        ("absent.jsonl", None, "there is no file"),
+    ],
+)
+def test_what_cannot_be_read_is_named_before_anything_starts(
+    name: str, text: str | None, words: str, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        check_files(tmp_path / name, None, False)
+
+
+def test_standard_input_cannot_be_resumed() -> None:
+    with pytest.raises(ConfigError, match="reads its input again"):
+        check_files(Path("-"), Path("out.jsonl"), True)
+    assert sys.stdin is not None
