@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tpray.errors import CheckpointError
+
+Array = npt.NDArray[np.int64]
 
 Item = str | tuple[str, str]
 """A text, or a pair of texts that the model reads together."""
@@ -29,6 +34,18 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def pad(rows: Sequence[Encoded], pad_id: int) -> tuple[Array, Array, Array]:
+    """``input_ids``, ``attention_mask``, ``token_type_ids``, int64 ``[B, S]``, S the longest row's length."""
+    shape = len(rows), max(len(row) for row in rows)
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    mask, types = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row.ids
+        mask[i, : len(row)] = 1
+        types[i, : len(row)] = row.types
+    return ids, mask, types
 
 
 def load_tokenizer(directory: Path, source: str) -> Any:

@@ -13,8 +13,8 @@ from tpray.errors import DeadlineError, GroupError, OverloadedError
 from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
-from tpray.serving.batcher import Batcher, QueuedRow, cut_steps, pad
-from tpray.tokenizer import Encoded
+from tpray.serving.batcher import Batcher, QueuedRow, cut_steps
+from tpray.tokenizer import Encoded, pad
 
 
 def row(length: int, first: int = 9) -> Encoded:

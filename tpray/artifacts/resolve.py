@@ -13,6 +13,7 @@ import asyncio
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,8 +92,10 @@ def find_model(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
     """Find the files of a model, downloading them if need be, and refuse what cannot work; no weight is read.
 
     Raises:
-        ModelNotFoundError, CheckpointError, UnsupportedModelError, DegreeError, ConfigError, ArtifactError: see there.
-        StoreError: the URL of an artifact cannot be reached now.
+        ModelNotFoundError: there is no such folder or model. CheckpointError: its files are not whole, or do not fit.
+        UnsupportedModelError: no plan shards it as it is. DegreeError: not by this tp.
+        ArtifactError: a traced folder is damaged. StoreError: the URL of an artifact cannot be reached now.
+        ConfigError: dtype, buckets, plan, memory or the runtime do not agree with it.
     """
     name = model.source
     if model.store is not None:
@@ -129,7 +132,7 @@ def find_model(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
 def _was_traced(checkpoint: Checkpoint) -> bool:
     """Whether an artifact in the cache names this checkpoint: its weights fitted then, and `resolve` looks again.
 
-    The look costs a second, for transformers imports the model's code.
+    `check_weights` would cost a second at every start, for transformers imports the model's code.
     """
     for path in (cache_dir() / "artifacts").glob(f"*/{MANIFEST_FILE}"):
         try:
@@ -199,13 +202,18 @@ async def _share(artifact: Artifact, store: SharedStore, key: str) -> bool:
     return True
 
 
+def check_padding(buckets: Sequence[object], checkpoint: Checkpoint, reads_padding: bool) -> None:
+    """Raise ConfigError for buckets of a model that reads padding: its plan says so, or the trace has found it."""
+    if buckets and reads_padding:
+        raise ConfigError(f"{checkpoint.source} reads padding, so that its rows cannot be padded to buckets: name none")
+
+
 def _check_buckets(model: ModelConfig, checkpoint: Checkpoint) -> None:
     longest = max((length for _, length in model.buckets), default=0)
     limit = checkpoint.plan.max_length(checkpoint.config)
     if longest > limit:
         raise ConfigError(f"a bucket of {longest} tokens is longer than the {limit} that {checkpoint.source} takes")
-    if model.buckets and (checkpoint.plan.reads_padding or checkpoint.mixes_lengths):
-        raise ConfigError(f"{checkpoint.source} reads padding, so that its rows cannot be padded to buckets: name none")
+    check_padding(model.buckets, checkpoint, checkpoint.plan.reads_padding or checkpoint.mixes_lengths)
 
 
 def _check_memory(needed: int, name: str) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tpray.artifacts.folder import MODEL_DIR, Artifact, copy_model_files
 from tpray.artifacts.manifest import Manifest, ModelRecord, RankRecord, machine, now, versions, write_manifest
-from tpray.artifacts.resolve import Resolution, TraceTask
+from tpray.artifacts.resolve import Resolution, TraceTask, check_padding
 from tpray.artifacts.store import SharedStore
-from tpray.errors import ConfigError, StoreError
+from tpray.errors import StoreError
 from tpray.parallel_layers.shard import count_token_types, empty_model
 from tpray.runtime.records import INPUT_NAMES, Canary
 from tpray.tokenizer import takes_types
@@ -85,10 +85,7 @@ async def _trace(task: TraceTask, tracer: Tracer) -> Artifact:
     try:
         model_files = copy_model_files(checkpoint, staging / MODEL_DIR)
         traced = await tracer(task, staging)
-        if traced.canary.reads_padding and task.buckets:
-            raise ConfigError(
-                f"{checkpoint.source} reads padding, so that its rows cannot be padded to buckets: name none"
-            )
+        check_padding(task.buckets, checkpoint, traced.canary.reads_padding)
         manifest = Manifest(
             created=now(),
             versions=versions(topology.runtime),

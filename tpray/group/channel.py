@@ -45,6 +45,9 @@ class _Link(asyncio.Protocol):
         self._channel, self._rank, self._parser = channel, rank, FrameParser()
         self.transport: asyncio.Transport | None = None
 
+    async def open(self, sock: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: self, sock)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
 
@@ -75,12 +78,11 @@ class Channel:
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
         """Take the sockets of the ranks, in their order."""
-        loop = asyncio.get_running_loop()
         for rank, sock in enumerate(sockets):
             sock.setblocking(False)
             link = _Link(self, rank)
             self._links.append(link)
-            await loop.connect_accepted_socket(lambda link=link: link, sock)  # type: ignore[misc]
+            await link.open(sock)
 
     def send(self, inputs: Sequence[Array], timeout_s: float) -> asyncio.Future[StepResult]:
         """Send one step to every rank; the future has rank 0's outputs once all have answered.

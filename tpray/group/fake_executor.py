@@ -144,7 +144,10 @@ class FakeExecutor:
         for rank, (sock, fds) in enumerate(joined):
             for fd in fds:
                 os.close(fd)
-            self._ranks.append(_FakeRank(rank, sock, lambda frame, rank=rank: self._answer(rank, frame)))  # type: ignore[misc]
+            self._ranks.append(self._fake_rank(rank, sock))
+
+    def _fake_rank(self, rank: int, sock: socket.socket) -> _FakeRank:
+        return _FakeRank(rank, sock, lambda frame: self._answer(rank, frame))
 
     async def trace(self, jobs: Sequence[ShardJob]) -> list[RankRecord]:
         await self._called("trace")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tpray.errors import ParityError
 from tpray.runtime.records import INPUT_NAMES, Canary, TextCanary
-from tpray.tokenizer import longest_row, sample_items, stock_rows, takes_types
+from tpray.tokenizer import Encoded, longest_row, pad, sample_items, stock_rows, takes_types
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,12 +112,8 @@ def canary_steps(canary: Canary, pad_id: int) -> Iterator[tuple[list[Array], Arr
     yield [np.array(getattr(canary, name), dtype=np.int64) for name in INPUT_NAMES], _array(canary.logits)
     together = canary.texts and not canary.reads_padding
     for texts in [canary.texts] if together else [(text,) for text in canary.texts]:
-        shape = len(texts), max(len(text.ids) for text in texts)
-        ids, mask, types = (np.full(shape, fill, dtype=np.int64) for fill in (pad_id, 0, 0))
-        for i, text in enumerate(texts):
-            used = len(text.ids)
-            ids[i, :used], mask[i, :used], types[i, :used] = text.ids, 1, text.types
-        yield [ids, mask, types], _array([text.logits for text in texts])
+        rows = [Encoded(list(text.ids), list(text.types)) for text in texts]
+        yield list(pad(rows, pad_id)), _array([text.logits for text in texts])
 
 
 def check_logits(reference: Array, logits: Array, dtype: str) -> float:

@@ -28,7 +28,7 @@ from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, largest_batch
-from tpray.tokenizer import Encoded
+from tpray.tokenizer import Encoded, pad
 
 log = logging.getLogger(__name__)
 
@@ -105,18 +105,6 @@ def cut_into_buckets(rows: Iterable[QueuedRow], buckets: Sequence[Bucket]) -> li
         size = largest_batch(buckets, length)
         steps += [group[start : start + size] for start in range(0, len(group), size)]
     return sorted(steps, key=lambda step: min(row.arrived for row in step))
-
-
-def pad(rows: Sequence[Encoded], pad_id: int) -> tuple[Array, Array, Array]:
-    """``input_ids``, ``attention_mask``, ``token_type_ids``, int64 ``[B, S]``, S the longest row's length."""
-    shape = len(rows), max(len(row) for row in rows)
-    ids = np.full(shape, pad_id, dtype=np.int64)
-    mask, types = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row.ids
-        mask[i, : len(row)] = 1
-        types[i, : len(row)] = row.types
-    return ids, mask, types
 
 
 class Batcher:
