@@ -20,6 +20,8 @@ import httpx
 import pytest
 from ray._common.utils import get_default_ray_temp_dir
 
+from tpray.local_ray import watchdog
+
 pytestmark = pytest.mark.ray
 
 PLACE = "The company HuggingFace is based in New York City"
@@ -32,6 +34,7 @@ class Running:
     process: subprocess.Popen[str]
     url: str
     log: Path
+    started: float  # seconds since the epoch
 
     def predict(self, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(f"{self.url}/predict", json=body, timeout=60, **options)
@@ -43,6 +46,7 @@ class Running:
 
 def start(port: int, folder: Path, *args: str) -> Running:
     log = folder / f"serve-{port}.log"
+    started = time.time()
     environ = os.environ | {"TPRAY_CACHE": str(folder / "cache"), "COLUMNS": "200"}
     process = subprocess.Popen(
         [sys.executable, "-m", "tpray", "serve", "--port", str(port), *args],
@@ -53,7 +57,7 @@ def start(port: int, folder: Path, *args: str) -> Running:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < give_up, log.read_text()
         time.sleep(0.2)
-    return Running(process, f"http://127.0.0.1:{port}", log)
+    return Running(process, f"http://127.0.0.1:{port}", log, started)
 
 
 def children_of(pid: int) -> set[int]:
@@ -215,9 +219,9 @@ def test_a_second_server_on_the_port_is_refused(server: Running) -> None:
     assert "Traceback" not in done.stderr
 
 
-def sessions_of(pid: int) -> list[Path]:
-    """The folders that Ray made for a driver, by the process id that ends their names."""
-    return list(Path(get_default_ray_temp_dir()).glob(f"session_2*_{pid}"))
+def sessions_of(pid: int, since: float) -> list[Path]:
+    """The folders that Ray made for a driver that was started after ``since``."""
+    return watchdog.sessions_of(Path(get_default_ray_temp_dir()), pid, since)
 
 
 def assert_all_gone(family: set[int], within_s: float) -> None:
@@ -231,11 +235,11 @@ def assert_all_gone(family: set[int], within_s: float) -> None:
 def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running, free_port: Callable[[], int]) -> None:
     family = children_of(server.process.pid)
     assert len(family) > 5
-    assert sessions_of(server.process.pid)
+    assert sessions_of(server.process.pid, server.started)
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(60) == 0, server.log.read_text()
     assert_all_gone(family, within_s=1)
-    assert not sessions_of(server.process.pid)
+    assert not sessions_of(server.process.pid, server.started)
     assert "Traceback" not in server.log.read_text()
 
     again = start(free_port(), server.log.parent, "--tp", "2")
@@ -245,7 +249,7 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running
     again.process.kill()  # nobody is left to clean up but the watchdog
     again.process.wait(10)
     assert_all_gone(family, within_s=10)
-    (session,) = sessions_of(again.process.pid)
+    (session,) = sessions_of(again.process.pid, again.started)
     assert not (session / "sockets").exists()
     assert (session / "logs").is_dir()  # what happened before is worth keeping
     leases = list((server.log.parent / "cache" / "cores").iterdir())
@@ -265,6 +269,7 @@ def test_an_interrupted_start_leaves_nothing(
     delay_s: float, times: int, free_port: Callable[[], int], tmp_path: Path
 ) -> None:
     """Whoever is impatient and interrupts twice does not wait for the end of the others; they end all the same."""
+    started = time.time()
     environ = os.environ | {"TPRAY_CACHE": str(tmp_path)}
     process = subprocess.Popen(
         [sys.executable, "-m", "tpray", "serve", "--port", str(free_port()), "--tp", "2"],
@@ -282,6 +287,6 @@ def test_an_interrupted_start_leaves_nothing(
     assert process.returncode in (-signal.SIGINT, 0, 130), (process.returncode, output)
     assert_all_gone(family, within_s=1 if times == 1 else 10)
     if times == 1:  # else Ray's logs may stay, as after a crash
-        assert not sessions_of(process.pid)
+        assert not sessions_of(process.pid, started)
     if process.returncode != -signal.SIGINT:  # the interpreter itself was still starting
         assert "Traceback" not in output
