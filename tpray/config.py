@@ -4,13 +4,14 @@ This is the only module that reads or changes the environment. Flags of the comm
 variables that its parser reads; what has no flag is read here:
 
 ==================  =====================================================================
-``TPRAY_CACHE``     where artifacts and core leases live (default ``$XDG_CACHE_HOME/tpray``)
+``TPRAY_CACHE``     where artifacts live (default ``$XDG_CACHE_HOME/tpray``)
 ``TPRAY_LOG``       logging level of every tpray process (default ``WARNING``)
 ==================  =====================================================================
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -114,10 +115,21 @@ class ServeConfig(Frozen):
 
 
 def cache_dir() -> Path:
-    """The folder of artifacts and leases; created with mode 0700 when missing."""
+    """The folder of artifacts; created with mode 0700 when missing.
+
+    Raises:
+        ConfigError: it cannot be made, or nothing can be written to it.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = Path(os.environ.get("TPRAY_CACHE") or Path(base) / "tpray").expanduser()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = Path(os.environ.get("TPRAY_CACHE") or Path(base) / "tpray")
+    try:
+        path = path.expanduser()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "nothing can be written to it")
+    except (OSError, RuntimeError) as e:  # RuntimeError: nobody knows a home folder
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise ConfigError(f"{path} cannot hold traced models ({reason}): set TPRAY_CACHE to another folder") from e
     return path
 
 
@@ -198,6 +210,7 @@ def stay_quiet(environ: MutableMapping[str, str] | None = None) -> None:
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("TRANSFORMERS_VERBOSITY", "error"),
+        ("GRPC_VERBOSITY", "ERROR"),  # of forks that do no harm
         ("TOKENIZERS_PARALLELISM", "false"),  # its thread pool would fight the ranks for their cores
     ):
         target.setdefault(name, value)

@@ -7,6 +7,8 @@
     │   └── PayloadTooLargeError   too many items in one request, or too many bytes
     ├── LogitsError                the model's logits for an item are not finite
     ├── OverloadedError            the bounded queue is full; try again later
+    ├── MisdirectedError           the request was meant for another server
+    ├── StoppingError              the server is stopping and takes no new requests
     ├── DeadlineError              the request's time ran out before its answer was ready
     ├── ConfigError                a setting that cannot work, named with those that would
     │   ├── DegreeError            the tensor-parallel degree does not fit the model
@@ -79,6 +81,14 @@ class LogitsError(ItemError):
 
 class OverloadedError(TprayError):
     """The bounded queue is full; the same request may succeed later."""
+
+
+class MisdirectedError(TprayError):
+    """The request was meant for another server."""
+
+
+class StoppingError(TprayError):
+    """The server is stopping and takes no new requests."""
 
 
 class DeadlineError(TprayError):

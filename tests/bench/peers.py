@@ -110,13 +110,14 @@ def serve_peer(engine: str, model: Path, port: int, front: str) -> None:
     """Serve ``engine`` on loopback until this process is ended; prints Ready."""
     from tpray.config import stay_quiet
     from tpray.local_ray.local import start_ray, stop_ray
+    from tpray.platforms.lease import SERVER_PORTS, take_ports
     from tpray.serving import haproxy
 
     stay_quiet()
-    folder = Path(tempfile.mkdtemp(prefix="tpray-bench-"))
+    folder, ports = Path(tempfile.mkdtemp(prefix="tpray-bench-")), take_ports(haproxy.PORTS, SERVER_PORTS)
     if front == "haproxy":
-        os.environ.update(haproxy.settings(folder))
-    start_ray(os.cpu_count() or 1, folder)
+        os.environ.update(haproxy.settings(folder, ports.ids, "peer", 60, {}))
+    start_ray(os.cpu_count() or 1, folder, ports)
     from ray import serve
 
     try:

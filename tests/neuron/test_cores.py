@@ -19,10 +19,10 @@ from tpray.artifacts.manifest import write_manifest
 from tpray.artifacts.resolve import find_model
 from tpray.config import DtypeName, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, DegreeError, PlacementError
-from tpray.group import lease
 from tpray.group.nodes import shortfall
 from tpray.group.ray_executor import RayExecutor
 from tpray.group.thread_executor import ThreadExecutor
+from tpray.platforms import lease
 from tpray.platforms.base import ProcessCores
 from tpray.platforms.cores import is_aligned, is_run
 from tpray.platforms.neuron import NEURON, check_degree, instance_family, stack_of
@@ -108,10 +108,10 @@ def test_a_lock_that_nobody_can_hold_is_removed_and_others_stay(
 
 
 def test_two_groups_never_take_one_port() -> None:
-    first, second = lease.take_ports(), lease.take_ports()
+    first, second = lease.take_ports(2, lease.GROUP_PORTS), lease.take_ports(2, lease.GROUP_PORTS)
     assert set(first.ids).isdisjoint(second.ids)
     first.release()
-    third = lease.take_ports()
+    third = lease.take_ports(2, lease.GROUP_PORTS)
     assert third.ids == first.ids
     third.release()
     second.release()

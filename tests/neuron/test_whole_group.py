@@ -20,8 +20,8 @@ import pytest
 import tpray
 from tests.neuron_standin import environment
 from tpray.config import cache_dir
-from tpray.group.lease import PORTS
 from tpray.group.thread_executor import ThreadExecutor
+from tpray.platforms.lease import GROUP_PORTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("own_cache")]
 SLOW = pytest.mark.slow
@@ -119,7 +119,7 @@ def test_traced_on_one_machine_and_served_by_two_groups_of_another(
     """Nothing is compiled again; the groups have cores [0, 1] and [2, 3], and ports of their own."""
     environ = environment("neuron", tmp_path, neuron_device)
     out = tmp_path / "artifact"
-    for port in PORTS:  # what another group has left
+    for port in GROUP_PORTS:  # what another group has left
         stale = cache_dir() / "neff" / f"group-{port}" / "stale.neff"
         stale.parent.mkdir(parents=True)
         stale.touch()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +18,14 @@ import httpx
 import pytest
 from ray._common.utils import get_default_ray_temp_dir
 
-from tpray.local_ray import watchdog
+from tests.served import Running, assert_all_gone, children_of, sessions_of, start
+from tpray.platforms import lease
 
 pytestmark = pytest.mark.ray
 
 PLACE = "The company HuggingFace is based in New York City"
 FOOD = "Apples are especially bad for your health"
 OFFICE = "HuggingFace's headquarters are situated in Manhattan"
-
-
-@dataclass
-class Running:
-    process: subprocess.Popen[str]
-    url: str
-    log: Path
-    started: float  # seconds since the epoch
-
-    def predict(self, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/predict", json=body, timeout=60, **options)
-
-    def info(self) -> dict[str, Any]:
-        info: dict[str, Any] = httpx.get(f"{self.url}/info", timeout=60).json()
-        return info
-
-
-def start(port: int, folder: Path, *args: str) -> Running:
-    log = folder / f"serve-{port}.log"
-    started = time.time()
-    environ = os.environ | {"TPRAY_CACHE": str(folder / "cache"), "COLUMNS": "200"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tpray", "serve", "--port", str(port), *args],
-        stdout=log.open("w"), stderr=subprocess.STDOUT, text=True, env=environ,
-    )  # fmt: skip
-    give_up = time.monotonic() + 180
-    while "Ready" not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < give_up, log.read_text()
-        time.sleep(0.2)
-    return Running(process, f"http://127.0.0.1:{port}", log, started)
-
-
-def children_of(pid: int) -> set[int]:
-    """Every process whose chain of parents leads to ``pid``."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-    found = {pid}
-    while new := {child for child, parent in parents.items() if parent in found} - found:
-        found |= new
-    return found - {pid}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -219,19 +165,6 @@ def test_a_second_server_on_the_port_is_refused(server: Running) -> None:
     assert "Traceback" not in done.stderr
 
 
-def sessions_of(pid: int, since: float) -> list[Path]:
-    """The folders that Ray made for a driver that was started after ``since``."""
-    return watchdog.sessions_of(Path(get_default_ray_temp_dir()), pid, since)
-
-
-def assert_all_gone(family: set[int], within_s: float) -> None:
-    give_up = time.monotonic() + within_s
-    while any(map(alive, family)) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    left = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in family if alive(pid)}
-    assert not left
-
-
 def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running, free_port: Callable[[], int]) -> None:
     family = children_of(server.process.pid)
     assert len(family) > 5
@@ -244,7 +177,9 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running
 
     again = start(free_port(), server.log.parent, "--tp", "2")
     assert "traced before" in again.log.read_text()
-    assert not again.info()["traced_now"]
+    info = again.info()
+    assert not info["traced_now"]
+    pinned = [tuple(rank["cores"]) for rank in info["ranks"]]
     family = children_of(again.process.pid)
     again.process.kill()  # nobody is left to clean up but the watchdog
     again.process.wait(10)
@@ -252,11 +187,10 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running
     (session,) = sessions_of(again.process.pid, again.started)
     assert not (session / "sockets").exists()
     assert (session / "logs").is_dir()  # what happened before is worth keeping
-    leases = list((server.log.parent / "cache" / "cores").iterdir())
-    assert leases
-    for lease in leases:
-        with lease.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for cores in pinned:
+        taken = lease.take_cores([cores])
+        assert taken is not None
+        taken.release()
 
 
 def slow(*values: float) -> Any:

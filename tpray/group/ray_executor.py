@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 from tpray.config import cache_dir, log_level
 from tpray.errors import GroupError, PlacementError, RankError, TprayError
-from tpray.group import lease
 from tpray.group.executor import Worker, WorkerExecutor
 from tpray.group.jobs import WorkerInfo
-from tpray.group.lease import Lease
 from tpray.group.placement import Placement
 from tpray.group.worker_host import WorkerHost
+from tpray.platforms import lease
 from tpray.platforms.base import ProcessCores
 from tpray.platforms.cores import describe, is_aligned, is_run
+from tpray.platforms.lease import Lease
 from tpray.platforms.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class RayExecutor(WorkerExecutor):
             begin: list[tuple[Any, ...]] = [(ranks, topology, None, None, level) for ranks in topology.processes]
         else:
             cores = await self._spawn_on_cores()
-            self._ports = lease.take_ports()
+            self._ports = lease.take_ports(2, lease.GROUP_PORTS)
             first, second = self._ports.ids
             width = topology.cores_per_rank
             given = [

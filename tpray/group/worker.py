@@ -22,9 +22,8 @@ from torch import nn
 
 from tpray.artifacts.folder import Artifact, UserModelArtifact, record_files
 from tpray.artifacts.manifest import RankRecord
-from tpray.config import cache_dir
 from tpray.errors import RankError, TprayError
-from tpray.group import lease, wire
+from tpray.group import wire
 from tpray.group.jobs import ShardJob, UserModelJob, UserModelTrace, WorkerInfo
 from tpray.group.wire import Frame, Kind
 from tpray.parallel_layers import parallel_state
@@ -32,7 +31,7 @@ from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.parallel_layers.collective import Collective, SingleRank
 from tpray.parallel_layers.layers import is_sharded
 from tpray.parallel_layers.rendezvous import Rendezvous, join
-from tpray.platforms import cores
+from tpray.platforms import cores, lease
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import DTYPES, Program, SavedShard, SavedUserModel, runtime_for
 from tpray.runtime.records import Canary
@@ -82,7 +81,7 @@ class ShardWorker:
         """Lease as many neighbouring cores as this rank has threads and stay on them; () if none are free."""
         self.unpin()
         ranges = cores.cut_ranges(sorted(self._all_cores), self.topology.threads)
-        self._lease = lease.take_cores(ranges, cache_dir() / "cores")
+        self._lease = lease.take_cores(ranges)
         if self._lease is None:
             return ()
         _set_affinity(self._lease.ids)

@@ -22,6 +22,8 @@ from ray._common.utils import get_default_ray_temp_dir
 from tpray.config import ray_address, stay_quiet, variable_set
 from tpray.errors import ConfigError
 from tpray.local_ray import private, watchdog
+from tpray.local_ray.preflight import check_machine
+from tpray.platforms.lease import Lease
 
 
 def ensure_ray(cpus: int) -> bool:
@@ -44,20 +46,28 @@ def ensure_ray(cpus: int) -> bool:
     return True
 
 
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Nothing large goes through it. Ray's default, 30 % of the memory, wants a /dev/shm that containers do not have."""
+
 _watchdog: subprocess.Popen[bytes] | None = None  # of the Ray that this process started
 
 
-def start_ray(cpus: int, folder: Path | None = None) -> None:
+def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None) -> None:
     """Start a Ray on this machine that listens on loopback only; end it with `stop_ray`.
 
     Args:
         cpus: how many CPUs Ray may hand out.
         folder: a folder that is removed with this Ray.
+        lease: ports that nobody gets as long as a process of this Ray is left.
 
     A server that was started by one command must not be reachable from elsewhere unasked. However this process
     ends, nothing of that Ray stays: see `watchdog`.
+
+    Raises:
+        ConfigError: this machine cannot run one; see `preflight`.
     """
     global _watchdog
+    check_machine()
     private.stay_on_loopback()
     private.start_no_dashboard()
     mark = secrets.token_hex(16)
@@ -65,6 +75,7 @@ def start_ray(cpus: int, folder: Path | None = None) -> None:
     _watchdog = subprocess.Popen(
         [sys.executable, "-I", "-S", watchdog.__file__, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+        pass_fds=lease.fds if lease is not None else (),
         start_new_session=True,  # Ctrl-C in a terminal goes to the whole foreground group
     )  # fmt: skip
     try:
@@ -74,6 +85,7 @@ def start_ray(cpus: int, folder: Path | None = None) -> None:
             ray.init(
                 address="local",  # a Ray of our own even where another one runs
                 num_cpus=cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -82,6 +94,11 @@ def start_ray(cpus: int, folder: Path | None = None) -> None:
     except BaseException:
         stop_ray()
         raise
+
+
+def dead_process() -> str | None:
+    """What has ended of the Ray that `start_ray` started, so that it cannot go on; None if all of it runs."""
+    return next((name for name in private.dead_processes() if name in ("gcs_server", "raylet")), None)
 
 
 def stop_ray() -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import services
+from ray._private import auto_init_hook, services
 
 from tpray.config import ray_address
 
 _services: Any = services
+_auto_init: Any = auto_init_hook
 
 
 def keep_replica_on_loopback() -> None:
@@ -44,6 +45,17 @@ def start_no_dashboard() -> None:
     start must ask nobody anything.
     """
     _services.start_api_server = lambda *_, **__: ("", None)
+
+
+def connect_only_when_told() -> None:
+    """Have Ray's functions fail where no Ray is connected; of their own accord they start one, also after the end."""
+    _auto_init.enable_auto_connect = False
+
+
+def dead_processes() -> list[str]:
+    """The kinds of those of Ray's processes that this process started and that have ended."""
+    node: Any = ray._private.worker._global_node
+    return [] if node is None else [kind for kind, _ in node.dead_processes()]
 
 
 def find_running_ray() -> None:

@@ -1,6 +1,7 @@
 """What each kind of core needs before any process starts: detection, resources, degrees, environment.
 
-Here live one file for each kind of core, `topology` (how a group lies on its cores) and `memory`. No torch, no Ray, no
+Here live one file for each kind of core, `topology` (how a group lies on its cores), `memory` and
+`lease` (claims on cores and ports). No torch, no Ray, no
 processes: a platform says what a rank will need, and the runtime of the same name, in the rank, uses it.
 """
 

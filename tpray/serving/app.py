@@ -22,6 +22,7 @@ from tpray.platforms.topology import Topology
 from tpray.serving import progress
 from tpray.serving.codec import Direction
 from tpray.serving.engine import Engine
+from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.metrics import BACKLOG_TOKENS
 from tpray.tokenizer import Item
@@ -36,10 +37,13 @@ class Classifier:
     """One replica: one group, its queue, and the routes."""
 
     # Serve awaits an async constructor; the language does not know that.
-    async def __init__(self, config: ServeConfig, progress_address: str | None = None) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config: ServeConfig, progress_address: str | None = None, token: str | None = None
+    ) -> None:
         logging.getLogger("tpray").setLevel(log_level())
         keep_replica_on_loopback()
         self._config = config
+        self._gate = Gate(token)
         report = progress.Sender(progress_address)
         try:
             # Of this machine, which need not be the one where the application was built.
@@ -53,7 +57,7 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the routes, once the constructor is done."""
-        return make_app(self._engine)
+        return make_app(self._engine, self._gate)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:  # one that is not async is called in a thread
         """Serve's hook for ``user_config``: keys of `BatchConfig`, changed without a restart.
@@ -83,9 +87,14 @@ class Classifier:
         """
         single = isinstance(inputs, (str, tuple))
         items: list[Item] = [inputs] if isinstance(inputs, (str, tuple)) else list(inputs)
-        answer = await self._engine.classify(items, raw_scores, truncate, truncation_direction)
+        with self._gate.enter():
+            answer = await self._engine.classify(items, raw_scores, truncate, truncation_direction)
         rows = [[{"label": s.label, "score": s.score} for s in scores] for scores in answer.scores]
         return rows[0] if single else rows
+
+    async def drain(self, limit_s: float) -> int:
+        """Take no new work, and wait until what is under way is answered; how many requests are left at the limit."""
+        return await self._gate.close(limit_s)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: what `autoscaling.TokenBacklog` decides by."""
@@ -144,12 +153,15 @@ def _scale(config: ServeConfig) -> dict[str, Any]:
     }
 
 
-def application(config: ServeConfig, topology: Topology, progress_address: str | None = None) -> serve.Application:
+def application(
+    config: ServeConfig, topology: Topology, progress_address: str | None = None, token: str | None = None
+) -> serve.Application:
     """The Serve application of a configuration.
 
     Args:
         topology: of each group, as it is where this is called.
         progress_address: where replicas report their start; see `progress`.
+        token: what HTTP requests must show; see `gate`.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     resolved = {"cores_per_rank": topology.cores_per_rank, "runtime": topology.runtime}
@@ -161,10 +173,11 @@ def application(config: ServeConfig, topology: Topology, progress_address: str |
         placement_group_bundles=[topology.resources()],
         placement_group_strategy=STRATEGY,
         # Admission is the batcher's, whose limit answers 429; Serve's own must not come first.
-        max_ongoing_requests=4 * config.batch.max_concurrent_requests,
+        max_ongoing_requests=1_000_000,
         health_check_period_s=2,
         health_check_timeout_s=10,
-        graceful_shutdown_timeout_s=20,
+        # A replica that is replaced answers what it has taken.
+        graceful_shutdown_timeout_s=config.batch.request_timeout_s + 5,
     )
-    bound: serve.Application = deployment.bind(config, progress_address)
+    bound: serve.Application = deployment.bind(config, progress_address, token)
     return bound

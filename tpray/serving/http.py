@@ -12,12 +12,13 @@ from swagger_ui_bundle import swagger_ui_path
 
 from tpray.serving.dialects import DIALECTS
 from tpray.serving.engine import Engine
+from tpray.serving.gate import Gate, GateMiddleware
 from tpray.serving.metrics import read_metrics
 from tpray.version import __version__
 
 
-def make_app(engine: Engine) -> FastAPI:
-    """The routes of an engine that has started."""
+def make_app(engine: Engine, gate: Gate | None = None) -> FastAPI:
+    """The routes of an engine that has started; all requests come through ``gate``."""
     app = FastAPI(
         title="tpray",
         version=__version__,
@@ -27,6 +28,8 @@ def make_app(engine: Engine) -> FastAPI:
     )
     app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path), name="docs-assets")
     own = DIALECTS[0]
+
+    app.add_middleware(GateMiddleware, gate=gate or Gate(), answer=own.error_response)
 
     @app.exception_handler(Exception)
     @app.exception_handler(HTTPException)

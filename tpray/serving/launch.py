@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from http import HTTPStatus
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 from urllib.request import urlopen
 
 from tpray.artifacts.resolve import find_model
 from tpray.config import ServeConfig, set_default_variables
-from tpray.errors import ConfigError, GroupError, PlacementError, TprayError
+from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
 from tpray.group.group import PhaseReport
 from tpray.platforms.cores import usable_cores
+from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology
 from tpray.serving import haproxy
 from tpray.serving.progress import Receiver
@@ -63,30 +64,62 @@ def check_port(host: str, port: int) -> None:
         raise ConfigError(f"cannot listen on {host}:{port} ({e.strerror or e}): choose another --port or --host") from e
 
 
+def _errors(request_timeout_s: float) -> dict[int, bytes]:
+    """HAProxy's own errors as the first dialect words them: by HAProxy's status, the whole HTTP answer."""
+    from tpray.serving.dialects import DIALECTS
+
+    arrives_s = haproxy.REQUEST_ARRIVES_S
+    gone = GroupError("no replica can answer now: try again later")
+    said: dict[int, TprayError] = {
+        400: InputError(f"the request cannot be read: it is not valid HTTP, or its body paused for {arrives_s} s"),
+        408: InputError(f"the request did not arrive within {arrives_s} s: send it without pauses"),
+        500: gone,
+        502: gone,
+        503: gone,
+        504: DeadlineError(f"no replica answered within {request_timeout_s + haproxy.ANSWER_GRACE_S:g} s"),
+    }
+    answers = {}
+    for status, error in said.items():
+        rendered = DIALECTS[0].render_error(error)
+        shown = HTTPStatus(rendered.status if status >= 500 else status)
+        headers = {"content-type": "application/json", "content-length": str(len(rendered.body)), **rendered.headers}
+        head = [f"HTTP/1.1 {shown.value} {shown.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+        answers[status] = "\r\n".join([*head, "", ""]).encode() + rendered.body
+    return answers
+
+
+GONE_S = 60.0
+"""How long a server may be without any replica, and Serve unable to start one, before it is given up."""
+
+
 class Server:
-    """A running server; use it in a ``with`` block.
+    """A running server; use it in a ``with`` block, whose end waits for the requests that are under way.
 
     Args:
         config: what to serve.
         host, port: where HTTP listens.
         show: called with each start-up phase of the (first) group.
+        drain_s: how long the end waits for requests, seconds.
 
     Raises:
         TprayError: whatever keeps it from starting; nothing is left running.
     """
 
-    def __init__(self, config: ServeConfig, host: str, port: int, show: Callable[[PhaseReport], None]) -> None:
+    def __init__(
+        self, config: ServeConfig, host: str, port: int, show: Callable[[PhaseReport], None], drain_s: float = 25.0
+    ) -> None:
         self.config, self.host, self.port = config, host, port
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self._show = show
+        self._show, self._drain_s = show, drain_s
+        self._ports: Lease | None = None
+        self._token = secrets.token_hex(16)
+        self._well_at = time.monotonic()
 
     def __enter__(self) -> Server:
         config, parallel = self.config, self.config.parallel
         topology = Topology.of(parallel, config.replicas)
         find_model(config.model, topology)  # refuses what cannot work; the replica finds it again, where it runs
         check_port(self.host, self.port)
-        from tpray.group.nodes import shortfall
-        from tpray.local_ray.local import start_ray
 
         cores, needed = len(usable_cores()), parallel.tp * topology.threads * config.replicas
         if needed > cores:
@@ -95,38 +128,54 @@ class Server:
                 parallel.tp * config.replicas, needed, cores,
             )  # fmt: skip
         try:
-            folder = Path(tempfile.mkdtemp(prefix="tpray-"))
-            set_default_variables(haproxy.settings(folder))
-            start_ray(max(cores, needed), folder)
-            reason = shortfall(topology)
-            if reason is not None:
-                raise PlacementError(reason)
-            catch_signals()  # Ray has put a handler of its own in their place
+            self._start_ray(max(cores, needed))
             self._deploy(topology)
         except BaseException:
             self._shut_down()
             raise
         return self
 
+    def _start_ray(self, cpus: int) -> None:
+        """Start a Ray whose ports are this server's own."""
+        from tpray.local_ray.local import start_ray
+        from tpray.local_ray.preflight import make_folder
+        from tpray.local_ray.private import connect_only_when_told
+
+        self._ports = take_ports(haproxy.PORTS, SERVER_PORTS)
+        folder = make_folder()
+        timeout_s = self.config.batch.request_timeout_s
+        set_default_variables(haproxy.settings(folder, self._ports.ids, self._token, timeout_s, _errors(timeout_s)))
+        start_ray(cpus, folder, self._ports)
+        connect_only_when_told()
+        catch_signals()  # Ray has put a handler of its own in their place
+
     def _deploy(self, topology: Topology) -> None:
         from ray import serve
 
+        from tpray.group.nodes import shortfall
         from tpray.serving.app import APP_NAME, application
 
+        reason = shortfall(topology)
+        if reason is not None:
+            raise PlacementError(reason)
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
+        except Exception as e:  # of Ray's actors, or of Serve's own checks of them
+            raise GroupError(f"Ray Serve did not start: {str(e).strip().splitlines()[0]}") from e
         finally:
             logging.disable(logging.NOTSET)
         for name in ("ray", "ray.serve"):  # Serve has just configured them; the rest is in their files
             logging.getLogger(name).setLevel(logging.ERROR)
         receiver = Receiver()
         try:
-            target = serve.RunTarget(
-                application(self.config, topology, receiver.address), name=APP_NAME, route_prefix="/"
-            )
+            app = application(self.config, topology, receiver.address, self._token)
             # Not blocking, so that Ctrl-C need not wait until a large model is up.
-            serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+            serve.run_many(
+                [serve.RunTarget(app, name=APP_NAME, route_prefix="/")],
+                wait_for_ingress_deployment_creation=False,
+                wait_for_applications_running=False,
+            )
             while not self._is_up():
                 self._show_message(receiver.poll(0.2))
             self._wait_until_reachable()
@@ -147,15 +196,10 @@ class Server:
 
     @staticmethod
     def _is_up() -> bool:
-        from ray import serve
-
-        from tpray.serving.app import APP_NAME
-
-        overview = serve.status().applications[APP_NAME]
-        if overview.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            lines = (overview.message.strip() or "Serve does not say why").splitlines()
-            raise GroupError(f"the application did not start: {lines[-1]}")
-        return overview.status == "RUNNING"
+        overview = _application()
+        if overview.status in FAILED:
+            raise GroupError(f"the application did not start: {_last_line(overview)}")
+        return bool(overview.status == "RUNNING")
 
     def _show_message(self, message: PhaseReport | TprayError | None) -> None:
         if isinstance(message, TprayError):
@@ -164,26 +208,99 @@ class Server:
             self._show(message)
 
     def wait(self) -> None:
-        """Block until Ctrl-C or SIGTERM."""
+        """Block until Ctrl-C or SIGTERM.
+
+        Raises:
+            GroupError: the server is gone for good: Ray has ended, or no replica could be started for `GONE_S`.
+        """
+        from tpray.local_ray.local import dead_process
+
+        self._well_at = time.monotonic()
+        threading.Thread(target=self._watch, name="tpray-watch", daemon=True).start()
         try:
-            threading.Event().wait()
+            while True:
+                time.sleep(1)
+                if dead := dead_process():
+                    raise GroupError(
+                        f"the server is gone: Ray's {dead} has ended; its logs are in Ray's session folder"
+                    )
+                if time.monotonic() - self._well_at > GONE_S:
+                    raise GroupError(f"the server is gone: {self._complaint}")
         except KeyboardInterrupt:
             return
+
+    def _watch(self) -> None:
+        """Note when the application was last well. On a thread: Serve may not answer."""
+        self._complaint = "Ray Serve does not answer"
+        while True:
+            try:
+                overview = _application()
+            except Exception as e:  # noqa: BLE001  # whatever Ray raises, it is no answer
+                self._complaint = f"Ray Serve does not answer ({type(e).__name__})"
+            else:
+                running = any(d.replica_states.get("RUNNING") for d in overview.deployments.values())
+                if running or overview.status not in FAILED:
+                    self._well_at = time.monotonic()
+                else:
+                    self._complaint = f"no replica could be started for {GONE_S:g} s: {_last_line(overview)}"
+            time.sleep(2)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A second Ctrl-C ends this process at once, and the watchdog the rest.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(130))
+        if not isinstance(error, TprayError):
+            self._drain()
         self._shut_down()
 
-    @staticmethod
-    def _shut_down() -> None:
+    def _drain(self) -> None:
+        """Have the replicas take no new work, and wait until they have answered what is under way."""
+        from ray import serve
+
+        from tpray.serving.app import APP_NAME
+
+        try:
+            left = (
+                serve.get_app_handle(APP_NAME)
+                .options(_by_reference=True)
+                .broadcast("drain", self._drain_s)
+                .results(timeout_s=self._drain_s + 5)
+            )
+        except Exception as e:  # noqa: BLE001  # a server that is broken has nothing to wait for
+            log.info("nothing was waited for: %r", e)
+            return
+        if any(left):
+            log.warning("%d requests were not answered within %g s", sum(left), self._drain_s)
+        time.sleep(0.05)  # HAProxy passes the last answers on
+
+    def _shut_down(self) -> None:
         from tpray.local_ray.local import stop_ray
 
-        # A second Ctrl-C ends this process at once, and the watchdog the rest.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(130))
         # The whole Ray is ours and goes: taking Serve down first only takes longer, and complains about it.
         stop_ray()
+        if self._ports is not None:
+            self._ports.release()
+
+
+FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+"""States of a Serve application without what it needs."""
+
+
+def _application() -> Any:
+    """What Serve says of our application: a ``ray.serve.schema.ApplicationStatusOverview``."""
+    from ray import serve
+
+    from tpray.serving.app import APP_NAME
+
+    return serve.status().applications[APP_NAME]
+
+
+def _last_line(overview: Any) -> str:
+    return str((overview.message.strip() or "Serve does not say why").splitlines()[-1])
 
 
 def connect(app: str = "tpray") -> Any:

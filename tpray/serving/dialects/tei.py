@@ -21,8 +21,10 @@ from tpray.errors import (
     InputError,
     ItemError,
     LogitsError,
+    MisdirectedError,
     OverloadedError,
     PayloadTooLargeError,
+    StoppingError,
     TprayError,
 )
 from tpray.serving.codec import Direction, Score
@@ -35,7 +37,9 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (PayloadTooLargeError, 413, "Validation"),
     (InputError, 422, "Validation"),
     (LogitsError, 424, "Backend"),
+    (MisdirectedError, 421, "Validation"),
     (OverloadedError, 429, "Overloaded"),
+    (StoppingError, 503, "Unhealthy"),
     (GroupError, 503, "Unhealthy"),
     (DeadlineError, 504, "Backend"),
     (Exception, 424, "Backend"),

@@ -1,0 +1,1 @@
+"""What the README promises of faults: real servers, real clients, real processes that are killed or stopped."""

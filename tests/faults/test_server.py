@@ -1,0 +1,223 @@
+"""One server, whose parts are killed one after another under load: HAProxy, the controller, the replica, Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.faults.clients import Clients, Tally
+from tests.served import Running, children_of, start
+
+pytestmark = pytest.mark.ray
+
+PAIR = ["The company HuggingFace is based in New York City", "HuggingFace's headquarters are situated in Manhattan"]
+BODY = {"inputs": PAIR}
+Report = Callable[[str, Tally], None]
+
+
+def is_right(answer: Any) -> bool:
+    return bool(answer[0]["label"] == "paraphrase" and abs(answer[0]["score"] + answer[1]["score"] - 1) < 1e-6)
+
+
+def process_of(server: Running, title: str) -> int:
+    """The newest process of a server whose command line has ``title``."""
+    found = []
+    for pid in children_of(server.process.pid):
+        try:
+            if title in Path(f"/proc/{pid}/cmdline").read_bytes().decode():
+                found.append(pid)
+        except OSError:
+            continue
+    assert found, title
+    return max(found)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Running]:
+    running = start(free_port(), tmp_path_factory.mktemp("faults"), "--tp", "2")
+    yield running
+    if running.process.poll() is None:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(60)
+
+
+def test_haproxy_killed(server: Running, report: Report) -> None:
+    clients = Clients(server.url, BODY, is_right)
+    clients.wait_for_answers()
+    os.kill(process_of(server, "bin/haproxy"), signal.SIGKILL)
+    time.sleep(1)
+    clients.wait_for_answers()
+    tally = clients.stop()
+    report("HAProxy killed", tally)
+    # Nobody is there to refuse while nobody listens: connections fail, and nothing else does.
+    refused = ("ConnectionRefusedError", "RemoteDisconnected", "ConnectionResetError", "BrokenPipeError")
+    assert all(reason.startswith(refused) for reason in tally.lost), tally
+    assert not tally.wrong
+    print(f"back after {tally.recovered_s:.1f} s")
+
+
+def test_the_controller_and_serves_own_proxy_killed(server: Running, report: Report) -> None:
+    clients = Clients(server.url, BODY, is_right)
+    clients.wait_for_answers()
+    os.kill(process_of(server, "ray::ServeController"), signal.SIGKILL)
+    os.kill(process_of(server, "ray::ProxyActor"), signal.SIGKILL)
+    time.sleep(4)
+    clients.wait_for_answers()
+    tally = clients.stop()
+    report("controller and Serve's proxy killed", tally)
+    assert not tally.wrong
+    assert not tally.lost, tally
+    assert not tally.refused, tally
+
+
+def test_the_replica_killed(server: Running, report: Report) -> None:
+    """What was under way gets 503, as does what comes until there is a new one; at once, and no connection drops."""
+    clients = Clients(server.url, BODY, is_right)
+    clients.wait_for_answers()
+    replica = process_of(server, "ray::ServeReplica")
+    os.kill(replica, signal.SIGKILL)
+    while not clients.tally.refused:
+        time.sleep(0.01)
+    asked = time.monotonic()
+    answer = server.predict(BODY)
+    assert answer.status_code in (200, 503)
+    print(f"answered {answer.status_code} after {time.monotonic() - asked:.2f} s")
+    if answer.status_code == 503:
+        assert answer.json()["error"] == "no replica can answer now: try again later"
+        assert int(answer.headers["retry-after"]) >= 1
+    clients.wait_for_answers()
+    tally = clients.stop()
+    report("replica killed", tally)
+    assert not tally.wrong
+    assert not tally.lost, tally
+    assert set(tally.refused) == {503}
+
+
+def test_a_replica_answers_only_its_own_server(server: Running) -> None:
+    listening = [conn for conn in _listeners(process_of(server, "ray::ServeReplica")) if 20000 <= conn < 30000]
+    assert len(listening) == 1
+    direct = f"http://127.0.0.1:{listening[0]}"
+    for headers in ({}, {"x-tpray-server": "0" * 32}):
+        for path in ("/predict", "/info", "/health"):
+            answer = httpx.request("POST" if path == "/predict" else "GET", direct + path, json=BODY, headers=headers)
+            assert answer.status_code == 421, path
+            assert "another server" in answer.json()["error"]
+    forged = httpx.post(f"{server.url}/predict", json=BODY, headers={"x-tpray-server": "0" * 32})
+    assert forged.status_code == 200  # HAProxy shows its own
+
+
+def _listeners(pid: int) -> list[int]:
+    inodes = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(fd)
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [int(fields[1].split(":")[1], 16) for fields in lines if fields[3] == "0A" and fields[9] in inodes]
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(HEAD % 100 + b'{"inputs":', b"408"), (HEAD % 300_000 + b'{"inputs":"' + b"a " * 75_000, b"400"),
+     (b"POST /pre", b"408"), (b"no HTTP at all\r\n\r\n", b"400")],
+)  # fmt: skip
+def test_a_client_that_stops_sending_is_told_so_and_goes(server: Running, sent: bytes, status: bytes) -> None:
+    """Within ten seconds. Before the head is whole HAProxy has words of its own, which cannot be changed."""
+    port = int(server.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(sent)
+        answer = client.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert client.recv(1) == b""
+    if HEAD[:20] in sent[:20]:
+        assert b'"error_type":"Validation"' in answer
+    assert server.predict(BODY).status_code == 200
+
+
+def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    """SIGTERM: 32 requests wait for a rank that is stopped for two seconds; newcomers are refused meanwhile."""
+    server = start(free_port(), tmp_path, "--tp", "2")
+    rank = server.info()["ranks"][1]["pid"]
+    os.kill(rank, signal.SIGSTOP)
+    waiting = [Clients(server.url, BODY, is_right, count=1) for _ in range(32)]
+    for client in waiting:
+        client._over.set()  # one request each
+    time.sleep(1)
+    server.process.send_signal(signal.SIGTERM)
+    give_up = time.monotonic() + 10
+    while (refused := server.predict(BODY, headers={"x-request-timeout-seconds": "1"})).status_code != 503:
+        assert time.monotonic() < give_up, refused.text
+    assert "stopping" in refused.json()["error"]
+    os.kill(rank, signal.SIGCONT)
+    tallies = [client.stop() for client in waiting]
+    assert sum(tally.right for tally in tallies) == 32, tallies
+    assert server.process.wait(60) == 0, server.log.read_text()
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_the_command_ends_when_its_ray_is_gone(server: Running) -> None:
+    os.kill(process_of(server, "gcs_server"), signal.SIGKILL)
+    assert server.process.wait(60) == 1
+    said = server.log.read_text()
+    assert "tpray: the server is gone: Ray's gcs_server has ended" in said
+    assert "Traceback" not in said
+
+
+def test_two_servers_never_answer_for_each_other(
+    tmp_path: Path, free_port: Callable[[], int], make_checkpoint: Callable[..., Path], report: Report
+) -> None:
+    """The replica of one is killed; its port says nothing of the other's model, whose clients notice nothing."""
+    first = start(free_port(), tmp_path, "--tp", "2")
+    second = start(free_port(), tmp_path, str(make_checkpoint("bert", num_labels=5)))
+    try:
+        theirs = Clients(first.url, BODY, is_right, count=4)
+        others = Clients(second.url, {"inputs": "a b c"}, lambda answer: len(answer) == 5, count=2)
+        theirs.wait_for_answers()
+        others.wait_for_answers()
+        os.kill(process_of(first, "ray::ServeReplica"), signal.SIGKILL)
+        theirs.wait_for_answers()
+        tally, other = theirs.stop(), others.stop()
+        report("replica killed, another server on the machine", tally)
+        assert not tally.wrong
+        assert not tally.lost, tally
+        assert other.right == other.sent
+    finally:
+        for server in (first, second):
+            server.process.send_signal(signal.SIGINT)
+        for server in (first, second):
+            server.process.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("variables", "limits", "words"),
+    [
+        ({"TPRAY_CACHE": "/proc/nothing"}, "", "cannot hold traced models"),
+        ({"TPRAY_CACHE": "/dev/null"}, "", "cannot hold traced models"),
+        ({"RAY_TMPDIR": "/proc/nothing"}, "", "Ray cannot write to its folder"),
+        ({"RAY_TMPDIR": "/tmp/" + "x" * 80}, "", "too long for a socket"),
+        ({}, "ulimit -Sn 500 && ulimit -Hn 500 &&", "this process may open 500 files and Ray needs 1024"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_before_ray_is_started(
+    variables: dict[str, str], limits: str, words: str, free_port: Callable[[], int]
+) -> None:
+    command = f"{limits} exec {sys.executable} -m tpray serve --port {free_port()}"
+    environ = os.environ | {"COLUMNS": "300"} | variables
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False, env=environ)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,98 @@
+"""Start HAProxy with the configuration that Serve wrote, after changing in it what Serve has no setting for.
+
+Run as a script, instead of HAProxy and with its arguments, by Serve's manager of HAProxy. Only the standard library is
+used, since HAProxy starts at every change of the replicas.
+
+Source: ray/serve/_private/haproxy_templates.py of Ray 2.60; https://docs.haproxy.org/2.8/configuration.html.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is changed.
+
+    folder: where the sockets and the answers to errors are. binary: HAProxy. token: shown to the replicas. statuses: of
+    the errors that have an answer, ``<folder>/<status>.http``. request_arrives_s: how long a request may take to
+    arrive, its body included as far as it fits HAProxy's buffer.
+    """
+
+    folder: str
+    binary: str
+    token: str
+    statuses: list[int]
+    request_arrives_s: int
+
+
+def rewrite(config: str, rules: Rules) -> str:
+    """Serve's configuration of HAProxy with these changes:
+
+    - the listeners for statistics and metrics, which Serve has on all addresses, are sockets in the folder;
+    - errors have the answers of the folder, and a request that comes before any replica is known gets the one for 503;
+    - a request must arrive in time, and is shown to the replica with the token;
+    - without a replica HAProxy answers 503 itself, where Serve's own proxy would keep the request until there is one.
+      It has a server of its own for that, always up: the answer of a server is passed on, whereas an error of HAProxy's
+      own drops a client's connection without a word if the replica's was used before.
+
+    Raises:
+        ValueError: a line that is to be changed is not there: Serve writes it in another way.
+    """
+    errors = "".join(f"    errorfile {status} {rules.folder}/{status}.http\n" for status in rules.statuses)
+    none = f"{rules.folder}/none.sock"
+    arrival = (
+        "    option http-buffer-request\n"
+        f"    timeout http-request {rules.request_arrives_s}s\n"
+        f"    http-request set-header x-tpray-server {rules.token}\n"
+    )
+
+    def is_up(found: re.Match[str]) -> str:
+        """Whether one of a backend's replicas is up; the number of servers that are would count the one of 503."""
+        backend = re.escape(found[2])
+        section = re.search(rf"^backend {backend}\n(?:(?!backend ).*\n)*", config, re.MULTILINE)
+        replicas = re.findall(r"^ *server (SERVE_REPLICA\S*) ", section[0] if section else "", re.MULTILINE)
+        conditions = [f"srv_is_up({found[2]}/{replica})" for replica in replicas] or ["always_false"]
+        return "\n".join(f"{found[1]} {condition}" for condition in conditions)
+
+    # What is looked for, what it becomes, and whether it must be there.
+    changes: tuple[tuple[str, str | Callable[[re.Match[str]], str], bool], ...] = (
+        (r"^ *bind :\d+$", f"    bind unix@{rules.folder}/prometheus.sock", True),
+        (r"^ *bind \*:\d+$", f"    bind unix@{rules.folder}/stats.sock", True),
+        (r"^ *errorfile .*\n", "", False),
+        (r"^defaults\n", f"defaults\n{errors}", True),
+        (r"^(frontend http_frontend\n *bind .*\n)", rf"\1{arrival}", True),
+        (r"^(backend default_backend\n) *http-request return status 404 .*\n", f"\\1{_UNAVAILABLE}", True),
+        (r"^( *acl \S+_server_up) nbsrv\((\S+)\) ge 1$", is_up, False),
+        (r"^ *server SERVE_PROXY_ACTOR\S* .* backup\n", "", False),
+        (r"^( *# Servers in this backend\n)", rf"\1    server none unix@{none} backup no-check\n", False),
+        (r"\Z", f"listen none\n    bind unix@{none}\n{_UNAVAILABLE}", True),
+    )
+    for pattern, replacement, needed in changes:
+        config, found = re.subn(pattern, replacement, config, flags=re.MULTILINE)
+        if needed and found != 1:
+            raise ValueError(f"Serve's configuration of HAProxy has {found} lines like {pattern!r}, and not one")
+    return config
+
+
+_UNAVAILABLE = "    http-request return status 503 default-errorfiles\n"
+
+
+def main() -> None:
+    rules = Rules(**json.loads(Path(sys.argv[1]).read_text()))
+    arguments = sys.argv[2:]
+    if "-f" in arguments:
+        config = Path(arguments[arguments.index("-f") + 1])
+        config.write_text(rewrite(config.read_text(), rules))
+    os.execv(rules.binary, [rules.binary, *arguments])
+
+
+if __name__ == "__main__":
+    main()
