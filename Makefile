@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
-.PHONY: serve test test-all test-device bench check clean
+.PHONY: serve test test-all test-device bench soak check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,6 +29,10 @@ test-device:
 # BENCH=--short is a quick look.
 bench: .venv/bench.stamp
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# An hour; SOAK="--minutes 10" is a quick look.
+soak: .venv/dev.stamp
+	$(BIN)/python -m tests.faults.soak $(SOAK)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -84,9 +84,13 @@ class Clients:
             assert time.monotonic() < give_up, self.tally
             time.sleep(0.05)
 
+    def before(self) -> None:
+        """Called by each client before each request."""
+
     def _ask(self) -> None:
         connection = HTTPConnection(self._address, timeout=self._timeout_s)
         while not self._over.is_set():
+            self.before()
             started = time.monotonic()
             try:
                 connection.request("POST", "/predict", self._body, {"content-type": "application/json"})

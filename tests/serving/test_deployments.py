@@ -15,6 +15,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from tests.faults.clients import Clients
 from tests.local_ray.ray_head import ray_head
 from tests.neuron_standin import environment
 from tpray.config import ServeConfig
@@ -123,6 +124,30 @@ def test_limits_change_without_a_restart(deploy: Callable[[dict[str, Any]], str]
     assert after["max_client_batch_size"] == 2
     assert after["ranks"] == before["ranks"], "the ranks are the same processes"
     assert httpx.post(f"{url}/predict", json=three, timeout=30).status_code == 413
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@on("cpu and neuron-xla")
+def test_a_new_version_drops_no_request_where_a_second_group_fits(
+    deploy: Callable[[dict[str, Any]], str], make_checkpoint: Callable[..., Path]
+) -> None:
+    config = read("local-cpu.yaml")
+    url = deploy(config)
+    clients = Clients(url, {"inputs": "a b c"}, lambda answer: len(answer) in (2, 3))
+    clients.wait_for_answers()
+    before = httpx.get(f"{url}/info", timeout=30).json()
+    config["applications"][0]["args"]["model"] = {"source": str(make_checkpoint())}
+    deploy(config)
+    give_up = time.monotonic() + 60
+    while (after := httpx.get(f"{url}/info", timeout=30).json())["labels"] == before["labels"]:
+        assert time.monotonic() < give_up, "the old version still answers"
+        time.sleep(0.2)
+    assert len(after["labels"]) == 3
+    clients.wait_for_answers()
+    time.sleep(3)  # the old one ends
+    tally = clients.stop()
+    assert tally.right == tally.sent, tally
 
 
 @pytest.mark.slow

@@ -88,14 +88,17 @@ class Resolution:
     damaged: bool = False
 
 
-def find_model(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
+def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) -> Checkpoint | Artifact:
     """Find the files of a model, downloading them if need be, and refuse what cannot work; no weight is read.
+
+    Args:
+        out: as for `resolve`.
 
     Raises:
         ModelNotFoundError: there is no such folder or model. CheckpointError: its files are not whole, or do not fit.
         UnsupportedModelError: no plan shards it as it is. DegreeError: not by this tp.
         ArtifactError: a traced folder is damaged. StoreError: the URL of an artifact cannot be reached now.
-        ConfigError: dtype, buckets, plan, memory or the runtime do not agree with it.
+        ConfigError: dtype, buckets, plan, memory, disk or the runtime do not agree with it.
     """
     name = model.source
     if model.store is not None:
@@ -124,7 +127,8 @@ def find_model(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
     topology.platform.choose_dtype(model.dtype)
     _check_buckets(model, checkpoint)
     _check_memory(checkpoint.size_bytes, checkpoint.source)
-    if not _was_traced(checkpoint):
+    if out is not None or not _was_traced(checkpoint):
+        _check_disk(checkpoint, out or cache_dir())
         check_weights(empty_model(checkpoint.config), checkpoint)
     return checkpoint
 
@@ -223,6 +227,17 @@ def _check_memory(needed: int, name: str) -> None:
         raise ConfigError(
             f"the weights of {name} are {needed / 2**30:.1f} GiB and this machine has {available / 2**30:.1f} GiB of "
             "memory available: free some, or use a larger machine"
+        )
+
+
+def _check_disk(checkpoint: Checkpoint, directory: Path) -> None:
+    """Refuse to trace where the artifact, which holds every weight once, cannot fit."""
+    there = next(folder for folder in (directory.absolute(), *directory.absolute().parents) if folder.exists())
+    needed, free = checkpoint.size_bytes, shutil.disk_usage(there).free
+    if needed > free:
+        raise ConfigError(
+            f"{checkpoint.source} must be traced, which takes {needed / 2**20:.0f} MiB, and the disk of {directory} "
+            f"has {free / 2**20:.0f} MiB left: free some, or set TPRAY_CACHE to another folder"
         )
 
 

@@ -38,6 +38,13 @@ def shortfall(topology: Topology, nodes: list[dict[str, Any]] | None = None) -> 
     )
 
 
+def has_room(topology: Topology) -> bool:
+    """Whether a node of this Ray could take the group now, beside what runs on it."""
+    available = cast(Any, ray)._private.state.available_resources_per_node()
+    needs = topology.resources()
+    return any(all(free.get(name, 0.0) >= amount for name, amount in needs.items()) for free in available.values())
+
+
 NODE_PATIENCE_S = 120.0
 NODE_LIMIT_S = 900.0
 """How long to wait for a node that can hold a group: while no autoscaler starts one, and at the longest."""

@@ -15,7 +15,7 @@ from ray import serve
 
 from tpray.config import BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.group.classifier import ClassifierGroup
-from tpray.group.nodes import STRATEGY, wait_for_node
+from tpray.group.nodes import STRATEGY, has_room, wait_for_node
 from tpray.group.ray_executor import RayExecutor
 from tpray.local_ray.private import keep_replica_on_loopback
 from tpray.platforms.topology import Topology
@@ -122,9 +122,11 @@ def build(args: ServeConfig) -> serve.Application:
     """
     stay_quiet()
     topology = Topology.of(args.parallel, args.replicas)
+    surge = False
     if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing
         wait_for_node(topology)
-    return application(args, topology)
+        surge = has_room(topology)
+    return application(args, topology, surge=surge)
 
 
 def __getattr__(name: str) -> serve.Application:
@@ -154,7 +156,11 @@ def _scale(config: ServeConfig) -> dict[str, Any]:
 
 
 def application(
-    config: ServeConfig, topology: Topology, progress_address: str | None = None, token: str | None = None
+    config: ServeConfig,
+    topology: Topology,
+    progress_address: str | None = None,
+    token: str | None = None,
+    surge: bool = False,
 ) -> serve.Application:
     """The Serve application of a configuration.
 
@@ -162,6 +168,8 @@ def application(
         topology: of each group, as it is where this is called.
         progress_address: where replicas report their start; see `progress`.
         token: what HTTP requests must show; see `gate`.
+        surge: whether a new version's groups start before the old ones stop, so that no request is dropped; where
+            there is no room for one more group, the new version would wait for ever.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     resolved = {"cores_per_rank": topology.cores_per_rank, "runtime": topology.runtime}
@@ -172,6 +180,7 @@ def application(
         ray_actor_options={"num_cpus": 0},
         placement_group_bundles=[topology.resources()],
         placement_group_strategy=STRATEGY,
+        max_surge_percent=100 if surge else 0,
         # Admission is the batcher's, whose limit answers 429; Serve's own must not come first.
         max_ongoing_requests=1_000_000,
         health_check_period_s=2,

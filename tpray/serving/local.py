@@ -238,7 +238,7 @@ def load(
         lnc=lnc,
     )
     topology = Topology.of(parallel) if executor is None else executor.topology
-    found = find_model(config, topology)  # before anything is started
+    found = find_model(config, topology, out)  # before anything is started
     owns_ray = False
     if executor is None:
         from tpray.group.ray_executor import RayExecutor
