@@ -30,6 +30,9 @@ NeuronLayout = Literal["process-per-rank", "single-process"]
 AUTO: Final = "auto"
 """The runtime or dtype that suits this machine; `tpray.platforms` has the names of the runtimes."""
 
+DRAIN_S: Final = 25.0
+"""How long the end of a server waits for requests that are under way; Kubernetes kills after 30 s."""
+
 DEMO_DIR = Path(__file__).parent / "demo" / "model"
 """The embedded demo checkpoint, used where no MODEL is named."""
 

@@ -69,9 +69,13 @@ class Clients:
         for thread in self._threads:
             thread.start()
 
+    def stop_soon(self) -> None:
+        """Let every client finish its request, or make its first one, and do not wait for that."""
+        self._over.set()
+
     def stop(self) -> Tally:
         """Let every client finish its request, and say what became of all."""
-        self._over.set()
+        self.stop_soon()
         for thread in self._threads:
             thread.join(self._timeout_s + 5)
             assert not thread.is_alive(), "a request hangs"
@@ -89,7 +93,9 @@ class Clients:
 
     def _ask(self) -> None:
         connection = HTTPConnection(self._address, timeout=self._timeout_s)
-        while not self._over.is_set():
+        first = True
+        while first or not self._over.is_set():
+            first = False
             self.before()
             started = time.monotonic()
             try:

@@ -103,6 +103,37 @@ def test_the_replica_killed(server: Running, report: Report) -> None:
     assert set(tally.refused) == {503}
 
 
+@pytest.mark.slow
+def test_a_replica_that_hangs_for_five_seconds(server: Running, report: Report) -> None:
+    """What it has taken it answers late; newcomers get 503 as soon as two checks have failed, and so nobody waits."""
+    clients = Clients(server.url, BODY, is_right)
+    clients.wait_for_answers()
+    replica = process_of(server, "ray::ServeReplica")
+    os.kill(replica, signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(replica, signal.SIGCONT)
+    clients.wait_for_answers()
+    tally = clients.stop()
+    report("replica stopped for 5 s", tally)
+    assert not tally.wrong
+    assert not tally.lost, tally
+    assert tally.longest_s < 15
+
+
+@pytest.mark.slow
+def test_more_connections_than_it_takes_wait(
+    tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_MAXCONN", "8")
+    server = start(free_port(), tmp_path)
+    waiting = [Clients(server.url, BODY, is_right, count=1) for _ in range(60)]
+    for client in waiting:
+        client.stop_soon()
+    assert sum(client.stop().right for client in waiting) >= 60
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0
+
+
 def test_a_replica_answers_only_its_own_server(server: Running) -> None:
     listening = [conn for conn in _listeners(process_of(server, "ray::ServeReplica")) if 20000 <= conn < 30000]
     assert len(listening) == 1
@@ -155,7 +186,7 @@ def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path, free_port:
     os.kill(rank, signal.SIGSTOP)
     waiting = [Clients(server.url, BODY, is_right, count=1) for _ in range(32)]
     for client in waiting:
-        client._over.set()  # one request each
+        client.stop_soon()  # one request each
     time.sleep(1)
     server.process.send_signal(signal.SIGTERM)
     give_up = time.monotonic() + 10

@@ -11,12 +11,13 @@ from tests.serving.conftest import WithEngine
 from tpray.group.fake_executor import FakeExecutor
 from tpray.group.lifecycle import State
 from tpray.serving.engine import Engine
+from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.metrics import METRICS
 
 
-def client(engine: Engine) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(make_app(engine), raise_app_exceptions=False)
+def client(engine: Engine, gate: Gate | None = None) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(make_app(engine, gate), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://tpray")
 
 

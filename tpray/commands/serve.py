@@ -22,7 +22,7 @@ from tpray.commands.flags import (
     Tp,
     lnc_number,
 )
-from tpray.config import AUTO, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
+from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
 from tpray.group.group import PhaseReport
 
 
@@ -57,6 +57,10 @@ def serve(
     payload_limit: Annotated[
         int, typer.Option(min=1024, envvar="TPRAY_PAYLOAD_LIMIT", help="Bytes in one request body.")
     ] = BatchConfig().payload_limit_bytes,
+    drain_timeout: Annotated[
+        float,
+        typer.Option(min=0, envvar="TPRAY_DRAIN_TIMEOUT", help="Seconds that the end waits for requests under way."),
+    ] = DRAIN_S,
 ) -> None:
     """Serve a classifier over HTTP until Ctrl-C."""
     from tpray.runtime.buckets import parse
@@ -96,9 +100,9 @@ def serve(
                 show_phase(report)
             show_progress(status, f"Starting {named}", report)
 
-        with launch.Server(config, host, port, show) as server:
+        with launch.Server(config, host, port, show, drain_timeout) as server:
             status.stop()
             print_ready(server.url, named, config)
             server.wait()
-            err.print("Stopping")
+            err.print("Stopping: what is under way is answered first; Ctrl-C again ends at once")
     err.print("Stopped")

@@ -38,7 +38,7 @@ def rewrite(config: str, rules: Rules) -> str:
 
     - the listeners for statistics and metrics, which Serve has on all addresses, are sockets in the folder;
     - errors have the answers of the folder, and a request that comes before any replica is known gets the one for 503;
-    - a request must arrive in time, and is shown to the replica with the token;
+    - a request must arrive in time, and is shown to the replica with the token; more connections than it takes wait;
     - without a replica HAProxy answers 503 itself, where Serve's own proxy would keep the request until there is one.
       It has a server of its own for that, always up: the answer of a server is passed on, whereas an error of HAProxy's
       own drops a client's connection without a word if the replica's was used before.
@@ -48,7 +48,9 @@ def rewrite(config: str, rules: Rules) -> str:
     """
     errors = "".join(f"    errorfile {status} {rules.folder}/{status}.http\n" for status in rules.statuses)
     none = f"{rules.folder}/none.sock"
+    # Connections that HAProxy does not take yet wait; of its own accord it lets only so many wait as it takes.
     arrival = (
+        "    backlog 4096\n"
         "    option http-buffer-request\n"
         f"    timeout http-request {rules.request_arrives_s}s\n"
         f"    http-request set-header x-tpray-server {rules.token}\n"

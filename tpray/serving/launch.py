@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from urllib.request import urlopen
 
 from tpray.artifacts.resolve import find_model
-from tpray.config import ServeConfig, set_default_variables
+from tpray.config import DRAIN_S, ServeConfig, set_default_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
 from tpray.group.group import PhaseReport
 from tpray.platforms.cores import usable_cores
@@ -106,7 +106,7 @@ class Server:
     """
 
     def __init__(
-        self, config: ServeConfig, host: str, port: int, show: Callable[[PhaseReport], None], drain_s: float = 25.0
+        self, config: ServeConfig, host: str, port: int, show: Callable[[PhaseReport], None], drain_s: float = DRAIN_S
     ) -> None:
         self.config, self.host, self.port = config, host, port
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"

