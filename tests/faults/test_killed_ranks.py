@@ -94,7 +94,7 @@ def test_a_stopped_rank_is_noticed_and_a_client_in_a_hurry_is_told_in_time(serve
     os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         began = time.monotonic()
-        patient = pool.submit(server.predict, BODIES[0])
+        patient = pool.submit(server.predict, BODIES[0], headers={"x-request-timeout-seconds": "40"})
         late = server.predict(BODIES[1], headers={"x-request-timeout-seconds": "1"})
         assert 0.8 < time.monotonic() - began < 1.5
         assert (late.status_code, late.json()["error_type"]) == (504, "Backend")
