@@ -220,6 +220,18 @@ def test_a_rank_that_raises_alone_fails_the_group_long_before_the_steps_limit(wi
     with_group(work, step_timeout_s=60)
 
 
+def test_a_rank_that_raises_what_another_did_not_fails_the_group_at_once(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.answer(1, error_answer)
+        executor.hang(2)
+        began = time.monotonic()
+        with pytest.raises(RankError, match="rank 1 failed in a step: ValueError: no; rank 0, 2 did not"):
+            await group.step(INPUTS)
+        assert time.monotonic() - began < 1
+
+    with_group(work, tp=3)
+
+
 def test_the_limit_of_a_step_counts_from_when_those_before_it_were_answered(with_group: WithGroup) -> None:
     async def work(group: PlainGroup, executor: FakeExecutor) -> None:
         executor.delay(1, 0.2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 
 import numpy as np
 import pytest
@@ -179,6 +180,68 @@ def test_a_row_that_kills_the_group_takes_only_itself_down_and_is_refused_from_t
             await batcher.submit([row(4, 1), row(4, 66)], 5)
         assert len(seen) == 5
         assert (await batcher.submit([row(5, 66 + 1)], 5))[0].logits[0] == 67
+
+    with_batcher(work, failing(seen, DIED))
+
+
+def test_a_suspect_is_run_while_nothing_else_is_under_way() -> None:
+    """Else it could not be said which of them did it."""
+    under_way: list[list[int]] = []
+    beside: list[list[int]] = []
+    calls = count()
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        firsts = inputs[0][:, 0].tolist()
+        beside.extend([*other, *firsts] for other in under_way)
+        under_way.append(firsts)
+        call = next(calls)
+        await asyncio.sleep(0.03 if call == 1 else 0.005)  # the second one goes on when the first one has died
+        under_way.remove(firsts)
+        if call == 0:
+            raise DIED
+        return await echo(inputs)
+
+    async def work(batcher: Batcher) -> None:
+        rows = [asyncio.ensure_future(batcher.submit([row(4, 1), row(4, 2)], 5))]
+        while not under_way:
+            await asyncio.sleep(0)
+        for first in (10, 11, 12):
+            rows.append(asyncio.ensure_future(batcher.submit([row(4, first)], 5)))
+            await asyncio.sleep(0.002)
+        await asyncio.gather(*rows)
+        assert beside == [[1, 2, 10]]
+        assert next(calls) == 5, "1 and 2 again, each alone; then 11 and 12 together"
+
+    with_batcher(work, step)
+
+
+def test_a_row_that_was_answered_is_no_suspect_any_more() -> None:
+    fails = iter([True, True, False] * 2 + [False] * 9)
+    seen: Seen = []
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        seen.append(inputs[0][:, 0].tolist())
+        if next(fails):
+            raise DIED
+        return await echo(inputs)
+
+    async def work(batcher: Batcher) -> None:
+        for _ in range(2):  # each time two failures, one of them alone
+            assert (await batcher.submit([row(4, 5)], 5))[0].logits[0] == 5
+        await batcher.submit([row(4, 4), row(4, 5)], 5)
+        assert seen == [[5]] * 6 + [[4, 5]]
+
+    with_batcher(work, step)
+
+
+def test_a_row_that_was_refused_meanwhile_is_not_run_for_another_client_either() -> None:
+    seen: Seen = []
+
+    async def work(batcher: Batcher) -> None:
+        both = [asyncio.ensure_future(batcher.submit([row(4, 66)], 5)) for _ in range(2)]
+        for answer in await asyncio.gather(*both, return_exceptions=True):
+            assert isinstance(answer, RefusedError)
+        assert seen == [[66, 66], [66], [66]]
 
     with_batcher(work, failing(seen, DIED))
 
