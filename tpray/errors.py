@@ -6,6 +6,8 @@
     │   ├── InputTooLongError      more tokens than the model takes, and truncation was not asked for
     │   └── PayloadTooLargeError   too many items in one request, or too many bytes
     ├── LogitsError                the model's logits for an item are not finite
+    ├── StepError                  the model raised the same on every rank: an input's error, and nothing restarts
+    ├── RefusedError               an item with which alone the group failed twice; it is not run for a while
     ├── OverloadedError            the bounded queue is full; try again later
     ├── MisdirectedError           the request was meant for another server
     ├── StoppingError              the server is stopping and takes no new requests
@@ -22,7 +24,7 @@
         ├── NotReadyError          the group takes no steps now: it starts, restarts or was stopped
         ├── PlacementError         no node can hold the group
         ├── StartTimeoutError      a start-up phase took longer than its limit
-        ├── RankError              a rank died or reported an exception; the group is not usable
+        ├── RankError              a rank died, or raised what the others did not; the group is not usable
         ├── StepTimeoutError       a step did not finish before its deadline
         ├── CollectiveError        a collective failed inside a step
         ├── CompileError           an accelerator's compiler failed; the end of its log is shown
@@ -77,6 +79,14 @@ class PayloadTooLargeError(InputError):
 
 class LogitsError(ItemError):
     """The model's logits for an item are not finite: weights or dtype are at fault, not the text."""
+
+
+class StepError(ItemError):
+    """The model raised the same on every rank: what a step was given is at fault, and the group goes on."""
+
+
+class RefusedError(ItemError):
+    """An item with which the group failed twice, while nothing else was under way; it is not run for a while."""
 
 
 class OverloadedError(TprayError):
@@ -144,7 +154,7 @@ class StartTimeoutError(GroupError):
 
 
 class RankError(GroupError):
-    """A rank died or reported an exception; the group is not usable until it is started again."""
+    """A rank died, or raised what the others did not; the group is not usable until it is started again."""
 
 
 class StepTimeoutError(GroupError):

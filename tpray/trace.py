@@ -82,6 +82,7 @@ class ParallelModel:
 
         Raises:
             ConfigError: they are of other shapes or dtypes; the message names those that were traced.
+            StepError: the model raised, on all ranks alike; the group goes on.
             GroupError: a rank failed; the group starts again, with its first state, and the next call waits for that.
         """
         records = tuple(record_of(tensor) for tensor in inputs)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import struct
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -19,13 +22,17 @@ from tpray.errors import (
     PlacementError,
     RankError,
     StartTimeoutError,
+    StepError,
     StepTimeoutError,
 )
 from tpray.group import group as groups
-from tpray.group.fake_executor import FakeExecutor, fake_logits
+from tpray.group.fake_executor import Answer, FakeExecutor, fake_logits
 from tpray.group.group import PhaseReport
 from tpray.group.lifecycle import State
-from tpray.group.wire import Frame, Kind
+from tpray.group.pace import GRACE_S, MEASURED
+from tpray.group.supervisor import RESTARTS_WITHOUT_A_STEP
+from tpray.group.wire import Array, Frame, Kind
+from tpray.parallel_layers.counters import LINE
 
 
 def test_the_fake_needs_no_torch() -> None:
@@ -63,16 +70,74 @@ def error_answer(frame: Frame) -> Frame:
     return Frame(Kind.ERROR, frame.step, text="ValueError: no")
 
 
+def other_error_answer(frame: Frame) -> Frame:
+    return Frame(Kind.ERROR, frame.step, text="ValueError: yes")
+
+
+def raised_after(exchanges: int) -> Answer:
+    return lambda frame: Frame(Kind.ERROR, frame.step, (np.array(exchanges),), text="ValueError: no")
+
+
+def collective_failed(frame: Frame) -> Frame:
+    return Frame(Kind.FAULT, frame.step, (np.array(3),), text="CollectiveError: a peer is gone")
+
+
 @pytest.mark.parametrize(
     ("command", "error", "words"),
     [
         (lambda executor: executor.die(1), RankError, "rank 1 died"),
         (lambda executor: executor.hang(1), StepTimeoutError, r"not answered by rank 1 within \d+\.\d s"),
         (lambda executor: executor.delay(0, 1.5), StepTimeoutError, "not answered by rank 0"),
-        (lambda executor: executor.answer(1, error_answer), RankError, "rank 1 failed in a step: ValueError: no"),
+        (
+            lambda executor: executor.answer(1, error_answer),
+            RankError,
+            "rank 1 failed in a step: ValueError: no; rank 0 did not",
+        ),
+        (
+            lambda executor: (executor.answer(1, error_answer), executor.hang(0)),
+            RankError,
+            "rank 1 failed in a step: ValueError: no; rank 0 did not",
+        ),
+        (
+            lambda executor: (executor.answer(1, error_answer), executor.answer(0, other_error_answer)),
+            RankError,
+            "rank 0 failed in a step: ValueError: yes; rank 1: ValueError: no",
+        ),
+        (
+            lambda executor: (executor.answer(0, raised_after(3)), executor.answer(1, raised_after(4))),
+            RankError,
+            "rank 0 failed in a step: ValueError: no; rank 1: ValueError: no",
+        ),
+        (
+            lambda executor: (executor.answer(0, collective_failed), executor.answer(1, raised_after(4))),
+            RankError,
+            "rank 1 failed in a step: ValueError: no; rank 0: CollectiveError: a peer is gone",
+        ),
+        (
+            lambda executor: (executor.answer(0, collective_failed), executor.answer(1, collective_failed)),
+            RankError,
+            "rank 0 failed in a step: CollectiveError: a peer is gone; rank 1: CollectiveError",
+        ),
+        (
+            lambda executor: (executor.answer(0, collective_failed), executor.hang(1)),
+            StepTimeoutError,
+            "not answered by rank 1 within",
+        ),
         (lambda executor: executor.answer(0, lambda f: Frame(Kind.RESULT, f.step)), RankError, "without an output"),
     ],
-    ids=["dead", "hanging", "late", "raising", "silent about its output"],
+    ids=[
+        "dead",
+        "hanging",
+        "late",
+        "raising while another answers",
+        "raising while another waits",
+        "raising otherwise",
+        "raising the same elsewhere",
+        "raising, and its peer's collective fails",
+        "both in a collective",
+        "hanging, and its peer's collective fails",
+        "silent about its output",
+    ],
 )
 def test_one_bad_rank_fails_the_group_which_comes_back(
     command: Any, error: type[GroupError], words: str, with_group: WithGroup
@@ -94,6 +159,128 @@ def test_one_bad_rank_fails_the_group_which_comes_back(
         assert np.array_equal((await group.step(INPUTS)).logits, fake_logits(IDS, MASK))
 
     with_group(work, step_timeout_s=0.7)
+
+
+def is_bad(ids: Array) -> bool:
+    return bool((ids == 66).any())
+
+
+BAD = [np.array([[66, 1]]), np.ones((1, 2), dtype=np.int64), np.zeros((1, 2), dtype=np.int64)]
+
+
+def test_what_all_ranks_raise_alike_is_the_steps_own_error_and_nothing_restarts(with_group: WithGroup) -> None:
+    """Also with steps before and behind it; and where ranks name sizes and addresses of their own."""
+
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        for rank in range(3):
+            text = f"RuntimeError: cannot allocate {1000 + rank} bytes at 0x7f{rank}a\nwith a traceback"
+            executor.raise_on(is_bad, text, [rank])
+        steps = (INPUTS, BAD, INPUTS, BAD, INPUTS)
+        results = await asyncio.gather(*map(group.step, steps), return_exceptions=True)
+        for inputs, result in zip(steps, results, strict=True):
+            if inputs is BAD:
+                assert isinstance(result, StepError)
+                assert not isinstance(result, GroupError)
+                said = "the model raised the same on every rank: RuntimeError: cannot allocate 1000 bytes at 0x7f0a"
+                assert str(result) == said
+            else:
+                assert not isinstance(result, BaseException)
+                assert np.array_equal(result.logits, fake_logits(IDS, MASK))
+        assert group.lifecycle.state is State.READY
+        assert group.lifecycle.restarts == 0
+        assert executor.calls.count("spawn") == 1
+
+    with_group(work, tp=3)
+
+
+def test_ranks_that_raise_one_after_another_raise_alike(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.raise_on(is_bad, "ValueError: no")
+        executor.delay(1, 0.1)
+        with pytest.raises(StepError, match="ValueError: no"):
+            await group.step(BAD)
+        assert group.lifecycle.state is State.READY
+
+    with_group(work)
+
+
+def test_a_rank_that_raises_alone_fails_the_group_long_before_the_steps_limit(with_group: WithGroup) -> None:
+    """The others wait for it in a collective, and would for as long as that takes."""
+
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        for _ in range(MEASURED):
+            await group.step(INPUTS)
+        executor.answer(1, error_answer)
+        executor.hang(0)
+        began = time.monotonic()
+        with pytest.raises(RankError, match="rank 1 failed in a step: ValueError: no; rank 0 did not"):
+            await group.step(INPUTS)
+        assert GRACE_S <= time.monotonic() - began < GRACE_S + 1
+
+    with_group(work, step_timeout_s=60)
+
+
+def test_a_rank_that_raises_what_another_did_not_fails_the_group_at_once(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.answer(1, error_answer)
+        executor.hang(2)
+        began = time.monotonic()
+        with pytest.raises(RankError, match="rank 1 failed in a step: ValueError: no; rank 0, 2 did not"):
+            await group.step(INPUTS)
+        assert time.monotonic() - began < 1
+
+    with_group(work, tp=3)
+
+
+def test_the_limit_of_a_step_counts_from_when_those_before_it_were_answered(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.delay(1, 0.2)
+        results = await asyncio.gather(*(group.step(INPUTS) for _ in range(5)))  # the last one takes a second
+        assert all(0.15 < result.total_s < 0.3 for result in results)
+
+    with_group(work, step_timeout_s=0.7)
+
+
+def test_the_rank_that_is_behind_is_named_and_not_those_that_wait_for_it(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        assert group._channel._memory is not None
+        for rank, count in ((0, 8), (1, 7), (2, 8)):
+            os.pwrite(group._channel._memory, struct.pack("q", count), rank * LINE)
+            executor.hang(rank)
+        os.ftruncate(group._channel._memory, 3 * LINE)
+        with pytest.raises(StepTimeoutError) as caught:
+            await group.step(INPUTS)
+        assert str(caught.value) == (
+            "a step was not answered by rank 1 within 0.2 s; rank 0, 2 waits for it in a collective"
+        )
+        await group.lifecycle.until_ready()
+        for rank in range(3):  # whose collective counts nothing
+            executor.hang(rank)
+        with pytest.raises(StepTimeoutError, match=r"not answered by rank 0, 1, 2 within 0\.2 s$"):
+            await group.step(INPUTS)
+
+    with_group(work, tp=3, step_timeout_s=0.2)
+
+
+def test_a_group_that_fails_at_every_step_is_given_up(with_group: WithGroup) -> None:
+    async def work(group: PlainGroup, executor: FakeExecutor) -> None:
+        executor.die_of(is_bad)
+        for _ in range(RESTARTS_WITHOUT_A_STEP - 1):
+            with pytest.raises(RankError):
+                await group.step(BAD)
+            await group.lifecycle.until_ready()
+        await group.step(INPUTS)  # it can answer: counted anew
+        for _ in range(RESTARTS_WITHOUT_A_STEP):
+            with pytest.raises(RankError):
+                await group.step(BAD)
+            await group.lifecycle.until_ready()
+        with pytest.raises(RankError):
+            await group.step(BAD)
+        await group.lifecycle.until(State.STOPPED)
+        with pytest.raises(GroupError, match="came back 8 times and answered nothing: rank 1 died"):
+            await group.step(INPUTS)
+
+    with_group(work)
 
 
 def test_no_step_is_taken_while_the_group_restarts_and_none_disturbs_it(with_group: WithGroup) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tpray.errors import CollectiveError
 from tpray.parallel_layers.collective import Collective
+from tpray.parallel_layers.counters import furthest_behind, read_counters
 from tpray.parallel_layers.gloo import GlooCollective
 from tpray.parallel_layers.rendezvous import Rendezvous, join
 from tpray.parallel_layers.shared_memory import SharedMemoryCollective
@@ -64,6 +66,7 @@ def test_every_rank_gets_the_same_right_result(make: Callable[[int], list[Collec
             assert (error <= unit * (scale if dtype is torch.float32 else expected.abs()) + 1e-30).all()
             assert torch.equal(gathered, torch.cat(xs, dim=-1))
             assert torch.equal(sent, xs[-1])
+    assert len({member.begun for member in members}) == 1, "ranks that made the same calls are at one place"
     for member in members:
         member.close()
 
@@ -109,6 +112,26 @@ def test_a_rank_that_does_not_come_is_named() -> None:
     messages = on_every_rank(members, work)
     assert messages[0] == "rank 0 waited 0.3 s in a collective for rank 1"
     assert messages[2].endswith("for rank 1")
+
+
+def test_the_owner_of_the_memory_sees_who_is_behind() -> None:
+    memory = os.memfd_create("memory")
+    assert read_counters(memory, 3) == [], "nobody has come"
+    members = [SharedMemoryCollective(rank, 3, os.dup(memory), 20.0, SLOT_BYTES) for rank in range(3)]
+    on_every_rank([*members], lambda member: member.all_reduce(torch.ones(4)))
+    counters = read_counters(memory, 3)
+    assert counters == [member.begun for member in members]
+    assert len(set(counters)) == 1
+    assert furthest_behind(counters, {0, 1, 2}) == [], "nobody is"
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(members[rank].all_gather, torch.ones(2), 0) for rank in (0, 2)]
+        while read_counters(memory, 3) != [counters[0] + 1, counters[0], counters[0] + 1]:
+            time.sleep(0.001)
+        assert furthest_behind(read_counters(memory, 3), {0, 1, 2}) == [1]
+        assert furthest_behind(read_counters(memory, 3), {0, 2}) == [], "of those that have not answered"
+        members[1].all_gather(torch.ones(2), 0)
+        for each in waiting:
+            assert each.result(10).shape == (6,)
 
 
 @pytest.mark.slow

@@ -20,10 +20,12 @@ WithEngine = Callable[..., None]
 def with_fake_engine() -> WithEngine:
     """A function that starts an engine on fake ranks, does some work with it, and stops it."""
 
-    def run(work: EngineWork, step_timeout_s: float = 5.0, **limits: float) -> None:
+    def run(
+        work: EngineWork, step_timeout_s: float = 5.0, buckets: tuple[tuple[int, int], ...] = (), **limits: float
+    ) -> None:
         async def main() -> None:
             executor = FakeExecutor(2)
-            group = ClassifierGroup(ModelConfig(dtype="float32"), executor, step_timeout_s)
+            group = ClassifierGroup(ModelConfig(dtype="float32", buckets=buckets), executor, step_timeout_s)
             group._supervisor._pause_s = 0.01
             engine = Engine(group, BatchConfig.model_validate(limits))
             await engine.start()

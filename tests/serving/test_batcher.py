@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 
 import numpy as np
 import pytest
 
 from tpray.config import BatchConfig
-from tpray.errors import DeadlineError, GroupError, OverloadedError
+from tpray.errors import DeadlineError, GroupError, OverloadedError, RefusedError, StepError
 from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
@@ -27,10 +29,13 @@ async def echo(inputs: Sequence[Array]) -> StepResult:
     return StepResult((inputs[0][:, :1].astype(np.float32),), 0.001, 0.001)
 
 
+Step = Callable[[Sequence[Array]], Awaitable[StepResult]]
+
+
 class Steps:
     """A group of which nothing but the steps is left."""
 
-    def __init__(self, step: Callable[[Sequence[Array]], Awaitable[StepResult]]) -> None:
+    def __init__(self, step: Step) -> None:
         self.lifecycle = Lifecycle()
         self._step = step
 
@@ -40,7 +45,7 @@ class Steps:
 
 def with_batcher(
     work: Callable[[Batcher], Awaitable[None]],
-    step: Callable[[Sequence[Array]], Awaitable[StepResult]] = echo,
+    step: Step = echo,
     packs_rows: bool = False,
     **limits: float,
 ) -> None:
@@ -121,23 +126,174 @@ def test_abandoned_rows_cost_no_step() -> None:
     with_batcher(work, slow, steps_in_flight=1)
 
 
-def test_rows_of_a_dead_group_are_replayed_once() -> None:
-    calls = 0
+Seen = list[list[int]]
 
-    async def dies(inputs: Sequence[Array]) -> StepResult:
-        nonlocal calls
-        calls += 1
-        if calls == 1 or inputs[0][0, 0] == 66:
-            raise GroupError("rank 1 died")
+
+def failing(seen: Seen, error: Exception, guilty: Sequence[int] = (66,), others_fail: int = 0) -> Step:
+    """Steps that note the first ids of their rows; those with a guilty row, and the first ``others_fail``, raise."""
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        firsts = inputs[0][:, 0].tolist()
+        seen.append(firsts)
+        await asyncio.sleep(0.01)
+        if set(firsts) & set(guilty) or len(seen) <= others_fail:
+            raise error
+        return await echo(inputs)
+
+    return step
+
+
+DIED = GroupError("rank 1 died")
+RAISED = StepError("the model raised the same on every rank: ValueError: no")
+
+
+def test_rows_of_a_dead_group_are_run_again_one_by_one() -> None:
+    """With nothing beside them, and in the order they came."""
+    seen: Seen = []
+
+    async def work(batcher: Batcher) -> None:
+        rows = [asyncio.ensure_future(batcher.submit([row(4, i)], 5)) for i in range(3)]
+        while not seen:
+            await asyncio.sleep(0)
+        later = [asyncio.ensure_future(batcher.submit([row(4, i)], 5)) for i in range(10, 13)]
+        answers = await asyncio.gather(*rows, *later)
+        assert [result[0].logits[0] for result in answers] == [0, 1, 2, 10, 11, 12]
+        assert seen == [[0, 1, 2], [10, 11, 12], [0], [1], [2], [10], [11], [12]]
+
+    with_batcher(work, failing(seen, DIED, others_fail=2))
+
+
+def test_a_row_that_kills_the_group_takes_only_itself_down_and_is_refused_from_then_on() -> None:
+    seen: Seen = []
+
+    async def work(batcher: Batcher) -> None:
+        rows = [asyncio.ensure_future(batcher.submit([row(4, first)], 5)) for first in (1, 66, 2)]
+        for first, answer in zip((1, 66, 2), await asyncio.gather(*rows, return_exceptions=True), strict=True):
+            if first == 66:
+                assert isinstance(answer, RefusedError)
+                assert "item 0 made this server's ranks fail twice" in str(answer)
+            else:
+                assert isinstance(answer, list)
+                assert answer[0].logits[0] == first
+        assert seen == [[1, 66, 2], [1], [66], [66], [2]]
+        with pytest.raises(RefusedError, match="item 1 made"):  # sent again; nothing of it is run
+            await batcher.submit([row(4, 1), row(4, 66)], 5)
+        assert len(seen) == 5
+        assert (await batcher.submit([row(5, 66 + 1)], 5))[0].logits[0] == 67
+
+    with_batcher(work, failing(seen, DIED))
+
+
+def test_a_suspect_is_run_while_nothing_else_is_under_way() -> None:
+    """Else it could not be said which of them did it."""
+    under_way: list[list[int]] = []
+    beside: list[list[int]] = []
+    calls = count()
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        firsts = inputs[0][:, 0].tolist()
+        beside.extend([*other, *firsts] for other in under_way)
+        under_way.append(firsts)
+        call = next(calls)
+        await asyncio.sleep(0.03 if call == 1 else 0.005)  # the second one goes on when the first one has died
+        under_way.remove(firsts)
+        if call == 0:
+            raise DIED
         return await echo(inputs)
 
     async def work(batcher: Batcher) -> None:
-        assert (await batcher.submit([row(4, 8)], 5))[0].logits[0] == 8
-        with pytest.raises(GroupError, match="rank 1 died"):
-            await batcher.submit([row(4, 66)], 5)  # a row that kills every group it meets
-        assert calls == 4
+        rows = [asyncio.ensure_future(batcher.submit([row(4, 1), row(4, 2)], 5))]
+        while not under_way:
+            await asyncio.sleep(0)
+        for first in (10, 11, 12):
+            rows.append(asyncio.ensure_future(batcher.submit([row(4, first)], 5)))
+            await asyncio.sleep(0.002)
+        await asyncio.gather(*rows)
+        assert beside == [[1, 2, 10]]
+        assert next(calls) == 5, "1 and 2 again, each alone; then 11 and 12 together"
 
-    with_batcher(work, dies)
+    with_batcher(work, step)
+
+
+def test_a_row_that_was_answered_is_no_suspect_any_more() -> None:
+    fails = iter([True, True, False] * 2 + [False] * 9)
+    seen: Seen = []
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        seen.append(inputs[0][:, 0].tolist())
+        if next(fails):
+            raise DIED
+        return await echo(inputs)
+
+    async def work(batcher: Batcher) -> None:
+        for _ in range(2):  # each time two failures, one of them alone
+            assert (await batcher.submit([row(4, 5)], 5))[0].logits[0] == 5
+        await batcher.submit([row(4, 4), row(4, 5)], 5)
+        assert seen == [[5]] * 6 + [[4, 5]]
+
+    with_batcher(work, step)
+
+
+def test_a_row_that_was_refused_meanwhile_is_not_run_for_another_client_either() -> None:
+    seen: Seen = []
+
+    async def work(batcher: Batcher) -> None:
+        both = [asyncio.ensure_future(batcher.submit([row(4, 66)], 5)) for _ in range(2)]
+        for answer in await asyncio.gather(*both, return_exceptions=True):
+            assert isinstance(answer, RefusedError)
+        assert seen == [[66, 66], [66], [66]]
+
+    with_batcher(work, failing(seen, DIED))
+
+
+def test_a_row_whose_client_gave_up_is_still_suspected_when_it_is_sent_again() -> None:
+    seen: Seen = []
+
+    async def work(batcher: Batcher) -> None:
+        for _ in range(2):
+            sent = asyncio.ensure_future(batcher.submit([row(4, 66)], 5))
+            while not seen:
+                await asyncio.sleep(0)
+            sent.cancel()
+            await asyncio.sleep(0.03)
+        both = [asyncio.ensure_future(batcher.submit([row(4, first)], 5)) for first in (66, 1)]
+        answers = await asyncio.gather(*both, return_exceptions=True)
+        assert isinstance(answers[0], RefusedError)
+        assert isinstance(answers[1], list)
+        assert all(len(step) == 1 for step in seen), "never beside another"
+
+    with_batcher(work, failing(seen, DIED))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 13, 64])
+def test_a_step_that_raises_is_run_again_in_halves(rows: int) -> None:
+    """Neighbours are answered, and finding the guilty row takes two steps for each halving."""
+    seen: Seen = []
+
+    async def work(batcher: Batcher) -> None:
+        firsts = [*range(100, 100 + rows - 1)]
+        firsts.insert(len(firsts) * 2 // 3, 66)
+        sent = [asyncio.ensure_future(batcher.submit([row(4, first)], 5)) for first in firsts]
+        for first, answer in zip(firsts, await asyncio.gather(*sent, return_exceptions=True), strict=True):
+            if first == 66:
+                assert isinstance(answer, StepError)
+                assert str(answer) == f"item 0 cannot be computed: {RAISED}"
+            else:
+                assert isinstance(answer, list)
+                assert answer[0].logits[0] == first
+        assert sorted(seen[0]) == sorted(firsts)
+        assert len(seen) <= 1 + 2 * math.ceil(math.log2(rows))
+
+    with_batcher(work, failing(seen, RAISED))
+
+
+def test_the_item_that_raises_is_numbered_within_its_request() -> None:
+    async def work(batcher: Batcher) -> None:
+        with pytest.raises(StepError) as caught:
+            await batcher.submit([row(4, 1), row(4, 2), row(4, 66), row(4, 3)], 5)
+        assert caught.value.item == 2
+
+    with_batcher(work, failing([], RAISED))
 
 
 def test_packed_rows_go_in_the_order_they_came() -> None:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.serving.conftest import WithEngine
 from tpray.config import BatchConfig, ModelConfig
-from tpray.errors import ConfigError, DeadlineError, GroupError, LogitsError, PlacementError, RankError
+from tpray.errors import (
+    ConfigError,
+    DeadlineError,
+    GroupError,
+    LogitsError,
+    PlacementError,
+    RankError,
+    RefusedError,
+    StepError,
+)
+from tpray.group import pace
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.fake_executor import FakeExecutor, fake_logits
 from tpray.group.lifecycle import State
-from tpray.group.wire import Frame, Kind
+from tpray.group.wire import Array, Frame, Kind
 from tpray.serving.engine import Engine
 from tpray.serving.local import LocalClassifier
 
@@ -105,23 +117,127 @@ def test_rows_whose_time_ran_out_during_a_restart_are_not_computed(with_fake_eng
     with_fake_engine(work)
 
 
+def holding(engine: Engine, text: str) -> Callable[[Array], bool]:
+    """Whether a step's token ids hold the first word of ``text``."""
+    word = engine.codec.encode([text])[0].ids[1]
+    return lambda ids: bool((ids == word).any())
+
+
 def test_a_row_that_kills_every_group_it_meets_does_not_go_on(with_fake_engine: WithEngine) -> None:
-    """Its caller is told after the second time; others are answered."""
+    """Others are answered. It is refused once the group has died of it alone, twice, and when it comes again."""
 
     async def work(engine: Engine, executor: FakeExecutor) -> None:
-        poison = engine.codec.encode(["poison"])[0].ids
-        answer = executor._answer
-
-        def dies(rank: int, frame: Frame) -> Frame:
-            if poison[1] in frame.tensors[0]:
-                return Frame(Kind.ERROR, frame.step, text="ValueError: bad row")
-            return answer(rank, frame)
-
-        executor._answer = dies  # type: ignore[method-assign]  # the fake, for this row alone
-        with pytest.raises(GroupError, match="bad row"):
+        executor.die_of(holding(engine, "poison"))
+        others = [asyncio.ensure_future(engine.classify([text])) for text in ("a", "b", "c d")]
+        with pytest.raises(RefusedError, match="item 0 made this server's ranks fail twice, and is not run again"):
             await engine.classify(["poison"])
+        for other in others:
+            assert (await other).scores
+        assert engine.restarts == 3
+        with pytest.raises(RefusedError, match="item 1 made"):
+            await engine.classify(["fine", "poison"])
         assert (await engine.classify(["fine"])).scores
-        assert engine.restarts == 2
+        assert engine.restarts == 3
+
+    with_fake_engine(work)
+
+
+def test_a_row_that_all_ranks_raise_at_gets_its_error_and_nothing_restarts(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.raise_on(holding(engine, "bad"), "ValueError: bad row")
+        others = [asyncio.ensure_future(engine.classify([text])) for text in ("a", "b", "c d")]
+        with pytest.raises(StepError) as caught:
+            await engine.classify(["fine", "bad"])
+        said = "cannot be computed: the model raised the same on every rank: ValueError: bad row"
+        assert str(caught.value) == f"item 1 {said}"
+        for other in others:
+            assert (await other).scores
+        ids = np.array([engine.codec.encode(["bad"])[0].ids])
+        with pytest.raises(StepError, match=r"^the model raised the same on every rank: ValueError: bad row$"):
+            await engine.logits([ids, ids * 0 + 1, ids * 0])
+        assert engine.restarts == 0
+        assert executor.calls.count("spawn") == 1
+
+    with_fake_engine(work)
+
+
+def test_ranks_that_raise_alike_whatever_they_are_given_are_a_failure(with_fake_engine: WithEngine) -> None:
+    """A machine can fail on all ranks alike, too: so the group runs its canary after such a step."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        for rank in range(2):
+            executor.answer(rank, lambda frame: Frame(Kind.ERROR, frame.step, text="RuntimeError: the device is lost"))
+        assert (await engine.classify(["a b"])).scores
+        assert engine.restarts == 1
+
+    with_fake_engine(work)
+
+
+def test_wrong_numbers_after_an_error_are_a_failure(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.raise_on(holding(engine, "bad"), "ValueError: bad row")
+        right = executor._answer
+
+        def wrong(frame: Frame) -> Frame | None:
+            answered = right(0, frame)
+            if answered is None or answered.kind is Kind.ERROR:
+                return answered
+            return replace(answered, tensors=(answered.tensors[0] + 1,))
+
+        executor.answer(0, wrong)
+        with pytest.raises(StepError):  # found with the canary, and again with whole ranks
+            await engine.classify(["bad"])
+        assert engine.restarts == 1
+
+    with_fake_engine(work)
+
+
+def test_steps_of_several_buckets_have_their_error_too(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.raise_on(holding(engine, "bad"), "ValueError: bad row")
+        with pytest.raises(StepError) as caught:
+            await engine.classify(["a", "b", "c", "bad", "d"])
+        assert caught.value.item == 3
+        rows = [engine.codec.encode([text])[0].ids for text in ("a", "b", "bad")]
+        ids = np.array([row[:3] for row in rows])
+        with pytest.raises(StepError):  # in the second bucket of one call
+            await engine.logits([ids, ids * 0 + 1, ids * 0])
+        assert (await engine.classify(["a", "b", "c"])).scores
+        assert engine.restarts == 0
+
+    with_fake_engine(work, buckets=((2, 8), (2, 128)))
+
+
+def test_a_hang_is_found_long_before_its_requests_expire(
+    with_fake_engine: WithEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the limits as they are by default; only the floor is lower, for the test to be short."""
+    monkeypatch.setattr(pace, "FLOOR_S", 0.3)
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        for _ in range(pace.MEASURED):
+            await engine.classify(["a b"])
+        executor.hang(1)
+        answer = await engine.classify(["a b"])
+        assert 0.3 <= answer.total_s < 3
+        assert engine.restarts == 1
+
+    with_fake_engine(work, step_timeout_s=60)
+
+
+def test_a_deadline_comes_at_its_time_also_while_rows_are_run_again(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.hang(1)
+        began = time.monotonic()
+        waiting = asyncio.ensure_future(engine.classify(["a b"], timeout_s=0.3))
+        await asyncio.sleep(0.05)
+        executor.die(1)
+        await engine.group.lifecycle.until(State.FAILED)
+        await engine.group.lifecycle.until_ready()
+        executor.hang(1)
+        with pytest.raises(DeadlineError, match=r"within 0\.3 s"):
+            await waiting
+        assert 0.29 < time.monotonic() - began < 0.5
 
     with_fake_engine(work)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from tests.serving.conftest import WithEngine
 from tpray.group.fake_executor import FakeExecutor
 from tpray.group.lifecycle import State
+from tpray.serving.dialects.base import TIMEOUT_HEADER
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
@@ -52,6 +56,56 @@ def test_errors_name_the_item_in_the_dialects_words(
             assert words in answer.json()["error"]
 
     with_fake_engine(work, max_client_batch_size=8, payload_limit_bytes=2048)
+
+
+@pytest.mark.parametrize("value", ["soon", "", "0", "-1", "nan", "1 s"])
+def test_a_timeout_that_is_none_is_refused(value: str, with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            answer = await http.post("/predict", json={"inputs": "a"}, headers={TIMEOUT_HEADER: value})
+            assert (answer.status_code, answer.json()["error_type"]) == (422, "Validation")
+            assert f"the header {TIMEOUT_HEADER} is {value!r}: send a number of seconds" in answer.json()["error"]
+
+    with_fake_engine(work)
+
+
+@pytest.mark.parametrize(("value", "limit_s"), [("0.5", 60), ("30", 0.5), ("inf", 0.5), (None, 0.5)])
+def test_a_client_is_told_in_time_and_the_server_waits_no_longer_than_its_own_limit(
+    value: str | None, limit_s: float, with_fake_engine: WithEngine
+) -> None:
+    """In time is before Serve, whose clock began sooner, cancels the request and answers 408 in words of its own."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        headers = {} if value is None else {TIMEOUT_HEADER: value}
+        async with client(engine) as http:
+            assert (await http.post("/predict", json={"inputs": "a"}, headers=headers)).status_code == 200
+            executor.hang(1)
+            began = time.monotonic()
+            task = asyncio.ensure_future(http.post("/predict", json={"inputs": "a"}, headers=headers))
+            assert task in (await asyncio.wait({task}, timeout=0.5))[0]  # as Serve does
+            assert time.monotonic() - began > 0.4
+            late = await task
+            assert (late.status_code, late.json()["error_type"]) == (504, "Backend")
+            assert late.json()["error"] == "the request was not answered within 0.5 s"
+            assert engine.queued_tokens == 0
+
+    with_fake_engine(work, request_timeout_s=limit_s)
+
+
+def test_the_time_to_send_the_body_counts(with_fake_engine: WithEngine) -> None:
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"inputs": '
+        await asyncio.sleep(5)
+        yield b'"a"}'
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            began = time.monotonic()
+            answer = await http.post("/predict", content=slowly(), headers={TIMEOUT_HEADER: "0.1"})
+            assert answer.status_code == 504
+            assert time.monotonic() - began < 1
+
+    with_fake_engine(work)
 
 
 def test_a_group_that_restarts_is_unhealthy_and_says_so(with_fake_engine: WithEngine) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
-from tpray.errors import GroupError, RankError, StepTimeoutError
+from tpray.errors import GroupError, RankError, StepError, StepTimeoutError
+from tpray.group.pace import Limits
 from tpray.group.wire import Array, Frame, FrameParser, Kind
+from tpray.parallel_layers.counters import furthest_behind, read_counters
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """outputs: rank 0's, owned by the receiver. How long rank 0 computed; how long the step took."""
+    """outputs: rank 0's, owned by the receiver. How long rank 0 computed; how long the step took once begun."""
 
     outputs: tuple[Array, ...]
     compute_s: float
@@ -29,13 +33,14 @@ class StepResult:
 
 @dataclass
 class _Step:
-    """A step that was sent and not yet answered by every rank."""
+    """A step that was sent and not yet answered by every rank. began: when the ranks could begin it."""
 
     future: asyncio.Future[StepResult]
-    sent: float
+    limits: Limits
     waiting_for: set[int]
-    timer: asyncio.TimerHandle
+    began: float = 0.0
     output: Frame | None = None
+    raised: dict[int, Frame] = field(default_factory=dict)
 
 
 class _Link(asyncio.Protocol):
@@ -65,8 +70,12 @@ class _Link(asyncio.Protocol):
 class Channel:
     """Steps to the ranks of one group, and their answers. Used on one event loop; nothing in it blocks.
 
+    The ranks answer steps in their order, so that only the oldest one has a limit that runs. What all ranks raise alike
+    in a step is that step's own error. Anything else is a failure of the group: a rank that raises and the others do
+    not, or not at the same point; one that is late; one that is gone.
+
     Args:
-        on_failure: called once a rank is gone, answers with an error, or is late. It is to `fail` the channel.
+        on_failure: called when the group has failed. It is to `fail` the channel.
         on_report: called with a rank and what it says it has done, during a start.
     """
 
@@ -75,28 +84,34 @@ class Channel:
         self._links: list[_Link] = []
         self._steps: dict[int, _Step] = {}
         self._last = 0
+        self._timer: asyncio.TimerHandle | None = None  # of the oldest step
+        self._memory: int | None = None
 
-    async def open(self, sockets: Sequence[socket.socket]) -> None:
-        """Take the sockets of the ranks, in their order."""
+    async def open(self, sockets: Sequence[socket.socket], memory: int | None = None) -> None:
+        """Take the sockets of the ranks, in their order, and a descriptor of the memory that these share."""
+        self._memory = memory
         for rank, sock in enumerate(sockets):
             sock.setblocking(False)
             link = _Link(self, rank)
             self._links.append(link)
             await link.open(sock)
 
-    def send(self, inputs: Sequence[Array], timeout_s: float) -> asyncio.Future[StepResult]:
+    def send(self, inputs: Sequence[Array], limits: Limits) -> asyncio.Future[StepResult]:
         """Send one step to every rank; the future has rank 0's outputs once all have answered.
+
+        Its limits count from when the steps before it were answered. The future raises `StepError` when all ranks
+        raised the same.
 
         Raises:
             ConfigError: the wire does not carry an input's dtype.
         """
         loop = asyncio.get_running_loop()
+        data = Frame(Kind.STEP, self._last + 1, tuple(inputs)).encode()  # first: it may refuse the inputs
         self._last += 1
-        number = self._last
-        data = Frame(Kind.STEP, number, tuple(inputs)).encode()  # first: it may refuse the inputs
-        timer = loop.call_later(timeout_s, self._on_late, number)
-        step = _Step(loop.create_future(), time.perf_counter(), set(range(len(self._links))), timer)
-        self._steps[number] = step
+        step = _Step(loop.create_future(), limits, set(range(len(self._links))))
+        self._steps[self._last] = step
+        if len(self._steps) == 1:
+            self._begin_oldest()
         for link in self._links:
             assert link.transport is not None, "open() waits for it"
             link.transport.write(data)
@@ -105,11 +120,9 @@ class Channel:
     def fail(self, error: GroupError) -> None:
         """Have every step that is under way raise ``error``."""
         steps, self._steps = self._steps, {}
+        self._begin_oldest()
         for step in steps.values():
-            step.timer.cancel()
-            if not step.future.done():
-                step.future.set_exception(error)
-                step.future.exception()  # marks it seen: its caller may have left
+            _set_error(step, error)
 
     def close(self) -> None:
         """Close the sockets. Call `fail` before, so that nobody waits for a step."""
@@ -117,6 +130,9 @@ class Channel:
         for link in links:
             if link.transport is not None:
                 link.transport.abort()
+        if self._memory is not None:
+            os.close(self._memory)
+            self._memory = None
 
     def on_frame(self, rank: int, frame: Frame) -> None:
         """A rank has said something."""
@@ -126,32 +142,104 @@ class Channel:
         step = self._steps.get(frame.step)
         if step is None:
             return
-        if frame.kind is not Kind.RESULT:
-            self.on_failure(RankError(f"rank {rank} failed in a step: {frame.text}"))
-            return
         step.waiting_for.discard(rank)
-        if frame.tensors:
+        if frame.kind is not Kind.RESULT:
+            step.raised[rank] = frame
+        elif frame.tensors:
             step.output = frame
-        if step.waiting_for:
-            return
-        del self._steps[frame.step]
-        step.timer.cancel()
-        output = step.output
-        if output is None:
-            self._steps[frame.step] = step  # to fail with the others
-            self.on_failure(RankError(f"rank 0 answered step {frame.step} without an output"))
-        elif not step.future.done():
-            total_s = time.perf_counter() - step.sent
-            step.future.set_result(StepResult(output.tensors, output.micros / 1e6, total_s))
+        answered = len(self._links) - len(step.waiting_for)
+        if step.raised and (not step.waiting_for or answered > len(step.raised)):
+            self._on_raised(frame.step, step)
+        elif step.raised:
+            self._set_timer()
+        elif not step.waiting_for:
+            self._on_answered(frame.step, step)
 
     def on_lost(self, link: _Link, rank: int) -> None:
         """A socket was closed by its other end."""
         if link in self._links:
             self.on_failure(RankError(f"rank {rank} died"))
 
-    def _on_late(self, number: int) -> None:
-        step = self._steps.get(number)
+    @property
+    def _oldest(self) -> _Step | None:
+        return next(iter(self._steps.values()), None)
+
+    def _begin_oldest(self) -> None:
+        """The ranks may begin the step that is the oldest now: its limit counts from here."""
+        if self._oldest is not None:
+            self._oldest.began = time.perf_counter()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Have the oldest step fail at its limit; and once a rank has raised in it, after its grace."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        step = self._oldest
         if step is not None:
-            waited = time.perf_counter() - step.sent
-            ranks = ", ".join(map(str, sorted(step.waiting_for)))
-            self.on_failure(StepTimeoutError(f"a step was not answered by rank {ranks} within {waited:.1f} s"))
+            left_s = step.began + step.limits.answer_s - time.perf_counter()
+            wait_s = min(left_s, step.limits.grace_s) if step.raised else left_s
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, wait_s), self._on_late)
+
+    def _on_answered(self, number: int, step: _Step) -> None:
+        """Every rank has answered."""
+        output = step.output
+        if output is None:
+            self.on_failure(RankError(f"rank 0 answered step {number} without an output"))
+            return
+        del self._steps[number]
+        self._begin_oldest()
+        if not step.future.done():
+            total_s = time.perf_counter() - step.began
+            step.future.set_result(StepResult(output.tensors, output.micros / 1e6, total_s))
+
+    def _on_raised(self, number: int, step: _Step) -> None:
+        """Some rank has raised, and either all have, or another one has not, or none will any more."""
+        if not step.waiting_for and len(step.raised) == len(self._links) and _alike(step.raised.values()):
+            del self._steps[number]
+            self._begin_oldest()
+            text = step.raised[0].text.partition("\n")[0]
+            _set_error(step, StepError(f"the model raised the same on every rank: {text}"))
+            return
+        # A collective that fails on one rank tells of another: whoever raised something else is the one to name.
+        rank = min(step.raised, key=lambda rank: (step.raised[rank].kind is Kind.FAULT, rank))
+        others = [f"rank {other}: {frame.text}" for other, frame in sorted(step.raised.items()) if other != rank]
+        silent = [other for other in range(len(self._links)) if other not in step.raised]
+        did = [*others, *([f"rank {_listed(silent)} did not"] if silent else [])]
+        self.on_failure(RankError(f"rank {rank} failed in a step: {'; '.join([step.raised[rank].text, *did])}"))
+
+    def _on_late(self) -> None:
+        number, step = next(iter(self._steps.items()))
+        if any(frame.kind is not Kind.FAULT for frame in step.raised.values()):
+            self._on_raised(number, step)
+            return
+        waited_s = time.perf_counter() - step.began
+        counters = read_counters(self._memory, len(self._links)) if self._memory is not None else []
+        behind = furthest_behind(counters, step.waiting_for) or sorted(step.waiting_for)
+        text = f"a step was not answered by rank {_listed(behind)} within {waited_s:.1f} s"
+        if waiting := [rank for rank in sorted(step.waiting_for) if rank not in behind]:
+            text += f"; rank {_listed(waiting)} waits for it in a collective"
+        self.on_failure(StepTimeoutError(text))
+
+
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
+
+
+def _alike(raised: Iterable[Frame]) -> bool:
+    """Whether ranks raised the same at the same point: an error's type and words, and as many exchanges before it.
+
+    Numbers in the words may differ: shares of a tensor need not be of one size, nor objects at one address.
+    """
+    frames = list(raised)
+    said = {(_NUMBER.sub("#", frame.text), *(int(count) for count in frame.tensors)) for frame in frames}
+    return len(said) == 1 and all(frame.kind is Kind.ERROR for frame in frames)
+
+
+def _set_error(step: _Step, error: Exception) -> None:
+    if not step.future.done():
+        step.future.set_exception(error)
+        step.future.exception()  # marks it seen: its caller may have left
+
+
+def _listed(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, ranks))

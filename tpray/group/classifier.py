@@ -89,6 +89,10 @@ class ClassifierGroup(Group):
             compute_s, total_s = compute_s + result.compute_s, total_s + result.total_s
         return StepResult((np.concatenate(logits),), compute_s, total_s)
 
+    def _size(self, inputs: Sequence[Array]) -> int:
+        """Tokens, with padding where that is computed."""
+        return int(inputs[1].sum() if self.packs_rows else inputs[1].size)
+
     async def _resolve(self) -> None:
         topology = self.executor.topology
         found = self._found
@@ -148,6 +152,11 @@ class ClassifierGroup(Group):
                 self._resolution.task.discard()
             raise
         self.parity = max(differences)
+
+    async def _prove(self) -> None:
+        manifest = self.artifact.manifest
+        inputs, reference = next(canary_steps(manifest.canary, manifest.model.pad_id))
+        check_logits(reference, (await self._run(inputs)).logits, manifest.dtype)
 
     async def _warm_up(self) -> None:
         platform, longest = self.executor.topology.platform, self.artifact.manifest.model.max_length

@@ -44,8 +44,12 @@ class Executor(Protocol):
         """Give each rank CPU cores of its own where ranks are pinned; all ranks get them or none."""
         ...
 
-    async def connect(self, address: str, token: str, timeout_s: float) -> None:
-        """Have every rank join the wire at ``address``; see `tpray.group.wire`."""
+    async def connect(self, address: str, token: str, timeout_s: float, wait_s: float) -> None:
+        """Have every rank join the wire at ``address``; see `tpray.group.wire`.
+
+        wait_s: how long a rank waits for another in a collective. Longer than any step, so that the owner, who can see
+            which rank is behind, is the first to notice.
+        """
         ...
 
     async def trace(self, jobs: Sequence[ShardJob]) -> list[RankRecord]:
@@ -86,7 +90,7 @@ class Worker(Protocol):
 
     def unpin(self) -> None: ...
 
-    def connect(self, address: str, token: str, timeout_s: float) -> None: ...
+    def connect(self, address: str, token: str, timeout_s: float, wait_s: float) -> None: ...
 
     def trace(self, job: ShardJob) -> RankRecord: ...
 
@@ -118,8 +122,8 @@ class WorkerExecutor(ABC):
         assert not kwargs, "arguments go by their places"
         return await self.call(method, [args] * self.topology.tp)
 
-    async def connect(self, address: str, token: str, timeout_s: float) -> None:
-        await self._on_all(Worker.connect, address, token, timeout_s)
+    async def connect(self, address: str, token: str, timeout_s: float, wait_s: float) -> None:
+        await self._on_all(Worker.connect, address, token, timeout_s, wait_s)
 
     async def trace(self, jobs: Sequence[ShardJob]) -> list[RankRecord]:
         return await self.call(Worker.trace, [(job,) for job in jobs], self._traces_at_once)

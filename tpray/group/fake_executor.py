@@ -70,7 +70,7 @@ class FakeExecutor:
     """See `tpray.group.executor.Executor`.
 
     ``calls`` lists the calls in their order. Commands may come at any time; those for a rank hold until it is
-    killed, and a rank that is spawned again is whole.
+    killed, and a rank that is spawned again is whole. `raise_on` and `die_of` are about inputs, and hold on.
 
     Args:
         topology: or a degree, on CPU cores.
@@ -84,6 +84,8 @@ class FakeExecutor:
         self.steps: list[tuple[Array, ...]] = []
         """The inputs of every step that rank 0 was sent, in their order."""
         self._ranks: list[_FakeRank] = []
+        self._raises: list[tuple[Callable[[Array], bool], str, tuple[int, ...]]] = []
+        self._deadly: list[tuple[Callable[[Array], bool], int]] = []
         self._failures: dict[str, list[TprayError]] = {}
         self._blocked: dict[str, asyncio.Event] = {}
 
@@ -110,6 +112,17 @@ class FakeExecutor:
         """Have a rank answer as ``answer`` says."""
         self._ranks[rank].answer = answer
 
+    def raise_on(self, when: Callable[[Array], bool], text: str, ranks: Sequence[int] | None = None) -> None:
+        """Have ranks (default: all) raise in each step whose token ids satisfy ``when``; text: the type and the words.
+
+        It holds for ranks that are spawned again, too: it is the input's fault.
+        """
+        self._raises.append((when, text, tuple(range(self.topology.tp) if ranks is None else ranks)))
+
+    def die_of(self, when: Callable[[Array], bool], rank: int = 1) -> None:
+        """Have a rank's process end in each step whose token ids satisfy ``when``, also once it was spawned again."""
+        self._deadly.append((when, rank))
+
     def fail(self, call: str, error: TprayError, times: int = 1) -> None:
         """Have the next calls of that name raise ``error``."""
         self._failures.setdefault(call, []).extend([error] * times)
@@ -135,7 +148,7 @@ class FakeExecutor:
         await self._called("pin")
         return self._infos()
 
-    async def connect(self, address: str, token: str, timeout_s: float) -> None:
+    async def connect(self, address: str, token: str, timeout_s: float, wait_s: float) -> None:
         await self._called("connect")
         ranks = range(self.topology.tp)
         joined = await asyncio.gather(
@@ -193,7 +206,15 @@ class FakeExecutor:
     def _infos(self) -> list[WorkerInfo]:
         return [WorkerInfo(rank, os.getpid(), (), 1, 0) for rank in range(self.topology.tp)]
 
-    def _answer(self, rank: int, frame: Frame) -> Frame:
+    def _answer(self, rank: int, frame: Frame) -> Frame | None:
+        for when, dies in self._deadly:
+            if rank == dies and when(frame.tensors[0]):
+                for gone in self._ranks[rank : rank + 1]:  # none, if all are being killed
+                    gone.die()
+                return None
+        for when, text, ranks in self._raises:
+            if rank in ranks and when(frame.tensors[0]):
+                return Frame(Kind.ERROR, frame.step, text=text)
         if rank != 0:
             return Frame(Kind.RESULT, frame.step)
         self.steps.append(frame.tensors)

@@ -4,9 +4,9 @@
 their programs are found, traced, loaded and checked.
 
 `start` brings the ranks up in numbered phases, each timed and each with a limit. `step` sends one frame to every rank,
-in the same order to each, and returns rank 0's answer when all have answered. One dead, failed or late rank fails the
-whole group: its steps in flight raise, its ranks are killed, and the supervisor brings it up again in the same place
-from the same artifact.
+in the same order to each, and returns rank 0's answer when all have answered. What all ranks raise alike is an error of
+that step, and no more. One dead, failed or late rank fails the whole group: its steps in flight raise, its ranks are
+killed, and the supervisor brings it up again in the same place from the same artifact.
 
 Everything runs on one asyncio event loop and nothing in it blocks; the ranks' sockets are asyncio transports.
 """
@@ -22,12 +22,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tpray.errors import GroupError, StartTimeoutError, TprayError
+from tpray.errors import GroupError, ParityError, RankError, StartTimeoutError, StepError, TprayError
 from tpray.group import wire
 from tpray.group.channel import Channel, StepResult
 from tpray.group.executor import Executor
 from tpray.group.jobs import WorkerInfo
 from tpray.group.lifecycle import Lifecycle, State
+from tpray.group.pace import Pace
 from tpray.group.supervisor import Supervisor
 from tpray.group.wire import Array
 from tpray.platforms.cores import describe
@@ -74,7 +75,7 @@ class Group(ABC):
 
     Args:
         executor: what starts the ranks and calls them.
-        step_timeout_s: the longest a step may take; a later one fails the group.
+        step_timeout_s: the longest a step may ever take. Once steps were measured the limit is far below; see `Pace`.
         progress: called after every phase, and within those of which a rank reports.
     """
 
@@ -89,6 +90,8 @@ class Group(ABC):
         self.phases: list[PhaseReport] = []
         self.workers: list[WorkerInfo] = []
         self.step_timeout_s = step_timeout_s
+        self.answered = 0  # steps of others than the group itself
+        self._pace = Pace()
         self._progress = progress
         self._supervisor = Supervisor(self)
         self._channel = Channel(self._fail, self._on_report)
@@ -193,15 +196,54 @@ class Group(ABC):
 
         Raises:
             NotReadyError: the group takes no steps now, and nothing was sent.
+            StepError: every rank raised the same; the group goes on.
             GroupError: the group failed during this step; the supervisor restarts it.
         """
         self.lifecycle.check_ready()
-        return await self._run(inputs, timeout_s)
+        try:
+            result = await self._run(inputs, timeout_s)
+        except StepError:
+            await self._check_sound()
+            self.answered += 1
+            raise
+        self.answered += 1
+        return result
 
     async def _run(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
         """`step` in any state in which the ranks are connected: the check and the warm-up of a start use it."""
+        size = self._size(inputs)
+        # During a start steps compile, and touch memory for the first time.
+        known = size is not None and self.lifecycle.state is State.READY
+        ceiling_s = min(self.step_timeout_s, timeout_s or self.step_timeout_s)
+        limits = self._pace.limits(size if known else None, ceiling_s)
         # Shielded: a caller that leaves must not take away the future that the answer will come to.
-        return await asyncio.shield(self._channel.send(inputs, timeout_s or self.step_timeout_s))
+        result = await asyncio.shield(self._channel.send(inputs, limits))
+        if size is not None:
+            self._pace.measure(size, result.total_s)
+        return result
+
+    def _size(self, inputs: Sequence[Array]) -> int | None:
+        """What the time of a step goes with, as a number; None: with nothing known, and only the ceiling holds."""
+        return int(inputs[0].size)
+
+    async def _prove(self) -> None:
+        """Run a step whose answer is known, where one is; `StepError` or `ParityError` if another comes."""
+        return None
+
+    async def _check_sound(self) -> None:
+        """After a step in which all ranks raised the same: fail the group if they do so whatever they are given.
+
+        Raises:
+            GroupError: they do.
+        """
+        if self.lifecycle.state is not State.READY:
+            return
+        try:
+            await self._prove()
+        except (StepError, ParityError) as e:
+            error = RankError(f"every rank fails, whatever it is given: {e}")
+            self._fail(error)
+            raise error from e
 
     async def _bring_up(self, first: bool) -> None:
         self._failure = asyncio.get_running_loop().create_future()
@@ -256,13 +298,14 @@ class Group(ABC):
         memory, store = os.memfd_create("tpray-memory"), os.memfd_create("tpray-store")
         try:
             accepting = asyncio.to_thread(listener.accept, self.tp, [memory, store], limit_s)
-            joining = self.executor.connect(listener.address, listener.token, limit_s)
+            wait_s = self.step_timeout_s + limit_s
+            joining = self.executor.connect(listener.address, listener.token, limit_s, wait_s)
             sockets = (await asyncio.gather(accepting, joining))[0]
+            await self._channel.open(sockets, os.dup(memory))
         finally:
             listener.close()
             os.close(memory)
             os.close(store)
-        await self._channel.open(sockets)
 
     def _on_report(self, rank: int, text: str) -> None:
         """A rank has done a part of the phase that is going on."""

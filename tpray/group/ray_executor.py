@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,8 @@ T = TypeVar("T")
 
 PLACE_ATTEMPTS = 8
 PLACE_WAIT_S = 5.0
+OBEY_S = 1.0
+"""How long a rank may take to end when Ray asks it to, which one that is stopped does not hear."""
 
 
 class RayExecutor(WorkerExecutor):
@@ -36,7 +40,7 @@ class RayExecutor(WorkerExecutor):
         self._placement: Placement | None = None
         self._ports: Lease | None = None
         self._actors: list[Any] = []
-        self._pids: list[int] = []
+        self._processes: dict[int, int] = {}  # process id -> pidfd
 
     async def place(self) -> None:
         if self._placement is None:
@@ -61,7 +65,7 @@ class RayExecutor(WorkerExecutor):
             begin = [self._begin_on(process, level) for process in given]
         calls = [actor.begin.remote(*arguments) for actor, arguments in zip(self._actors, begin, strict=True)]
         infos = [info for infos in await _gather(calls, "begin") for info in infos]
-        self._pids = sorted({info.pid for info in infos})
+        self._remember(info.pid for info in infos)
         return infos
 
     def _begin_on(self, process: ProcessCores, level: str) -> tuple[Any, ...]:
@@ -135,7 +139,7 @@ class RayExecutor(WorkerExecutor):
         self._start_actors()
         resource = self.topology.platform.resource
         owned = await _gather([actor.cores.remote(resource) for actor in self._actors], "cores")
-        self._pids = await _gather([actor.pid.remote() for actor in self._actors], "pid")
+        self._remember(await _gather([actor.pid.remote() for actor in self._actors], "pid"))
         order = sorted(range(len(owned)), key=lambda i: owned[i])
         self._actors = [self._actors[i] for i in order]
         ids = [core for i in order for core in owned[i]]
@@ -196,6 +200,12 @@ class RayExecutor(WorkerExecutor):
             results += [result for own in await _gather(refs, name) for result in own]
         return results
 
+    def _remember(self, pids: Iterable[int]) -> None:
+        """Hold on to these processes, so that no later one with the same id is taken for one of them."""
+        for pid in set(pids) - set(self._processes):
+            with suppress(ProcessLookupError):  # it has ended already
+                self._processes[pid] = os.pidfd_open(pid)
+
     async def kill(self) -> None:
         import ray
 
@@ -204,8 +214,10 @@ class RayExecutor(WorkerExecutor):
         try:
             for actor in actors:
                 ray.kill(actor)  # not __ray_terminate__: it waits for the task that may be what hangs
-            await asyncio.gather(*map(_wait_gone, self._pids))
-            self._pids = []  # not before they have gone: a kill that was interrupted is asked for again
+            await asyncio.gather(*(_wait_gone(pid, fd) for pid, fd in self._processes.items()))
+            for fd in self._processes.values():
+                os.close(fd)
+            self._processes = {}  # not before they have gone: a kill that was interrupted is asked for again
         finally:
             if ports is not None:
                 ports.release()
@@ -230,24 +242,24 @@ async def _gather(refs: Sequence[Any], method: str) -> list[Any]:
         raise RankError(f"a rank died in its phase {method!r}: {_first_sentence(e)}") from e
 
 
-async def _wait_gone(pid: int, timeout_s: float = 10.0) -> None:
-    """Wait until the process has ended. Source: pidfd_open(2).
+async def _wait_gone(pid: int, fd: int, timeout_s: float = 10.0) -> None:
+    """Wait until the process has ended, and see to it. fd: its pidfd. Source: pidfd_open(2).
 
     On the event loop and not on a thread: at the end of a script, when groups are stopped, no thread can be started.
     """
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
     loop, gone = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(fd, gone.set)
     try:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(gone.wait(), OBEY_S)
+            return
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
         await asyncio.wait_for(gone.wait(), timeout_s)
     except asyncio.TimeoutError as e:
         raise GroupError(f"the rank with process id {pid} is still there {timeout_s:.0f} s after it was killed") from e
     finally:
         loop.remove_reader(fd)
-        os.close(fd)
 
 
 def _first_sentence(error: Exception) -> str:

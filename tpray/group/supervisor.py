@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 RESTARTS = 3
 """How often in a row a restart may fail before the group is given up."""
+RESTARTS_WITHOUT_A_STEP = 8
+"""How often in a row a group may come back and fail again without having answered a step, until it is given up."""
 PAUSE_S = 1.0
 """How long to wait after the first restart that failed; after the second, twice as long."""
 
@@ -21,6 +23,7 @@ class Restartable(Protocol):
     """What a supervisor needs of a group."""
 
     lifecycle: Lifecycle
+    answered: int  # how many steps, of others than the group itself
 
     async def restart(self) -> None:
         """Bring it from `State.FAILED` to `State.READY`; raises, and is failed again, if that does not succeed."""
@@ -32,7 +35,10 @@ class Restartable(Protocol):
 
 
 class Supervisor:
-    """Restarts ``group`` whenever it fails, until it is stopped. After `RESTARTS` failures in a row it gives it up.
+    """Restarts ``group`` whenever it fails, until it is stopped.
+
+    It is given up after `RESTARTS` restarts in a row that failed; and after `RESTARTS_WITHOUT_A_STEP`, when it comes
+    back each time and fails at whatever step it is given.
 
     Args:
         pause_s: see `PAUSE_S`.
@@ -52,11 +58,20 @@ class Supervisor:
         return None if task is asyncio.current_task() else task
 
     async def _watch(self) -> None:
-        failures = 0
+        failures, fruitless, answered = 0, 0, self._group.answered
         while await self._group.lifecycle.until(State.FAILED, State.STOPPED) is State.FAILED:
+            if self._group.answered > answered:
+                answered, fruitless = self._group.answered, 0
+            if fruitless == RESTARTS_WITHOUT_A_STEP:
+                cause = self._group.lifecycle.error
+                await self._group.stop(
+                    GroupError(f"the group came back {fruitless} times and answered nothing: {cause}")
+                )
+                return
             try:
                 await self._group.restart()
                 failures = 0
+                fruitless += 1
             except (Exception, asyncio.CancelledError) as e:  # any failed restart counts, whatever it raised
                 if self._task is None:  # the group is being stopped, and this task ended
                     raise

@@ -16,6 +16,7 @@ from tpray.errors import ConfigError
 from tpray.group.executor import Executor
 from tpray.group.group import Group, PhaseReport
 from tpray.group.jobs import MakeModel, UserModelJob
+from tpray.group.wire import Array
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class UserModelGroup(Group):
         """What the ranks run, once the group has started."""
         assert isinstance(self._work, UserModelArtifact), "the group was not started"
         return self._work
+
+    def _size(self, inputs: Sequence[Array]) -> None:
+        """Not known: each of a user's programs is another one, and may compile when it is first called."""
 
     async def _resolve(self) -> None:
         if not isinstance(self._work, UserModelArtifact):

@@ -48,7 +48,8 @@ class Kind(IntEnum):
     HELLO = 1  # rank -> owner: text is the token, step the rank's number
     STEP = 2  # owner -> rank: tensors are the program's inputs
     RESULT = 3  # rank -> owner: rank 0 adds the output, the others only acknowledge
-    ERROR = 4  # rank -> owner: text says what was raised
+    ERROR = 4  # rank -> owner: text says what was raised, and a tensor, int64, how many exchanges came before it
+    FAULT = 6  # rank -> owner: the same, raised by a collective, say; it cannot be what the step was given
     PROGRESS = 5  # rank -> owner: text says what has been done, of the start-up phase that is going on
 
 

@@ -17,12 +17,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from tpray.artifacts.folder import Artifact, UserModelArtifact, record_files
 from tpray.artifacts.manifest import RankRecord
-from tpray.errors import RankError, TprayError
+from tpray.errors import GroupError, RankError, TprayError
 from tpray.group import wire
 from tpray.group.jobs import ShardJob, UserModelJob, UserModelTrace, WorkerInfo
 from tpray.group.wire import Frame, Kind
@@ -94,14 +95,16 @@ class ShardWorker:
             self._lease = None
             _set_affinity(tuple(self._all_cores))
 
-    def connect(self, address: str, token: str, timeout_s: float) -> None:
+    def connect(self, address: str, token: str, timeout_s: float, wait_s: float) -> None:
         """Join the wire and the group's collectives, and start answering steps.
+
+        wait_s: see `tpray.group.executor.Executor.connect`.
 
         Raises:
             RankError: the accelerator's runtime does not start.
         """
         sock, (memory_fd, store_fd) = wire.connect(address, token, self.rank, 2, timeout_s)
-        self._collective = join(Rendezvous(self.rank, self.topology.tp, memory_fd, store_fd, timeout_s))
+        self._collective = join(Rendezvous(self.rank, self.topology.tp, memory_fd, store_fd, wait_s))
         try:
             self._runtime.join(self.rank, self.topology.tp)
         except TprayError:
@@ -215,7 +218,9 @@ class ShardWorker:
             return Frame(Kind.RESULT, frame.step, sent, micros).encode()
         except Exception as e:  # noqa: BLE001  # whatever a program raises must reach the owner, not end the thread
             log.error("rank %d: step %d failed\n%s", self.rank, frame.step, traceback.format_exc())
-            return Frame(Kind.ERROR, frame.step, text=f"{type(e).__name__}: {e}").encode()
+            kind = Kind.FAULT if isinstance(e, GroupError) else Kind.ERROR
+            begun = np.array(self._collective.begun, dtype=np.int64)
+            return Frame(kind, frame.step, (begun,), text=f"{type(e).__name__}: {e}").encode()
 
 
 def _record(module: nn.Module, directory: Path) -> RankRecord:

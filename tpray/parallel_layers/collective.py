@@ -31,6 +31,7 @@ class Collective(Protocol):
 
     rank: int
     size: int
+    begun: int  # exchanges with the other ranks that this one has begun: its place in the order of the calls
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum of every rank's x, on every rank."""
@@ -54,6 +55,7 @@ class SingleRank:
 
     rank = 0
     size = 1
+    begun = 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return x.clone()
@@ -79,6 +81,7 @@ class ThreadCollective:
         self.size = len(slots)
         self._slots = slots
         self._barrier = barrier
+        self.begun = 0
 
     @classmethod
     def create(cls, size: int, timeout_s: float = 60.0) -> list[ThreadCollective]:
@@ -88,6 +91,7 @@ class ThreadCollective:
         return [cls(rank, slots, barrier) for rank in range(size)]
 
     def _exchange(self, x: Tensor) -> list[Tensor]:
+        self.begun += 1
         self._slots[self.rank] = x
         self._wait()
         parts = [part for part in self._slots if part is not None]

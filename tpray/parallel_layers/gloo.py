@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +28,7 @@ class GlooCollective:
     def __init__(self, rank: int, size: int, store_fd: int, timeout_s: float) -> None:
         self.rank = rank
         self.size = size
+        self.begun = 0
         self._store_fd = store_fd
         try:
             self._store = torch._C._distributed_c10d.FileStore(f"/proc/self/fd/{store_fd}", size)
@@ -41,18 +43,18 @@ class GlooCollective:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         total = x.to(accumulate_dtype(x.dtype), copy=True).contiguous()
-        self._run("all-reduce", self._group.allreduce([total]))
+        self._run("all-reduce", lambda: self._group.allreduce([total]))
         return total.to(x.dtype)
 
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        self._run("all-gather", self._group.allgather([parts], [x]))
+        self._run("all-gather", lambda: self._group.allgather([parts], [x]))
         return torch.cat(parts, dim=dim)
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
         result = x.clone(memory_format=torch.contiguous_format)
-        self._run("broadcast", self._group.broadcast(result, source))
+        self._run("broadcast", lambda: self._group.broadcast(result, source))
         return result
 
     def close(self) -> None:
@@ -60,8 +62,9 @@ class GlooCollective:
         del self._store  # it opens its file once more when it goes
         os.close(self._store_fd)
 
-    def _run(self, name: str, work: dist.Work) -> None:
+    def _run(self, name: str, begin: Callable[[], dist.Work]) -> None:
+        self.begun += 1
         try:
-            work.wait()
+            begin().wait()
         except RuntimeError as e:
             raise CollectiveError(f"rank {self.rank}: {name} failed, a peer is gone or late: {e}") from e

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tpray.errors import CollectiveError
 from tpray.parallel_layers.collective import sum_in_rank_order
+from tpray.parallel_layers.counters import LINE
 
 
 class SharedMemoryCollective:
@@ -18,8 +19,10 @@ class SharedMemoryCollective:
 
     The memory is a memfd that every rank was handed: it has no name, and goes with the last rank.
     Its descriptor becomes the collective's own. Every rank has two slots there, used in turn, and a counter of what it
-    has written. A collective is: copy into the own slot, count up, wait until every rank has counted up, read. Two
-    slots suffice: who writes its next but one has seen all others count the next, which they do after reading this one.
+    has written, which the group's owner can read too (`counters`). A collective is: copy into the own slot, count up,
+    wait until every rank has counted up, read. Two slots suffice: who writes its next but one has seen all others count
+    the next, which they do after reading this one. A step that raises at one point on all ranks leaves them at one
+    count, so that the next step goes on from there.
 
     With more than two ranks an all-reduce is a reduce-scatter and an all-gather: each rank sums its own part of the
     tensor, so that the total of the additions does not grow with N (Thakur et al. 2005, doi:10.1177/1094342005051521).
@@ -33,7 +36,6 @@ class SharedMemoryCollective:
     """
 
     SLOT_BYTES = 32 << 20
-    _LINE = 64  # bytes between counters, so that no two ranks write to one cache line
     _SPINS = 1_000  # some 200 us: as long as a rank is usually behind
     _YIELDS = 20_000
 
@@ -46,27 +48,27 @@ class SharedMemoryCollective:
         finally:
             os.close(fd)
         memory = torch.frombuffer(self._map, dtype=torch.uint8)
-        self._slots = memory[size * self._LINE :].view(2, size, slot_bytes)
-        self._counters = memoryview(self._map).cast("q")[:: self._LINE // 8][:size]
+        self._slots = memory[size * LINE :].view(2, size, slot_bytes)
+        self._counters = memoryview(self._map).cast("q")[:: LINE // 8][:size]
         self._others = [other for other in range(size) if other != rank]
-        self._written = 0
+        self.begun = 0
 
     @classmethod
     def shared_bytes(cls, size: int, slot_bytes: int = SLOT_BYTES) -> int:
         """How large the memfd for ``size`` ranks is."""
-        return size * cls._LINE + 2 * size * slot_bytes
+        return size * LINE + 2 * size * slot_bytes
 
     def _write(self, part: Tensor) -> list[Tensor]:
         """Put a flat ``part`` in this rank's slot; every rank's slot, as it will be once they have `_meet`."""
-        self._written += 1
-        own = self._slots[self._written % 2]
+        self.begun += 1
+        own = self._slots[self.begun % 2]
         slots = [own[rank, : part.nbytes].view(part.dtype) for rank in range(self.size)]
         slots[self.rank].copy_(part)
         return slots
 
     def _meet(self) -> None:
         """Say that this rank has written, and wait until the others have."""
-        self._counters[self.rank] = self._written
+        self._counters[self.rank] = self.begun
         for _ in range(self._SPINS):
             if not self._late():
                 return
@@ -82,7 +84,7 @@ class SharedMemoryCollective:
                 raise CollectiveError(f"rank {self.rank} waited {self._timeout_s:g} s in a collective for rank {ranks}")
 
     def _late(self) -> list[int]:
-        counters, target = self._counters, self._written
+        counters, target = self._counters, self.begun
         return [other for other in self._others if counters[other] < target]
 
     def _pieces(self, x: Tensor) -> list[Tensor]:

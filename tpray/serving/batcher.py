@@ -3,8 +3,12 @@
 When the group can take a step, and not before, the oldest rows up to a token budget leave the queue. A group whose
 program packs rows takes them as they came; for any other they are sorted by length and cut into steps whose padding
 is bounded. Two steps are in flight, so that the ranks never wait for this process. Rows whose caller left, or whose
-time ran out, cost no step. Rows of a step that died with its group go back to the head of the queue, once; while the
-group restarts all rows wait there.
+time ran out, cost no step.
+
+A step in which all ranks raise alike is run again in halves, so that its neighbours are answered and the row at fault
+gets its error: O(log n) further steps. When the group fails, any of the rows under way may be what did it. They go back
+to their place in the queue and are run again while their deadlines last, each by itself with nothing else under way.
+The one at fault takes only itself down, and is soon refused (`suspects`). While the group restarts all rows wait.
 
 Iteration-level batching of a queue by tokens is TEI's and Orca's (Yu et al., OSDI 2022) idea; an encoder needs
 one step a row, so what remains of it is to form a batch only when it can start.
@@ -23,11 +27,21 @@ from typing import Protocol
 import numpy as np
 
 from tpray.config import BatchConfig
-from tpray.errors import DeadlineError, GroupError, ItemError, LogitsError, NotReadyError, OverloadedError
+from tpray.errors import (
+    DeadlineError,
+    GroupError,
+    ItemError,
+    LogitsError,
+    NotReadyError,
+    OverloadedError,
+    RefusedError,
+    StepError,
+)
 from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, largest_batch
+from tpray.serving.suspects import EXPIRY_S, Suspects
 from tpray.tokenizer import Encoded, pad
 
 log = logging.getLogger(__name__)
@@ -35,6 +49,11 @@ log = logging.getLogger(__name__)
 NOT_FINITE = (
     "gets logits that are not finite (NaN or infinite) from this model: its weights are damaged, or --dtype is too "
     "narrow for them; try --dtype float32"
+)
+
+REFUSED = (
+    f"made this server's ranks fail twice, and is not run again for {EXPIRY_S / 60:g} minutes: leave it out, and tell "
+    "whoever runs the server, whose log says how they failed"
 )
 
 
@@ -48,6 +67,7 @@ class Steps(Protocol):
 
         Raises:
             NotReadyError: nothing was sent.
+            StepError: every rank raised the same; the group goes on.
             GroupError: the group failed.
         """
         ...
@@ -64,13 +84,13 @@ class RowResult:
 
 @dataclass(slots=True, eq=False)
 class QueuedRow:
-    """A row in the queue. Times are `time.monotonic` seconds."""
+    """A row in the queue. Times are `time.monotonic` seconds. suspected: to be run while nothing else is under way."""
 
     encoded: Encoded
     future: asyncio.Future[RowResult]
     arrived: float
     deadline: float
-    replayed: bool = False
+    suspected: bool = False
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -132,6 +152,8 @@ class Batcher:
         self._cut: deque[list[QueuedRow]] = deque()  # steps that were cut and wait for a slot
         self._admitted: set[QueuedRow] = set()
         self._running: set[asyncio.Task[None]] = set()
+        self._alone = False  # whether what runs is a suspect
+        self._suspects = Suspects()
         self._awake = False  # whether `_start_steps` is to run
         self._closed: GroupError | None = None
         self.rows_not_finite = 0
@@ -153,17 +175,24 @@ class Batcher:
         Raises:
             OverloadedError: the queue cannot take them all; none was queued.
             DeadlineError: ``timeout_s`` passed first.
-            GroupError: the group failed and could not be brought back in time, or was stopped.
+            LogitsError, StepError, RefusedError: a row's own error.
+            GroupError: the group was given up, or was stopped.
         """
         if self._closed is not None:
             raise self._closed
+        for number, encoded in enumerate(rows):
+            if self._suspects.refuses(encoded):
+                raise RefusedError(REFUSED, number)
         if len(self._admitted) + len(rows) > self._config.max_concurrent_requests:
             raise OverloadedError(
                 f"{len(self._admitted)} texts are queued or running, and the limit is "
                 f"{self._config.max_concurrent_requests}: try again later"
             )
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        queued = [QueuedRow(encoded, loop.create_future(), now, now + timeout_s) for encoded in rows]
+        queued = [
+            QueuedRow(encoded, loop.create_future(), now, now + timeout_s, encoded in self._suspects)
+            for encoded in rows
+        ]
         self._admitted.update(queued)
         self._queue.extend(queued)
         self._wake()
@@ -212,19 +241,24 @@ class Batcher:
         """Start as many steps as there are slots and rows for, if the group takes any."""
         self._awake = False
         ready = self._closed is None and self._group.lifecycle.state is State.READY
-        while ready and len(self._running) < self._config.steps_in_flight and (rows := self._next_step()):
+        slots = self._config.steps_in_flight
+        while ready and not self._alone and len(self._running) < slots and (rows := self._next_step()):
+            self._alone = rows[0].suspected
             task = asyncio.get_running_loop().create_task(self._answer(rows))
             self._running.add(task)
             task.add_done_callback(self._on_answered)
 
     def _on_answered(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        self._alone = False  # if it was, this was it
         self._wake()
 
     def _next_step(self) -> list[QueuedRow]:
-        """The rows of the next step that somebody waits for; [] if there are none."""
+        """The rows of the next step that somebody waits for; [] if there are none that can start now."""
         while self._cut or self._queue:
             if not self._cut:
+                if self._queue[0].suspected and self._running:
+                    return []
                 self._cut.extend(self._cut_steps())
             if rows := [row for row in self._cut.popleft() if _wanted(row)]:
                 return rows
@@ -232,6 +266,8 @@ class Batcher:
 
     def _cut_steps(self) -> list[list[QueuedRow]]:
         """Take the oldest rows and cut them into steps."""
+        if self._queue[0].suspected:
+            return [[self._queue.popleft()]]
         limits = self._config
         if self._packs_rows:
             return [self._take(min(limits.max_step_tokens, limits.max_batch_tokens))]
@@ -241,9 +277,9 @@ class Batcher:
         return cut_steps(rows, limits.max_step_tokens, limits.max_padding) or [[]]
 
     def _take(self, budget: int) -> list[QueuedRow]:
-        """The oldest rows that somebody still waits for, up to ``budget`` tokens and at least one."""
+        """The oldest rows that somebody still waits for, up to ``budget`` tokens and at least one; no suspect."""
         taken: list[QueuedRow] = []
-        while self._queue and (not taken or len(self._queue[0]) <= budget):
+        while self._queue and not self._queue[0].suspected and (not taken or len(self._queue[0]) <= budget):
             row = self._queue.popleft()
             if _wanted(row):
                 taken.append(row)
@@ -251,11 +287,20 @@ class Batcher:
         return taken
 
     async def _answer(self, rows: list[QueuedRow]) -> None:
+        if rows[0].suspected and self._suspects.refuses(rows[0].encoded):  # since it came
+            _fail(rows[0], RefusedError(REFUSED))
+            return
         started = time.monotonic()
         try:
             result = await self._group.step(pad([row.encoded for row in rows], self._pad_id))
+        except NotReadyError:  # nothing was sent
+            self._put_back(rows)
+            return
         except GroupError as e:
-            self._replay(rows, e, sent=not isinstance(e, NotReadyError))
+            self._suspect(rows, e)
+            return
+        except StepError as e:
+            self._halve(rows, e)
             return
         except Exception as e:  # noqa: BLE001  # an error of these rows must not keep their callers waiting
             for row in rows:
@@ -273,15 +318,36 @@ class Batcher:
                 _fail(row, LogitsError(NOT_FINITE))
             elif not row.future.done():
                 row.future.set_result(RowResult(result.logits[i], started - row.arrived, result.compute_s))
+            if row.suspected:
+                self._suspects.clear(row.encoded)
 
-    def _replay(self, rows: list[QueuedRow], error: GroupError, sent: bool) -> None:
-        """Put rows back that were not replayed yet: a row that kills every group it meets must not go on."""
-        for row in sorted(rows, key=lambda row: row.arrived, reverse=True):
-            if self._closed is not None or (sent and row.replayed):
-                _fail(row, self._closed or error)
-            elif _wanted(row):
-                row.replayed |= sent
-                self._queue.appendleft(row)
+    def _halve(self, rows: list[QueuedRow], error: StepError) -> None:
+        """Run the two halves of a step that raised, before anything else; a row by itself has its error."""
+        if len(rows) > 1:
+            self._cut.extendleft([rows[len(rows) // 2 :], rows[: len(rows) // 2]])
+            return
+        log.error("a row of %d tokens: %s", len(rows[0]), error)
+        _fail(rows[0], StepError(f"cannot be computed: {error.message}"))
+        self._suspects.clear(rows[0].encoded)
+
+    def _suspect(self, rows: list[QueuedRow], error: GroupError) -> None:
+        """The group failed during the step of ``rows``: remember them, and put them back."""
+        for row in rows:
+            self._suspects.add(row.encoded, alone=row.suspected)
+            row.suspected = True
+        if self._suspects.refuses(rows[0].encoded):
+            log.error("a row of %d tokens is refused from now on: %s", len(rows[0]), error)
+            _fail(rows[0], RefusedError(REFUSED))
+        self._put_back(rows)
+
+    def _put_back(self, rows: list[QueuedRow]) -> None:
+        """Queue rows again, where they were; or tell them, if the group is given up."""
+        if self._closed is not None:
+            for row in rows:
+                _fail(row, self._closed)
+        else:
+            wanted = [row for row in rows if _wanted(row)]
+            self._queue = deque(sorted((*wanted, *self._queue), key=lambda row: row.arrived))
 
 
 def _wanted(row: QueuedRow) -> bool:

@@ -147,6 +147,7 @@ class Engine:
         Raises:
             InputError: an item cannot be classified; nothing was queued.
             LogitsError: the model's answer to an item is NaN or infinite.
+            StepError: the model raised for an item, on all ranks alike. RefusedError: the ranks died of it before.
             OverloadedError, DeadlineError, GroupError: see `Batcher.submit`.
         """
         started = time.perf_counter()
@@ -190,6 +191,7 @@ class Engine:
             DeadlineError: ``timeout_s`` passed first.
             InputError: ids that the model does not know.
             LogitsError: the model's answer is NaN or infinite.
+            StepError: the model raised, on all ranks alike.
             GroupError: the group failed in this step, and again when it was repeated once; or it was stopped.
         """
         limit_s = timeout_s or self.config.request_timeout_s

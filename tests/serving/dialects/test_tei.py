@@ -49,6 +49,7 @@ def test_mistakes_are_explained(body: bytes, status: int, words: str) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [(errors.PayloadTooLargeError("x"), 413, "Validation"), (errors.OverloadedError("x"), 429, "Overloaded"),
+     (errors.StepError("x"), 424, "Backend"), (errors.RefusedError("x"), 424, "Backend"),
      (errors.RankError("x"), 503, "Unhealthy"), (errors.DeadlineError("x"), 504, "Backend"),
      (ZeroDivisionError("secret"), 424, "Backend")],
 )  # fmt: skip
@@ -56,5 +57,5 @@ def test_the_table_of_statuses(error: Exception, status: int, kind: str) -> None
     found, body, headers, internal = tei.render_error(error)
     assert (found, json.loads(body)["error_type"]) == (status, kind)
     assert ("retry-after" in headers) == (status in (429, 503))
-    assert internal == (status == 424)
+    assert internal == (type(error) is ZeroDivisionError)
     assert b"secret" not in body

@@ -24,11 +24,13 @@ from tpray.errors import (
     MisdirectedError,
     OverloadedError,
     PayloadTooLargeError,
+    RefusedError,
+    StepError,
     StoppingError,
     TprayError,
 )
 from tpray.serving.codec import Direction, Score
-from tpray.serving.dialects.base import Dialect, RenderedError, read_body
+from tpray.serving.dialects.base import TIMEOUT_HEADER, Dialect, RenderedError, read_body, timeout_of, within
 from tpray.serving.engine import Answer, Engine
 from tpray.tokenizer import Item
 
@@ -38,6 +40,8 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (InputError, 422, "Validation"),
     (LogitsError, 424, "Backend"),
     (MisdirectedError, 421, "Validation"),
+    (StepError, 424, "Backend"),
+    (RefusedError, 424, "Backend"),
     (OverloadedError, 429, "Overloaded"),
     (StoppingError, 503, "Unhealthy"),
     (GroupError, 503, "Unhealthy"),
@@ -198,22 +202,37 @@ def routes(engine: Engine) -> APIRouter:
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": PredictRequest.model_json_schema()}},
-            }
+            },
+            "parameters": [
+                {
+                    "name": TIMEOUT_HEADER,
+                    "in": "header",
+                    "description": "how long you will wait, seconds; no longer than the server's own limit",
+                    "schema": {"type": "number", "exclusiveMinimum": 0},
+                }
+            ],
         },
     )
     async def predict(request: Request) -> Response:
         """Score every label for a text, a pair or a batch, best first (TEI's dialect)."""
-        try:
+
+        async def answered(timeout_s: float) -> Response:
             asked = parse(await read_body(request, engine.config.payload_limit_bytes))
             items, batch = items_of(asked)
             if len(items) > (limit := engine.config.max_client_batch_size):
                 raise PayloadTooLargeError(
                     f"`inputs` has {len(items)} items and the limit is {limit}: send smaller batches"
                 )
-            answer = await engine.classify(items, asked.raw_scores, asked.truncate, asked.truncation_direction)
+            answer = await engine.classify(
+                items, asked.raw_scores, asked.truncate, asked.truncation_direction, timeout_s
+            )
+            return Response(render(answer, batch), 200, timing_headers(answer), "application/json")
+
+        try:
+            timeout_s = timeout_of(request, engine.config.request_timeout_s)
+            return await within(timeout_s, answered(timeout_s))
         except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
             return DIALECT.error_response(e)
-        return Response(render(answer, batch), 200, timing_headers(answer), "application/json")
 
     return router
 
