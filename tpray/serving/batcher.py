@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +30,7 @@ from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, largest_batch
+from tpray.serving.drain import DrainRate
 from tpray.tokenizer import Encoded, pad
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,9 @@ NOT_FINITE = (
     "gets logits that are not finite (NaN or infinite) from this model: its weights are damaged, or --dtype is too "
     "narrow for them; try --dtype float32"
 )
+
+RETRY_LIMIT_S = 60
+"""Nobody is told to come back later than this: a rate that was measured now says little of then."""
 
 
 class Steps(Protocol):
@@ -134,6 +140,7 @@ class Batcher:
         self._running: set[asyncio.Task[None]] = set()
         self._awake = False  # whether `_start_steps` is to run
         self._closed: GroupError | None = None
+        self._drain = DrainRate()
         self.rows_not_finite = 0
         group.lifecycle.watch(self._on_group)
 
@@ -141,6 +148,42 @@ class Batcher:
     def queued_tokens(self) -> int:
         """Tokens that wait for a step."""
         return sum(map(len, self._queue)) + sum(len(row) for step in self._cut for row in step)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not (self._admitted or self._running)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """How fast the queue empties when there is one; 0: that is not known."""
+        return self._drain.tokens_per_s
+
+    def check_room(self, rows: int, timeout_s: float) -> None:
+        """Refuse more rows than may wait, and rows that would wait too long; costs little, so ask before any work.
+
+        How long a row would wait follows from the tokens before it and the measured rate; while that is not known,
+        nothing is refused for it. ``timeout_s`` is how long the caller waits: what comes later is of no use to him.
+
+        Raises:
+            OverloadedError: with the time in which there should be room.
+        """
+        limits, queued = self._config, self.queued_tokens
+        wait_s = self._drain.seconds_for(queued)
+        excess = len(self._admitted) + rows - limits.max_concurrent_requests
+        if excess > 0:
+            room_s = wait_s * excess / max(1, len(self._admitted))
+            raise OverloadedError(
+                f"{len(self._admitted)} texts are queued or running, and the limit is "
+                f"{limits.max_concurrent_requests}: try again later",
+                _whole_seconds(room_s),
+            )
+        limit_s = min(limits.max_queue_s, timeout_s)
+        if limits.max_queue_s and wait_s > limit_s:
+            raise OverloadedError(
+                f"{queued} tokens wait, some {wait_s:.1f} s of work, and the limit is {limit_s:g} s: try again later",
+                _whole_seconds(wait_s - limit_s),
+            )
 
     def reconfigure(self, config: BatchConfig) -> None:
         """Take other limits. Fewer steps in flight come into force as the running ones end."""
@@ -151,17 +194,13 @@ class Batcher:
         """Queue ``rows`` and wait for all their answers.
 
         Raises:
-            OverloadedError: the queue cannot take them all; none was queued.
+            OverloadedError: the queue cannot take them all, see `check_room`; none was queued.
             DeadlineError: ``timeout_s`` passed first.
             GroupError: the group failed and could not be brought back in time, or was stopped.
         """
         if self._closed is not None:
             raise self._closed
-        if len(self._admitted) + len(rows) > self._config.max_concurrent_requests:
-            raise OverloadedError(
-                f"{len(self._admitted)} texts are queued or running, and the limit is "
-                f"{self._config.max_concurrent_requests}: try again later"
-            )
+        self.check_room(len(rows), timeout_s)
         loop, now = asyncio.get_running_loop(), time.monotonic()
         queued = [QueuedRow(encoded, loop.create_future(), now, now + timeout_s) for encoded in rows]
         self._admitted.update(queued)
@@ -213,12 +252,17 @@ class Batcher:
         self._awake = False
         ready = self._closed is None and self._group.lifecycle.state is State.READY
         while ready and len(self._running) < self._config.steps_in_flight and (rows := self._next_step()):
+            if not self._running:
+                self._drain.begin()
+            tokens, full = sum(map(len, rows)), bool(self._cut or self._queue)
             task = asyncio.get_running_loop().create_task(self._answer(rows))
             self._running.add(task)
-            task.add_done_callback(self._on_answered)
+            task.add_done_callback(partial(self._on_answered, tokens, full))
 
-    def _on_answered(self, task: asyncio.Task[None]) -> None:
+    def _on_answered(self, tokens: int, full: bool, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        if self._group.lifecycle.state is State.READY:  # else the step has failed, and says nothing of the rate
+            self._drain.add(tokens, full)
         self._wake()
 
     def _next_step(self) -> list[QueuedRow]:
@@ -282,6 +326,11 @@ class Batcher:
             elif _wanted(row):
                 row.replayed |= sent
                 self._queue.appendleft(row)
+
+
+def _whole_seconds(seconds: float) -> int:
+    """Rounded up, at least 1 and at most `RETRY_LIMIT_S`."""
+    return max(1, min(RETRY_LIMIT_S, math.ceil(seconds)))
 
 
 def _wanted(row: QueuedRow) -> bool:
