@@ -31,6 +31,7 @@ from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, largest_batch
 from tpray.serving.drain import DrainRate
+from tpray.serving.row_queue import RowQueue
 from tpray.tokenizer import Encoded, pad
 
 log = logging.getLogger(__name__)
@@ -134,8 +135,9 @@ class Batcher:
     ) -> None:
         self._group, self._config, self._pad_id = group, config, pad_id
         self._packs_rows, self._buckets = packs_rows, buckets
-        self._queue: deque[QueuedRow] = deque()
+        self._queue: RowQueue[QueuedRow] = RowQueue()
         self._cut: deque[list[QueuedRow]] = deque()  # steps that were cut and wait for a slot
+        self._cut_tokens = 0  # in those
         self._admitted: set[QueuedRow] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._awake = False  # whether `_start_steps` is to run
@@ -147,7 +149,7 @@ class Batcher:
     @property
     def queued_tokens(self) -> int:
         """Tokens that wait for a step."""
-        return sum(map(len, self._queue)) + sum(len(row) for step in self._cut for row in step)
+        return self._queue.tokens + self._cut_tokens
 
     @property
     def idle(self) -> bool:
@@ -218,7 +220,7 @@ class Batcher:
         finally:
             self._admitted.difference_update(queued)
             if sum(future.cancel() for future in futures):  # some wait no longer, and are not to be counted
-                self._queue = deque(row for row in self._queue if not row.future.done())
+                self._queue.keep(lambda row: not row.future.done())
 
     async def close(self, reason: GroupError) -> None:
         """Start no step any more; every row that was admitted, and later ones, raise ``reason``."""
@@ -231,6 +233,7 @@ class Batcher:
         self._closed = self._closed or reason
         self._queue.clear()
         self._cut.clear()
+        self._cut_tokens = 0
         for row in self._admitted:
             _fail(row, self._closed)
 
@@ -254,7 +257,7 @@ class Batcher:
         while ready and len(self._running) < self._config.steps_in_flight and (rows := self._next_step()):
             if not self._running:
                 self._drain.begin()
-            tokens, full = sum(map(len, rows)), bool(self._cut or self._queue)
+            tokens, full = _tokens(rows), bool(self._cut or self._queue)
             task = asyncio.get_running_loop().create_task(self._answer(rows))
             self._running.add(task)
             task.add_done_callback(partial(self._on_answered, tokens, full))
@@ -270,7 +273,10 @@ class Batcher:
         while self._cut or self._queue:
             if not self._cut:
                 self._cut.extend(self._cut_steps())
-            if rows := [row for row in self._cut.popleft() if _wanted(row)]:
+                self._cut_tokens = sum(map(_tokens, self._cut))
+            step = self._cut.popleft()
+            self._cut_tokens -= _tokens(step)
+            if rows := [row for row in step if _wanted(row)]:
                 return rows
         return []
 
@@ -287,7 +293,7 @@ class Batcher:
     def _take(self, budget: int) -> list[QueuedRow]:
         """The oldest rows that somebody still waits for, up to ``budget`` tokens and at least one."""
         taken: list[QueuedRow] = []
-        while self._queue and (not taken or len(self._queue[0]) <= budget):
+        while self._queue and (not taken or len(self._queue.first) <= budget):
             row = self._queue.popleft()
             if _wanted(row):
                 taken.append(row)
@@ -326,6 +332,10 @@ class Batcher:
             elif _wanted(row):
                 row.replayed |= sent
                 self._queue.appendleft(row)
+
+
+def _tokens(rows: Iterable[QueuedRow]) -> int:
+    return sum(map(len, rows))
 
 
 def _whole_seconds(seconds: float) -> int:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 MEMORY_S = 5.0
-"""What was measured so much work ago counts for 1/e; and when nothing was for so long, all of it is forgotten."""
+"""What was measured so long ago counts for 1/e; where nothing was measured for so long, the rate is not known."""
 TRUSTED_S = 0.5
 """A rate from less work than this is not known yet: the first steps of a group are slow."""
 
@@ -36,7 +36,7 @@ class DrainRate:
         now = self._clock()
         elapsed_s, self._since = now - self._since, now
         if full:
-            keep = math.exp(-elapsed_s / MEMORY_S)
+            keep = math.exp((self._measured - now) / MEMORY_S)
             self._tokens = self._tokens * keep + tokens
             self._work_s = self._work_s * keep + elapsed_s
             self._measured = now
@@ -44,9 +44,8 @@ class DrainRate:
     @property
     def tokens_per_s(self) -> float:
         """The rate of late; 0: it is not known."""
-        if self._clock() - self._measured > MEMORY_S:
-            self._tokens = self._work_s = 0.0
-        return self._tokens / self._work_s if self._work_s >= TRUSTED_S else 0.0
+        known = self._work_s >= TRUSTED_S and self._clock() - self._measured <= MEMORY_S
+        return self._tokens / self._work_s if known else 0.0
 
     def seconds_for(self, tokens: float) -> float:
         """How long so many tokens take; 0 where the rate is not known."""
