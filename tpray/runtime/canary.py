@@ -1,8 +1,8 @@
 """Fixed inputs and texts whose unsharded logits are known, so that a wrong shard or tokenizer is found at the start.
 
 A group is asked them again while it serves, so that a weight that changed in memory, or a core that computes wrongly,
-is found too. What no canary sees: the rows of embeddings that its own tokens and positions do not use, and a fault of
-which nothing is left in the logits.
+is found too. What no canary sees: the rows of embeddings that its own tokens and positions do not use, a fault of which
+nothing is left in the logits, and one that was there at the start and is smaller than what the dtype explains.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class Batcher:
         """Refuse more rows than may wait, and rows that would wait too long; costs little, so ask before any work.
 
         How long a row would wait follows from the tokens before it and the measured rate; while that is not known,
-        nothing is refused for it. ``timeout_s`` is how long the caller waits: what comes later is of no use to him.
+        nothing is refused for it. ``timeout_s`` is how long the caller waits: what comes later is of no use.
 
         Raises:
             OverloadedError: with the time in which there should be room.
