@@ -16,4 +16,6 @@ def test_every_error_crosses_processes() -> None:
         assert str(copy) == "what to do"
     item = pickle.loads(pickle.dumps(errors.EmptyInputError("is empty: send some text", 3)))
     assert (item.item, str(item)) == (3, "item 3 is empty: send some text")
+    overloaded = pickle.loads(pickle.dumps(errors.OverloadedError("try again later", 7)))
+    assert (overloaded.retry_after_s, str(overloaded)) == (7, "try again later")
     assert item.said_of("line 4") == "line 4 is empty: send some text"

@@ -75,10 +75,14 @@ class BatchConfig(Frozen):
     max_step_tokens: int = Field(512, ge=1, description="tokens in one step of the group, padding included")
     max_padding: float = Field(0.1, ge=0, lt=1, description="share of a step that may be padding, if it costs")
     steps_in_flight: int = Field(2, ge=1, le=8)
+    max_queue_s: float = Field(
+        10.0, ge=0, description="how long a text may be expected to wait for its step; more get a 429; 0: no limit"
+    )
     request_timeout_s: float = Field(60.0, gt=0, description="a client may ask for less: x-request-timeout-seconds")
     step_timeout_s: float = Field(
         60.0, gt=0, description="the most; once steps were measured, their limit is far below"
     )
+    canary_interval_s: float = Field(60.0, ge=0, description="how often an idle group checks its answers; 0: never")
 
 
 class AutoscalingConfig(Frozen):

@@ -90,7 +90,19 @@ class RefusedError(ItemError):
 
 
 class OverloadedError(TprayError):
-    """The bounded queue is full; the same request may succeed later."""
+    """The bounded queue is full; the same request may succeed later.
+
+    Args:
+        message: the sentence.
+        retry_after_s: when there should be room for it, whole seconds from now.
+    """
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message, retry_after_s)
+        self.message, self.retry_after_s = message, retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class MisdirectedError(TprayError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 
@@ -15,7 +16,10 @@ from tpray.errors import DeadlineError, GroupError, OverloadedError, RefusedErro
 from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
-from tpray.serving.batcher import Batcher, QueuedRow, cut_steps
+from tpray.serving import work_rate
+from tpray.serving.batcher import Batcher
+from tpray.serving.rows import QueuedRow, RowResult, cut_steps
+from tpray.serving.work_rate import WorkRate
 from tpray.tokenizer import Encoded, pad
 
 
@@ -309,3 +313,85 @@ def test_packed_rows_go_in_the_order_they_came() -> None:
         assert steps == [[5, 90, 3], [40, 60], [120], [1]]
 
     with_batcher(work, step, packs_rows=True, max_step_tokens=100)
+
+
+def test_rows_that_would_wait_too_long_are_refused_with_the_time_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the rate that was measured; before that, nothing is refused for it."""
+    monkeypatch.setattr(work_rate, "TRUSTED_S", 0.05)
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        await asyncio.sleep(0.02)
+        return await echo(inputs)
+
+    async def work(batcher: Batcher) -> None:
+        waiting = [asyncio.ensure_future(batcher.submit([row(4)] * 20, 60)) for _ in range(10)]
+        await asyncio.sleep(0)
+        batcher.check_room(1, 60)
+        while batcher.tokens_per_s == 0:
+            await asyncio.sleep(0.01)
+        rate = batcher.tokens_per_s
+        assert 10 < rate < 2 * 8 / 0.02
+        wait_s = batcher.queued_tokens / rate
+        assert wait_s > 0.5
+        with pytest.raises(OverloadedError, match=r"tokens wait, some .* s of work, and the limit is 0\.5 s") as caught:
+            batcher.check_room(1, 60)
+        assert 1 <= caught.value.retry_after_s <= wait_s + 1
+        with pytest.raises(OverloadedError, match=r"limit is 0\.5 s"):
+            await batcher.submit([row(4)], 60)
+        batcher.reconfigure(BatchConfig(max_queue_s=60, max_step_tokens=8))
+        batcher.check_room(1, 60)
+        with pytest.raises(OverloadedError, match=r"limit is 0\.1 s"):
+            batcher.check_room(1, 0.1)  # it would be answered when nobody waits for it any more
+        batcher.reconfigure(BatchConfig(max_queue_s=0, max_step_tokens=8))
+        batcher.check_room(1, 0.1)
+        for task in waiting:
+            task.cancel()
+
+    with_batcher(work, step, max_step_tokens=8, max_queue_s=0.5)
+
+
+def test_nobody_is_told_to_come_back_after_more_than_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorkRate, "tokens_per_s", 0.01)
+
+    async def work(batcher: Batcher) -> None:
+        full = asyncio.ensure_future(batcher.submit([row(4)] * 10, 5))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError) as caught:
+            batcher.check_room(10, 5)
+        assert caught.value.retry_after_s == 60
+        full.cancel()
+
+    with_batcher(work, max_concurrent_requests=10)
+
+
+@pytest.mark.parametrize("packs_rows", [True, False])
+def test_the_tokens_that_wait_are_known_at_any_time(packs_rows: bool) -> None:
+    """Whatever becomes of rows: answered, given up by their callers, too late, or put back by a step that failed."""
+    calls = 0
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.001)
+        if calls % 5 == 0:
+            raise GroupError("rank 1 died")
+        return await echo(inputs)
+
+    async def work(batcher: Batcher) -> None:
+        rng = random.Random(4)
+        asked: list[asyncio.Future[list[RowResult]]] = []
+        for number in range(200):
+            rows = [row(rng.randint(1, 30)) for _ in range(rng.randint(1, 6))]
+            timeout_s = rng.choice([0.002, 0.01, 5])
+            asked.append(asyncio.ensure_future(batcher.submit(rows, timeout_s)))
+            if number % 7 == 0:
+                rng.choice(asked).cancel()
+            await asyncio.sleep(0.0005 if number % 3 else 0)
+            waiting = [*batcher._queue._rows, *(row for step in batcher._cut for row in step)]
+            assert batcher.queued_tokens == sum(map(len, waiting))
+        await asyncio.gather(*asked, return_exceptions=True)
+        while not batcher.idle:
+            await asyncio.sleep(0.001)
+        assert batcher.queued_tokens == 0
+
+    with_batcher(work, step, packs_rows, max_step_tokens=40, max_batch_tokens=100)

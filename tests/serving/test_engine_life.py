@@ -19,6 +19,7 @@ from tpray.errors import (
     DeadlineError,
     GroupError,
     LogitsError,
+    OverloadedError,
     PlacementError,
     RankError,
     RefusedError,
@@ -398,3 +399,21 @@ def test_closing_from_several_threads_waits_for_one_end() -> None:
         for future in closing:
             future.result(timeout=5)
     assert executor.calls[-2:] == ["kill", "release"]
+
+
+def test_what_is_refused_was_not_tokenised(with_fake_engine: WithEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under overload most requests are refused: they must cost little."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.hang(0)
+        waiting = [asyncio.ensure_future(engine.classify(["a b"])) for _ in range(3)]
+        await asyncio.sleep(0.02)
+        encoded: list[object] = []
+        monkeypatch.setattr(engine.codec, "encode", lambda *arguments: encoded.append(arguments))
+        with pytest.raises(OverloadedError, match="3 texts are queued or running"):
+            await engine.classify(["a b"])
+        assert not encoded
+        for task in waiting:
+            task.cancel()
+
+    with_fake_engine(work, max_concurrent_requests=3)

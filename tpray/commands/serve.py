@@ -54,6 +54,14 @@ def serve(
     max_client_batch_size: Annotated[
         int, typer.Option(min=1, envvar="TPRAY_MAX_CLIENT_BATCH_SIZE", help="Items in one request.")
     ] = BatchConfig().max_client_batch_size,
+    max_queue_s: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            envvar="TPRAY_MAX_QUEUE_S",
+            help="Seconds that a text may be expected to wait for its step; more get a 429. 0: no limit.",
+        ),
+    ] = BatchConfig().max_queue_s,
     payload_limit: Annotated[
         int, typer.Option(min=1024, envvar="TPRAY_PAYLOAD_LIMIT", help="Bytes in one request body.")
     ] = BatchConfig().payload_limit_bytes,
@@ -87,6 +95,7 @@ def serve(
             max_concurrent_requests=max_concurrent_requests,
             max_client_batch_size=max_client_batch_size,
             payload_limit_bytes=payload_limit,
+            max_queue_s=max_queue_s,
         ),
         replicas=replicas,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tpray.artifacts.folder import Artifact, rank_folder
 from tpray.artifacts.resolve import Resolution, TraceTask, find_model, resolve
 from tpray.artifacts.tracing import Traced, make_artifact
 from tpray.config import ModelConfig
-from tpray.errors import ArtifactError, ParityError
+from tpray.errors import ArtifactError, ParityError, RankError, StepError
 from tpray.group.channel import StepResult
 from tpray.group.executor import Executor
 from tpray.group.group import Group, PhaseReport
@@ -21,10 +22,23 @@ from tpray.group.jobs import ShardJob
 from tpray.group.wire import Array
 from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.runtime.buckets import Bucket, fitting, largest_batch, pad_to
-from tpray.runtime.canary import canary_steps, check_logits
+from tpray.runtime.canary import TOLERANCE, canary_steps, check_logits, difference
 from tpray.tokenizer import takes_types
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _CanaryStep:
+    """A step of the canary: the program's inputs, the unsharded model's logits, and what this group answered first.
+
+    repeatable: the group gave the same bits when it was asked at once again.
+    """
+
+    inputs: Sequence[Array]
+    reference: Array
+    answer: Array
+    repeatable: bool
 
 
 class ClassifierGroup(Group):
@@ -52,6 +66,7 @@ class ClassifierGroup(Group):
         self.packs_rows = False
         self._model, self._found, self._out = model, found, out
         self._resolution = Resolution()
+        self._canary: list[_CanaryStep] = []
 
     @property
     def artifact(self) -> Artifact:
@@ -141,17 +156,67 @@ class ClassifierGroup(Group):
         records = await self.executor.trace(jobs)
         return Traced(records, await self.executor.make_canary(task.checkpoint, task.max_length))
 
+    @property
+    def canary_steps(self) -> int:
+        """How many steps the canary has."""
+        return len(self._canary)
+
+    async def check_again(self, number: int) -> None:
+        """Have the ranks answer a step of the canary again, and fail the group if it no longer does so as it should.
+
+        Logits must stay as close to the unsharded model's as their dtype explains, which is seen at once. And a group
+        that gave the same bits twice at its start must give them still: so smaller changes are seen too. One that does
+        not come again is only logged.
+
+        Args:
+            number: of the step, from 0.
+
+        Raises:
+            ParityError: it does not; the supervisor restarts the group from its artifact, whose files are checked.
+            GroupError: the group failed for another reason, or takes no steps now.
+        """
+        step, dtype = self._canary[number], self.artifact.manifest.dtype
+        for attempt in ("first", "second"):
+            logits = await self._answer_again(step.inputs)
+            if not difference(step.reference, logits) <= TOLERANCE[dtype]:  # also true of NaN
+                break
+            if not step.repeatable or np.array_equal(logits, step.answer):
+                if attempt == "second":
+                    log.warning("the canary's logits were not those of the start, and then were again: a passing fault")
+                return
+        error = ParityError(
+            "the group no longer gives the answers of its start, the canary's logits differ by "
+            f"{difference(step.answer, logits):.2e}: a weight has changed in memory or a core computes wrongly; the "
+            "group is started again from its artifact"
+        )
+        self._fail(error)
+        raise error
+
+    async def _answer_again(self, inputs: Sequence[Array]) -> Array:
+        """The logits of a step of the canary; not a `step`, for none of those that restarts are counted by."""
+        self.lifecycle.check_ready()
+        try:
+            logits = (await self._run(inputs)).logits
+        except StepError as e:
+            error = RankError(f"every rank fails in the canary: {e}")
+            self._fail(error)
+            raise error from e
+        self.lifecycle.check_ready()  # by now it may restart for another reason
+        return logits
+
     async def _check(self) -> None:
-        manifest, differences = self.artifact.manifest, []
+        manifest, differences, steps = self.artifact.manifest, [], []
         try:
             for inputs, reference in canary_steps(manifest.canary, manifest.model.pad_id):
-                result = await self._run(inputs)
-                differences.append(check_logits(reference, result.logits, manifest.dtype))
+                logits = (await self._run(inputs)).logits
+                differences.append(check_logits(reference, logits, manifest.dtype))
+                again = (await self._run(inputs)).logits
+                steps.append(_CanaryStep(inputs, reference, logits, np.array_equal(logits, again)))
         except ParityError:
             if self._resolution.task is not None:
                 self._resolution.task.discard()
             raise
-        self.parity = max(differences)
+        self.parity, self._canary = max(differences), steps
 
     async def _prove(self) -> None:
         manifest = self.artifact.manifest

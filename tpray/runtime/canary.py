@@ -1,4 +1,9 @@
-"""Fixed inputs and texts whose unsharded logits are known, so that a wrong shard or tokenizer is found at the start."""
+"""Fixed inputs and texts whose unsharded logits are known, so that a wrong shard or tokenizer is found at the start.
+
+A group is asked them again while it serves, so that a weight that changed in memory, or a core that computes wrongly,
+is found too. What no canary sees: the rows of embeddings that its own tokens and positions do not use, a fault of which
+nothing is left in the logits, and one that was there at the start and is smaller than what the dtype explains.
+"""
 
 from __future__ import annotations
 
@@ -124,13 +129,18 @@ def check_logits(reference: Array, logits: Array, dtype: str) -> float:
     """
     if not np.isfinite(reference).all():
         raise ParityError("the unsharded model's own logits are not finite (NaN or infinite): its weights are damaged")
-    difference = float(np.abs(logits - reference).max() / max(1.0, float(np.abs(reference).max())))
-    if not difference <= TOLERANCE[dtype]:  # also refuses NaN
+    found = difference(reference, logits)
+    if not found <= TOLERANCE[dtype]:  # also refuses NaN
         raise ParityError(
-            f"the sharded {dtype} logits differ from the unsharded model's by {difference:.2e}, more than "
+            f"the sharded {dtype} logits differ from the unsharded model's by {found:.2e}, more than "
             f"{TOLERANCE[dtype]:.0e}: the group must not serve; trace the model again"
         )
-    return difference
+    return found
+
+
+def difference(reference: Array, logits: Array) -> float:
+    """The largest difference between logits ``[B, L]``, as a share of the largest of ``reference`` or of 1; or NaN."""
+    return float(np.abs(logits - reference).max() / max(1.0, float(np.abs(reference).max())))
 
 
 def _array(logits: Any) -> Array:

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -40,8 +41,11 @@ from tpray.errors import (
 from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
-from tpray.runtime.buckets import Bucket, largest_batch
+from tpray.runtime.buckets import Bucket
+from tpray.serving.row_queue import RowQueue
+from tpray.serving.rows import QueuedRow, RowResult, cut_into_buckets, cut_steps, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
+from tpray.serving.work_rate import WorkRate
 from tpray.tokenizer import Encoded, pad
 
 log = logging.getLogger(__name__)
@@ -55,6 +59,9 @@ REFUSED = (
     f"made this server's ranks fail twice, and is not run again for {EXPIRY_S / 60:g} minutes: leave it out, and tell "
     "whoever runs the server, whose log says how they failed"
 )
+
+RETRY_LIMIT_S = 60
+"""Nobody is told to come back later than this: a rate that was measured now says little of then."""
 
 
 class Steps(Protocol):
@@ -71,60 +78,6 @@ class Steps(Protocol):
             GroupError: the group failed.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class RowResult:
-    """One row's answer: logits float32 ``[L]``, seconds in the queue, seconds its step computed."""
-
-    logits: Array
-    queue_s: float
-    compute_s: float
-
-
-@dataclass(slots=True, eq=False)
-class QueuedRow:
-    """A row in the queue. Times are `time.monotonic` seconds. suspected: to be run while nothing else is under way."""
-
-    encoded: Encoded
-    future: asyncio.Future[RowResult]
-    arrived: float
-    deadline: float
-    suspected: bool = False
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-
-def cut_steps(rows: Iterable[QueuedRow], max_step_tokens: int, max_padding: float) -> list[list[QueuedRow]]:
-    """Cut rows into steps: sorted by length, each step within the token limit and the padding limit.
-
-    A row longer than the limit gets a step of its own. The step with the oldest row comes first.
-    """
-    steps: list[list[QueuedRow]] = []
-    used = 0
-    for row in sorted(rows, key=len):
-        padded = len(row) * (len(steps[-1]) + 1) if steps else 0
-        if steps and padded <= max_step_tokens and used + len(row) >= padded * (1 - max_padding):
-            steps[-1].append(row)
-            used += len(row)
-        else:
-            steps.append([row])
-            used = len(row)
-    return sorted(steps, key=lambda step: min(row.arrived for row in step))
-
-
-def cut_into_buckets(rows: Iterable[QueuedRow], buckets: Sequence[Bucket]) -> list[list[QueuedRow]]:
-    """Cut rows into steps of one bucket each: rows that share the shortest bucket that holds them go together."""
-    together: dict[int, list[QueuedRow]] = {}
-    for row in rows:
-        length = min(bucket.length for bucket in buckets if bucket.length >= len(row))
-        together.setdefault(length, []).append(row)
-    steps = []
-    for length, group in together.items():
-        size = largest_batch(buckets, length)
-        steps += [group[start : start + size] for start in range(0, len(group), size)]
-    return sorted(steps, key=lambda step: min(row.arrived for row in step))
 
 
 class Batcher:
@@ -148,21 +101,59 @@ class Batcher:
     ) -> None:
         self._group, self._config, self._pad_id = group, config, pad_id
         self._packs_rows, self._buckets = packs_rows, buckets
-        self._queue: deque[QueuedRow] = deque()
+        self._queue: RowQueue[QueuedRow] = RowQueue()
         self._cut: deque[list[QueuedRow]] = deque()  # steps that were cut and wait for a slot
+        self._cut_tokens = 0  # in those
         self._admitted: set[QueuedRow] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._alone = False  # whether what runs is a suspect
         self._suspects = Suspects()
         self._awake = False  # whether `_start_steps` is to run
         self._closed: GroupError | None = None
+        self._rate = WorkRate()
         self.rows_not_finite = 0
         group.lifecycle.watch(self._on_group)
 
     @property
     def queued_tokens(self) -> int:
         """Tokens that wait for a step."""
-        return sum(map(len, self._queue)) + sum(len(row) for step in self._cut for row in step)
+        return self._queue.tokens + self._cut_tokens
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not (self._admitted or self._running)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """How fast the queue empties when there is one; 0: that is not known."""
+        return self._rate.tokens_per_s
+
+    def check_room(self, rows: int, timeout_s: float) -> None:
+        """Refuse more rows than may wait, and rows that would wait too long; costs little, so ask before any work.
+
+        How long a row would wait follows from the tokens before it and the measured rate; while that is not known,
+        nothing is refused for it. ``timeout_s`` is how long the caller waits: what comes later is of no use.
+
+        Raises:
+            OverloadedError: with the time in which there should be room.
+        """
+        limits, queued = self._config, self.queued_tokens
+        wait_s = self._rate.seconds_for(queued)
+        excess = len(self._admitted) + rows - limits.max_concurrent_requests
+        if excess > 0:
+            room_s = wait_s * excess / max(1, len(self._admitted))
+            raise OverloadedError(
+                f"{len(self._admitted)} texts are queued or running, and the limit is "
+                f"{limits.max_concurrent_requests}: try again later",
+                _whole_seconds(room_s),
+            )
+        limit_s = min(limits.max_queue_s, timeout_s)
+        if limits.max_queue_s and wait_s > limit_s:
+            raise OverloadedError(
+                f"{queued} tokens wait, some {wait_s:.1f} s of work, and the limit is {limit_s:g} s: try again later",
+                _whole_seconds(wait_s - limit_s),
+            )
 
     def reconfigure(self, config: BatchConfig) -> None:
         """Take other limits. Fewer steps in flight come into force as the running ones end."""
@@ -173,7 +164,7 @@ class Batcher:
         """Queue ``rows`` and wait for all their answers.
 
         Raises:
-            OverloadedError: the queue cannot take them all; none was queued.
+            OverloadedError: the queue cannot take them all, see `check_room`; none was queued.
             DeadlineError: ``timeout_s`` passed first.
             LogitsError, StepError, RefusedError: a row's own error.
             GroupError: the group was given up, or was stopped.
@@ -183,11 +174,7 @@ class Batcher:
         for number, encoded in enumerate(rows):
             if self._suspects.refuses(encoded):
                 raise RefusedError(REFUSED, number)
-        if len(self._admitted) + len(rows) > self._config.max_concurrent_requests:
-            raise OverloadedError(
-                f"{len(self._admitted)} texts are queued or running, and the limit is "
-                f"{self._config.max_concurrent_requests}: try again later"
-            )
+        self.check_room(len(rows), timeout_s)
         loop, now = asyncio.get_running_loop(), time.monotonic()
         queued = [
             QueuedRow(encoded, loop.create_future(), now, now + timeout_s, encoded in self._suspects)
@@ -208,7 +195,7 @@ class Batcher:
         finally:
             self._admitted.difference_update(queued)
             if sum(future.cancel() for future in futures):  # some wait no longer, and are not to be counted
-                self._queue = deque(row for row in self._queue if not row.future.done())
+                self._queue.keep(lambda row: not row.future.done())
 
     async def close(self, reason: GroupError) -> None:
         """Start no step any more; every row that was admitted, and later ones, raise ``reason``."""
@@ -221,6 +208,7 @@ class Batcher:
         self._closed = self._closed or reason
         self._queue.clear()
         self._cut.clear()
+        self._cut_tokens = 0
         for row in self._admitted:
             _fail(row, self._closed)
 
@@ -243,30 +231,38 @@ class Batcher:
         ready = self._closed is None and self._group.lifecycle.state is State.READY
         slots = self._config.steps_in_flight
         while ready and not self._alone and len(self._running) < slots and (rows := self._next_step()):
+            if not self._running:
+                self._rate.begin()
             self._alone = rows[0].suspected
+            tokens, full = tokens_in(rows), bool(self._cut or self._queue)
             task = asyncio.get_running_loop().create_task(self._answer(rows))
             self._running.add(task)
-            task.add_done_callback(self._on_answered)
+            task.add_done_callback(partial(self._on_answered, tokens, full))
 
-    def _on_answered(self, task: asyncio.Task[None]) -> None:
+    def _on_answered(self, tokens: int, full: bool, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._alone = False  # if it was, this was it
+        if self._group.lifecycle.state is State.READY:  # else the step has failed, and says nothing of the rate
+            self._rate.add(tokens, full)
         self._wake()
 
     def _next_step(self) -> list[QueuedRow]:
         """The rows of the next step that somebody waits for; [] if there are none that can start now."""
         while self._cut or self._queue:
             if not self._cut:
-                if self._queue[0].suspected and self._running:
+                if self._queue.first.suspected and self._running:
                     return []
                 self._cut.extend(self._cut_steps())
-            if rows := [row for row in self._cut.popleft() if _wanted(row)]:
+                self._cut_tokens = sum(map(tokens_in, self._cut))
+            step = self._cut.popleft()
+            self._cut_tokens -= tokens_in(step)
+            if rows := [row for row in step if _wanted(row)]:
                 return rows
         return []
 
     def _cut_steps(self) -> list[list[QueuedRow]]:
         """Take the oldest rows and cut them into steps."""
-        if self._queue[0].suspected:
+        if self._queue.first.suspected:
             return [[self._queue.popleft()]]
         limits = self._config
         if self._packs_rows:
@@ -279,7 +275,7 @@ class Batcher:
     def _take(self, budget: int) -> list[QueuedRow]:
         """The oldest rows that somebody still waits for, up to ``budget`` tokens and at least one; no suspect."""
         taken: list[QueuedRow] = []
-        while self._queue and not self._queue[0].suspected and (not taken or len(self._queue[0]) <= budget):
+        while self._queue and not self._queue.first.suspected and (not taken or len(self._queue.first) <= budget):
             row = self._queue.popleft()
             if _wanted(row):
                 taken.append(row)
@@ -325,6 +321,7 @@ class Batcher:
         """Run the two halves of a step that raised, before anything else; a row by itself has its error."""
         if len(rows) > 1:
             self._cut.extendleft([rows[len(rows) // 2 :], rows[: len(rows) // 2]])
+            self._cut_tokens += tokens_in(rows)
             return
         log.error("a row of %d tokens: %s", len(rows[0]), error)
         _fail(rows[0], StepError(f"cannot be computed: {error.message}"))
@@ -346,8 +343,12 @@ class Batcher:
             for row in rows:
                 _fail(row, self._closed)
         else:
-            wanted = [row for row in rows if _wanted(row)]
-            self._queue = deque(sorted((*wanted, *self._queue), key=lambda row: row.arrived))
+            self._queue.put_back(filter(_wanted, rows), lambda row: row.arrived)
+
+
+def _whole_seconds(seconds: float) -> int:
+    """Rounded up, at least 1 and at most `RETRY_LIMIT_S`."""
+    return max(1, min(RETRY_LIMIT_S, math.ceil(seconds)))
 
 
 def _wanted(row: QueuedRow) -> bool:

@@ -27,6 +27,7 @@ from tpray.group.group import PhaseReport
 from tpray.group.lifecycle import State
 from tpray.group.wire import Array
 from tpray.serving.batcher import NOT_FINITE, Batcher
+from tpray.serving.canary_watch import CanaryWatch
 from tpray.serving.codec import Direction, Score, TextCodec
 from tpray.tokenizer import Item
 
@@ -62,6 +63,7 @@ class Engine:
         self.startup: tuple[PhaseReport, ...] = ()
         """The phases of the first start."""
         self._checked = float("-inf")
+        self._watch = CanaryWatch(group, lambda: self._batcher is None or self._batcher.idle)
 
     async def start(self) -> None:
         """Start the group, load the tokenizer, open the queue."""
@@ -76,6 +78,7 @@ class Engine:
         self._batcher = Batcher(
             self.group, self._batching(), self._codec.pad_id, self.group.packs_rows, self.group.buckets
         )
+        self._watch.start(self.config.canary_interval_s)
 
     @staticmethod
     def _make_codec(artifact: Artifact) -> TextCodec:
@@ -100,6 +103,11 @@ class Engine:
         return self._batcher.queued_tokens if self._batcher is not None else 0
 
     @property
+    def tokens_per_s(self) -> float:
+        """How many tokens the group computes a second when rows wait for it; 0: that is not known."""
+        return self._batcher.tokens_per_s if self._batcher is not None else 0.0
+
+    @property
     def rows_not_finite(self) -> int:
         """How many rows got logits that are NaN or infinite."""
         return self._batcher.rows_not_finite if self._batcher is not None else 0
@@ -115,9 +123,11 @@ class Engine:
         self.group.step_timeout_s = config.step_timeout_s
         if self._batcher is not None:
             self._batcher.reconfigure(self._batching())
+            self._watch.start(config.canary_interval_s)
 
     async def stop(self) -> None:
         """Close the queue, whose rows are told so at once, and stop the group."""
+        self._watch.stop()
         if self._batcher is not None:
             await self._batcher.close(GroupError("this classifier is being closed"))
         await self.group.stop()
@@ -160,13 +170,19 @@ class Engine:
                 "batches"
             )
         self.check_alive()
+        limit_s = timeout_s or self.config.request_timeout_s
+        self._batcher.check_room(len(items), limit_s)  # before any work: what is refused must cost little
         characters = sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items)
         if characters > INLINE_CHARS or not self.codec.compiled:
             rows = await asyncio.to_thread(self.codec.encode, items, truncate, direction)
         else:
             rows = self.codec.encode(items, truncate, direction)
         tokenized = time.perf_counter()
-        results = await self._batcher.submit(rows, timeout_s or self.config.request_timeout_s)
+        try:
+            results = await self._batcher.submit(rows, limit_s)
+        except LogitsError:
+            self._watch.suspect()
+            raise
         scores = [self.codec.scores(result.logits, raw_scores) for result in results]
         return Answer(
             scores=scores,
@@ -231,6 +247,20 @@ class Engine:
                 if repeated:
                     raise
                 repeated = True
+
+    async def check_deeply(self, timeout_s: float = 5.0) -> None:
+        """Run the canary through every rank, unless that was done within the last second, and compare its logits.
+
+        Raises:
+            ParityError: they are wrong, and the group is restarted; see `ClassifierGroup.check_again`.
+            GroupError: the group does not answer; it is being restarted, or is given up.
+            DeadlineError: it is so busy that the answer takes longer than a step may.
+        """
+        limit_s = self.group.step_timeout_s + timeout_s
+        try:
+            await asyncio.wait_for(self._watch.check(), limit_s)
+        except asyncio.TimeoutError as e:
+            raise DeadlineError(f"the canary was not answered within {limit_s:g} s") from e
 
     async def check(self, timeout_s: float = 5.0) -> None:
         """Run one token through every rank, unless that was done within the last second.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -48,10 +48,17 @@ def make_app(engine: Engine, gate: Gate | None = None) -> FastAPI:
         )
 
     @app.get("/health", responses={503: {"description": "a rank does not answer, or the group restarts"}})
-    async def health() -> Response:
-        """200 when every rank has just answered a step, else 503."""
+    async def health(
+        deep: Annotated[
+            str | None, Query(description="also compare the logits of a fixed input; `?deep` will do")
+        ] = None,
+    ) -> Response:
+        """200 when every rank has just answered a step, and with `?deep` answered it as it should; else 503."""
         try:
-            await engine.check()
+            if deep is None or deep.lower() in ("0", "false", "no"):
+                await engine.check()
+            else:
+                await engine.check_deeply()
         except Exception as e:  # noqa: BLE001  # the boundary where errors become statuses
             return own.error_response(e)
         return Response(status_code=200)

@@ -247,4 +247,5 @@ def load(
         owns_ray = ensure_ray(max(len(usable_cores()), tp * topology.threads))
         executor = RayExecutor(topology)
     group = ClassifierGroup(config, executor, BatchConfig().step_timeout_s, progress, found, out)
-    return LocalClassifier(group, BatchConfig(), owns_ray)
+    # Nobody else asks, and who asks for much is ready to wait for it.
+    return LocalClassifier(group, BatchConfig(max_queue_s=0), owns_ray)

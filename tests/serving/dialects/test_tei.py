@@ -59,3 +59,7 @@ def test_the_table_of_statuses(error: Exception, status: int, kind: str) -> None
     assert ("retry-after" in headers) == (status in (429, 503))
     assert internal == (type(error) is ZeroDivisionError)
     assert b"secret" not in body
+
+
+def test_an_overloaded_server_says_when_to_come_back() -> None:
+    assert tei.render_error(errors.OverloadedError("try again later", 17)).headers == {"retry-after": "17"}

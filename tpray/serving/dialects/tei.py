@@ -50,7 +50,8 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
 )
 """The one table from errors to statuses and TEI's error types; the first that matches."""
 
-RETRY_AFTER_S = {429: 1, 503: 5}
+RESTART_S = 5
+"""When to try again where a group restarts: about the time that one needs."""
 
 
 class PredictRequest(BaseModel):
@@ -167,10 +168,15 @@ def render_error(error: Exception) -> RenderedError:
         text = str(error)
     else:
         text = f"internal error ({type(error).__name__}); see the server's log"
-    headers = {"retry-after": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else {}
     return RenderedError(
-        status, _body(text, kind), headers, internal=status == 424 and not isinstance(error, TprayError)
+        status, _body(text, kind), _retry_after(error), internal=status == 424 and not isinstance(error, TprayError)
     )
+
+
+def _retry_after(error: Exception) -> dict[str, str]:
+    if isinstance(error, (OverloadedError, GroupError, StoppingError)):
+        return {"retry-after": str(error.retry_after_s if isinstance(error, OverloadedError) else RESTART_S)}
+    return {}
 
 
 def _body(text: str, kind: str) -> bytes:

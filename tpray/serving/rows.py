@@ -1,0 +1,70 @@
+"""Rows as they wait for their step, and how steps are cut from them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tpray.group.wire import Array
+from tpray.runtime.buckets import Bucket, largest_batch
+from tpray.tokenizer import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """One row's answer: logits float32 ``[L]``, seconds in the queue, seconds its step computed."""
+
+    logits: Array
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(slots=True, eq=False)
+class QueuedRow:
+    """A row in the queue. Times are `time.monotonic` seconds. suspected: to be run while nothing else is under way."""
+
+    encoded: Encoded
+    future: asyncio.Future[RowResult]
+    arrived: float
+    deadline: float
+    suspected: bool = False
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+def cut_steps(rows: Iterable[QueuedRow], max_step_tokens: int, max_padding: float) -> list[list[QueuedRow]]:
+    """Cut rows into steps: sorted by length, each step within the token limit and the padding limit.
+
+    A row longer than the limit gets a step of its own. The step with the oldest row comes first.
+    """
+    steps: list[list[QueuedRow]] = []
+    used = 0
+    for row in sorted(rows, key=len):
+        padded = len(row) * (len(steps[-1]) + 1) if steps else 0
+        if steps and padded <= max_step_tokens and used + len(row) >= padded * (1 - max_padding):
+            steps[-1].append(row)
+            used += len(row)
+        else:
+            steps.append([row])
+            used = len(row)
+    return sorted(steps, key=lambda step: min(row.arrived for row in step))
+
+
+def cut_into_buckets(rows: Iterable[QueuedRow], buckets: Sequence[Bucket]) -> list[list[QueuedRow]]:
+    """Cut rows into steps of one bucket each: rows that share the shortest bucket that holds them go together."""
+    together: dict[int, list[QueuedRow]] = {}
+    for row in rows:
+        length = min(bucket.length for bucket in buckets if bucket.length >= len(row))
+        together.setdefault(length, []).append(row)
+    steps = []
+    for length, group in together.items():
+        size = largest_batch(buckets, length)
+        steps += [group[start : start + size] for start in range(0, len(group), size)]
+    return sorted(steps, key=lambda step: min(row.arrived for row in step))
+
+
+def tokens_in(rows: Iterable[QueuedRow]) -> int:
+    """How many tokens the rows have together, without padding."""
+    return sum(map(len, rows))
