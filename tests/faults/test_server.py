@@ -208,6 +208,13 @@ def test_the_command_ends_when_its_ray_is_gone(server: Running) -> None:
     assert "Traceback" not in said
 
 
+def classify_by_handle(arguments: str) -> str:
+    """What a script says that has the handle of a server and classifies something with it."""
+    code = f"import tpray; print(tpray.connect({arguments}).classify.remote('a b').result())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    return done.stdout + done.stderr
+
+
 def test_two_servers_never_answer_for_each_other(
     tmp_path: Path, free_port: Callable[[], int], make_checkpoint: Callable[..., Path], report: Report
 ) -> None:
@@ -226,6 +233,10 @@ def test_two_servers_never_answer_for_each_other(
         assert not tally.wrong
         assert not tally.lost, tally
         assert other.right == other.sent
+        unnamed = classify_by_handle("")
+        assert "this could be any of them: name the server" in unnamed
+        assert "'LABEL_4'" in classify_by_handle(f"url={second.url!r}")
+        assert "'paraphrase'" in classify_by_handle(f"url={first.url!r}")
     finally:
         for server in (first, second):
             server.process.send_signal(signal.SIGINT)

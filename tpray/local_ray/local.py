@@ -127,18 +127,21 @@ def _interrupts_held() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def join_ray() -> None:
+def join_ray(address: str | None = None) -> None:
     """Connect this process to the Ray that `start_ray` started in another one.
 
+    Args:
+        address: of that Ray; the default is the only one that runs here.
+
     Raises:
-        ConfigError: none runs here.
+        ConfigError: none runs here, or several.
     """
     if ray.is_initialized():
         return
     stay_quiet()
     private.stay_on_loopback()
     try:
-        private.find_running_ray()
+        private.find_running_ray(address)
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as e:
         raise ConfigError("no Ray runs on this machine: start a server with `tpray serve` first") from e

@@ -9,6 +9,7 @@ import ray
 from ray._private import auto_init_hook, services
 
 from tpray.config import ray_address
+from tpray.errors import ConfigError
 
 _services: Any = services
 _auto_init: Any = auto_init_hook
@@ -58,32 +59,41 @@ def dead_processes() -> list[str]:
     return [] if node is None else [kind for kind, _ in node.dead_processes()]
 
 
-def find_running_ray() -> None:
+def find_running_ray(address: str | None = None) -> None:
     """Have Ray's address ``auto`` mean a Ray that runs on this machine.
 
+    Args:
+        address: of its control store; the default is the only one that runs, or the one that `ray start` noted. Ray's
+            own ``auto`` believes that note even when the Ray it names was killed, and waits for it for minutes.
+
     Raises:
-        ConnectionError: none does, and ``RAY_ADDRESS`` names none.
+        ConnectionError: none runs, and ``RAY_ADDRESS`` names none.
+        ConfigError: several run, and nothing says which is meant.
     """
-    noted = _services.find_bootstrap_address(None)
-    address = running_ray(noted)
+    if address is None:
+        noted, running = _services.find_bootstrap_address(None), running_rays()
+        if noted in running:
+            address = noted
+        elif len(running) > 1:
+            raise ConfigError(
+                f"{len(running)} Rays run on this machine, and this could be any of them: name the server, as in "
+                'tpray.connect(url="http://127.0.0.1:8000"), or set RAY_ADDRESS'
+            )
+        else:
+            address = next(iter(running), None)
     if address is None and ray_address() is None:
         raise ConnectionError("nothing of Ray runs here")
     _services.find_bootstrap_address = lambda _: address
 
 
-def running_ray(noted: str | None) -> str | None:
-    """The address of a Ray that runs on this machine; None if there is none. noted: by `ray start`.
-
-    Of several it is the one that was noted, else the one whose raylet started last. Ray's own ``auto``
-    believes that note even when the Ray it names was killed, and waits for it for minutes.
-    """
-    running: dict[str, int] = {}  # address -> when its raylet started, clock ticks since boot; see proc(5)
+def running_rays() -> set[str]:
+    """The addresses of the control stores of the Rays whose raylet runs on this machine."""
+    running = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            started = int((process / "stat").read_text().rpartition(")")[2].split()[19])
         except OSError:  # it has ended meanwhile
             continue
         if arguments[0].endswith("/raylet"):
-            running |= {a.partition("=")[2]: started for a in arguments if a.startswith("--gcs-address=")}
-    return noted if noted in running else max(running, key=lambda address: running[address], default=None)
+            running |= {a.partition("=")[2] for a in arguments if a.startswith("--gcs-address=")}
+    return running

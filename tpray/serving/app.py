@@ -57,7 +57,7 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the routes, once the constructor is done."""
-        return make_app(self._engine, self._gate)
+        return make_app(self._engine, self._gate, ray.get_runtime_context().gcs_address)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:  # one that is not async is called in a thread
         """Serve's hook for ``user_config``: keys of `BatchConfig`, changed without a restart.

@@ -17,8 +17,12 @@ from tpray.serving.metrics import read_metrics
 from tpray.version import __version__
 
 
-def make_app(engine: Engine, gate: Gate | None = None) -> FastAPI:
-    """The routes of an engine that has started; all requests come through ``gate``."""
+def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None = None) -> FastAPI:
+    """The routes of an engine that has started; all requests come through ``gate``.
+
+    Args:
+        ray_address: of the Ray that this runs on, for `tpray.connect`.
+    """
     app = FastAPI(
         title="tpray",
         version=__version__,
@@ -66,7 +70,7 @@ def make_app(engine: Engine, gate: Gate | None = None) -> FastAPI:
     @app.get("/info")
     async def info() -> dict[str, Any]:
         """The model, how it is split, the limits, the load, and how the group came up."""
-        return describe(engine)
+        return describe(engine) | {"ray_address": ray_address}
 
     for dialect in DIALECTS:
         app.include_router(dialect.routes(engine))
