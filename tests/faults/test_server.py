@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -205,6 +206,23 @@ def test_the_command_ends_when_its_ray_is_gone(server: Running) -> None:
     assert server.process.wait(60) == 1
     said = server.log.read_text()
     assert "tpray: the server is gone: Ray's gcs_server has ended" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_the_command_ends_when_no_replica_can_be_started(
+    tmp_path: Path, free_port: Callable[[], int], make_checkpoint: Callable[..., Path]
+) -> None:
+    """The model's files vanish while it is served, and then the replica."""
+    model = tmp_path / "model"
+    shutil.copytree(make_checkpoint(), model)
+    server = start(free_port(), tmp_path, str(model))
+    shutil.rmtree(model)
+    shutil.rmtree(tmp_path / "cache")
+    os.kill(process_of(server, "ray::ServeReplica"), signal.SIGKILL)
+    assert server.process.wait(300) == 1
+    said = server.log.read_text()
+    assert "tpray: the server is gone: no replica could be started for 60 s" in said
     assert "Traceback" not in said
 
 

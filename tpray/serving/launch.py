@@ -114,7 +114,7 @@ class Server:
         self._show, self._drain_s = show, drain_s
         self._ports: Lease | None = None
         self._token = secrets.token_hex(16)
-        self._well_at = time.monotonic()
+        self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
 
     def __enter__(self) -> Server:
         config, parallel = self.config, self.config.parallel
@@ -214,37 +214,48 @@ class Server:
         Raises:
             GroupError: the server is gone for good: Ray has ended, or no replica could be started for `GONE_S`.
         """
+        over = threading.Event()
+        self._well_at, self._gone = time.monotonic(), ""
+        threading.Thread(target=self._watch, args=(over,), name="tpray-watch", daemon=True).start()
+        try:
+            while not self._gone:
+                time.sleep(2)
+                self._look()
+        except KeyboardInterrupt:
+            if not self._gone:
+                return
+        finally:
+            over.set()
+        raise GroupError(f"the server is gone: {self._gone}")
+
+    def _look(self) -> None:
+        """Note whether the application is well. It may block; it is in the main thread, since it can start a Ray."""
+        self._complaint = "Ray Serve does not answer"
+        try:
+            overview = _application()
+        except Exception as e:  # noqa: BLE001  # whatever Ray raises, it is no answer
+            self._complaint = f"Ray Serve does not answer ({type(e).__name__})"
+            return
+        running = any(deployment.replica_states.get("RUNNING") for deployment in overview.deployments.values())
+        if running or overview.status not in FAILED:
+            self._well_at = time.monotonic()
+        else:
+            self._complaint = f"no replica could be started for {GONE_S:g} s: {_last_line(overview)}"
+
+    def _watch(self, over: threading.Event) -> None:
+        """Interrupt `wait` once Ray has ended, or the application was not well for too long. On a thread of its own."""
         from tpray.local_ray.local import dead_process
 
-        self._well_at = time.monotonic()
-        threading.Thread(target=self._watch, name="tpray-watch", daemon=True).start()
-        try:
-            while True:
-                time.sleep(1)
-                if dead := dead_process():
-                    raise GroupError(
-                        f"the server is gone: Ray's {dead} has ended; its logs are in Ray's session folder"
-                    )
-                if time.monotonic() - self._well_at > GONE_S:
-                    raise GroupError(f"the server is gone: {self._complaint}")
-        except KeyboardInterrupt:
-            return
-
-    def _watch(self) -> None:
-        """Note when the application was last well. On a thread: Serve may not answer."""
-        self._complaint = "Ray Serve does not answer"
-        while True:
-            try:
-                overview = _application()
-            except Exception as e:  # noqa: BLE001  # whatever Ray raises, it is no answer
-                self._complaint = f"Ray Serve does not answer ({type(e).__name__})"
-            else:
-                running = any(d.replica_states.get("RUNNING") for d in overview.deployments.values())
-                if running or overview.status not in FAILED:
-                    self._well_at = time.monotonic()
-                else:
-                    self._complaint = f"no replica could be started for {GONE_S:g} s: {_last_line(overview)}"
-            time.sleep(2)
+        main = threading.main_thread().ident
+        assert main is not None, "it runs"
+        while not over.wait(1):
+            if dead := dead_process():
+                self._gone = f"Ray's {dead} has ended; its logs are in Ray's session folder"
+            elif time.monotonic() - self._well_at > GONE_S:
+                self._gone = self._complaint
+            if self._gone:
+                signal.pthread_kill(main, signal.SIGINT)
+                return
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
