@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
@@ -59,7 +60,7 @@ def with_batcher(
 
 def test_every_row_gets_its_own_answer_in_order() -> None:
     async def work(batcher: Batcher) -> None:
-        results = await batcher.submit([row(1 + i * 7 % 40, first=i) for i in range(100)], 5)
+        results = await batcher.submit([row(1 + i * 7 % 40, first=i) for i in range(100)], time.monotonic() + 5)
         assert [r.logits[0] for r in results] == list(range(100))
 
     with_batcher(work, max_step_tokens=64)
@@ -87,12 +88,12 @@ def test_padding_is_masked() -> None:
 
 def test_a_full_queue_refuses_all_of_a_request() -> None:
     async def work(batcher: Batcher) -> None:
-        first = asyncio.ensure_future(batcher.submit([row(4)] * 3, 5))
+        first = asyncio.ensure_future(batcher.submit([row(4)] * 3, time.monotonic() + 5))
         await asyncio.sleep(0)
         with pytest.raises(OverloadedError, match="limit is 4"):
-            await batcher.submit([row(4)] * 2, 5)
+            await batcher.submit([row(4)] * 2, time.monotonic() + 5)
         assert len(await first) == 3
-        assert len(await batcher.submit([row(4)] * 4, 5)) == 4  # the place is free again
+        assert len(await batcher.submit([row(4)] * 4, time.monotonic() + 5)) == 4  # the place is free again
 
     with_batcher(work, max_concurrent_requests=4)
 
@@ -106,16 +107,16 @@ def test_abandoned_rows_cost_no_step() -> None:
         return await echo(inputs)
 
     async def work(batcher: Batcher) -> None:
-        busy = asyncio.ensure_future(batcher.submit([row(4, 1)], 5))
+        busy = asyncio.ensure_future(batcher.submit([row(4, 1)], time.monotonic() + 5))
         await asyncio.sleep(0.01)
-        left = asyncio.ensure_future(batcher.submit([row(4, 2)], 5))
-        late = asyncio.ensure_future(batcher.submit([row(4, 3)], 0.01))
+        left = asyncio.ensure_future(batcher.submit([row(4, 2)], time.monotonic() + 5))
+        late = asyncio.ensure_future(batcher.submit([row(4, 3)], time.monotonic() + 0.01))
         await asyncio.sleep(0)
         left.cancel()
-        with pytest.raises(DeadlineError, match=r"0\.01 s"):
+        with pytest.raises(DeadlineError, match="time ran out"):
             await late
         await busy
-        await batcher.submit([row(4, 4)], 5)
+        await batcher.submit([row(4, 4)], time.monotonic() + 5)
         assert seen == [1, 4]
 
     with_batcher(work, slow, steps_in_flight=1)
@@ -132,9 +133,9 @@ def test_rows_of_a_dead_group_are_replayed_once() -> None:
         return await echo(inputs)
 
     async def work(batcher: Batcher) -> None:
-        assert (await batcher.submit([row(4, 8)], 5))[0].logits[0] == 8
+        assert (await batcher.submit([row(4, 8)], time.monotonic() + 5))[0].logits[0] == 8
         with pytest.raises(GroupError, match="rank 1 died"):
-            await batcher.submit([row(4, 66)], 5)  # a row that kills every group it meets
+            await batcher.submit([row(4, 66)], time.monotonic() + 5)  # a row that kills every group it meets
         assert calls == 4
 
     with_batcher(work, dies)
@@ -149,7 +150,7 @@ def test_packed_rows_go_in_the_order_they_came() -> None:
         return await echo(inputs)
 
     async def work(batcher: Batcher) -> None:
-        await batcher.submit([row(n) for n in (5, 90, 3, 40, 60, 120, 1)], 5)
+        await batcher.submit([row(n) for n in (5, 90, 3, 40, 60, 120, 1)], time.monotonic() + 5)
         assert steps == [[5, 90, 3], [40, 60], [120], [1]]
 
     with_batcher(work, step, packs_rows=True, max_step_tokens=100)

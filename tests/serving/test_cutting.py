@@ -22,7 +22,10 @@ LIMIT = 12
 KINDS = ["bert", *MAKERS]
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))]
 
-_UNICODE = "éÉßøλΣςжЯ你好世界かなカナ한국ابגדहिนทิ½²…—“”🙂👩‍🚀🇨🇭\u0301\u0308\u200b\u200d\u00a0\u3000\u2028ﬁ\uff9e\u1161\U0001f3fb"
+_UNICODE = (
+    "éÉßøλΣςжЯ你好世界かなカナ한국ابגדहिนทิ½²…—“”🙂👩🚀🇨🇭ﬁ"
+    "\u0301\u0308\u200b\u200d\u00a0\u3000\u2028\uff9e\u1161\U0001f3fb"
+)
 _MARKS = "!?.,;:'\"`()[]<>|-_/\\#$"
 _SPACES = (" ", " ", " ", "  ", "   ", "\n", "\t", "\r\n", " \n ", "\u00a0", "\u3000", " " * 40)
 

@@ -147,12 +147,12 @@ class Batcher:
         self._config = config
         self._wake()
 
-    async def submit(self, rows: Sequence[Encoded], timeout_s: float) -> list[RowResult]:
-        """Queue ``rows`` and wait for all their answers.
+    async def submit(self, rows: Sequence[Encoded], deadline: float) -> list[RowResult]:
+        """Queue ``rows`` and wait for all their answers, until ``deadline`` (`time.monotonic` seconds).
 
         Raises:
             OverloadedError: the queue cannot take them all; none was queued.
-            DeadlineError: ``timeout_s`` passed first.
+            DeadlineError: ``deadline`` passed first.
             GroupError: the group failed and could not be brought back in time, or was stopped.
         """
         if self._closed is not None:
@@ -163,18 +163,20 @@ class Batcher:
                 f"{self._config.max_concurrent_requests}: try again later"
             )
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        queued = [QueuedRow(encoded, loop.create_future(), now, now + timeout_s) for encoded in rows]
+        queued = [QueuedRow(encoded, loop.create_future(), now, deadline) for encoded in rows]
         self._admitted.update(queued)
         self._queue.extend(queued)
         self._wake()
         futures = [row.future for row in queued]
         try:
-            done, waiting = await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+            done, waiting = await asyncio.wait(
+                futures, timeout=max(0.0, deadline - now), return_when=asyncio.FIRST_EXCEPTION
+            )
             for number, future in enumerate(futures):  # the first that failed speaks for all
                 if future in done and (error := future.exception()) is not None:
                     raise type(error)(error.message, number) if isinstance(error, ItemError) else error
             if waiting:
-                raise DeadlineError(f"the request was not answered within {timeout_s:g} s")
+                raise DeadlineError("the request's time ran out before it was answered: try again later")
             return [future.result() for future in futures]
         finally:
             self._admitted.difference_update(queued)

@@ -55,30 +55,29 @@ COUNTED_TOKENS = 4 * WHOLE_CHARS
 count as alike: only one token hangs on it. (A tokenizer makes at most 4 tokens of a character, its bytes.)"""
 
 
+@dataclass(slots=True)
 class _Reading:
     """The tokens of a text, read from one end as far as they matter.
 
-    Args:
-        parts: the tokens of its parts, from that end.
+    ids: what was read. unread: the tokens of its other parts, in their order from that end; None: there are none.
     """
 
-    def __init__(self, parts: Iterator[list[int]], from_end: bool = False) -> None:
-        self._parts, self._from_end = parts, from_end
-        self.ids: list[int] = []
-        self.whole = False
+    ids: list[int]
+    unread: Iterator[list[int]] | None = None
+    from_end: bool = False
 
     def read(self, beyond: int) -> None:
         """Read until there are more than ``beyond`` tokens, or all."""
-        while not self.whole and len(self.ids) <= beyond:
-            part = next(self._parts, None)
+        while self.unread is not None and len(self.ids) <= beyond:
+            part = next(self.unread, None)
             if part is None:
-                self.whole = True
+                self.unread = None
             else:
-                self.ids = part + self.ids if self._from_end else self.ids + part
+                self.ids = part + self.ids if self.from_end else self.ids + part
 
     def cut(self, length: int) -> list[int]:
         """The ``length`` tokens at that end."""
-        return self.ids[len(self.ids) - length :] if self._from_end else self.ids[:length]
+        return self.ids[len(self.ids) - length :] if self.from_end else self.ids[:length]
 
 
 class TextCodec:
@@ -108,7 +107,8 @@ class TextCodec:
         samples = sample_items(self._stock)
         expected = self._stock_rows(samples, None)
         self._frames: tuple[Frame, ...] = ()
-        for self._compiled in (self._compile(), None):
+        for compiled in (self._compile(), None):
+            self._compiled = compiled
             self._frames = self._learn_frames(samples, expected)
             if self._frames and [self._sample_row(item) for item in samples] == expected:
                 break
@@ -205,17 +205,14 @@ class TextCodec:
 
     def _rows(self, items: Sequence[Item], way: Direction | None, deadline: float) -> list[Encoded]:
         short = iter(self._tokens([text for item in items for text in _texts_of(item) if len(text) <= WHOLE_CHARS]))
-        rows = []
-        for number, item in enumerate(items):
-            texts = [
-                _Reading(
-                    iter([next(short)]) if len(text) <= WHOLE_CHARS else self._parts(text, way == "Left", deadline),
-                    way == "Left",
-                )
-                for text in _texts_of(item)
-            ]
-            rows.append(self._row(texts, way, number))
-        return rows
+        left = way == "Left"
+
+        def reading(text: str) -> _Reading:
+            if len(text) <= WHOLE_CHARS:
+                return _Reading(next(short), from_end=left)
+            return _Reading([], self._parts(text, left, deadline), left)
+
+        return [self._row([reading(text) for text in _texts_of(item)], way, n) for n, item in enumerate(items)]
 
     def _parts(self, text: str, from_end: bool, deadline: float) -> Iterator[list[int]]:
         """The tokens of the parts of a long text, each made when it is asked for."""
@@ -232,7 +229,7 @@ class TextCodec:
         lengths = [len(text.ids) for text in texts]
         if sum(lengths) > room:
             if way is None:
-                raise self._too_long(sum(lengths) + frame.added, all(text.whole for text in texts), number)
+                raise self._too_long(sum(lengths) + frame.added, all(text.unread is None for text in texts), number)
             if len(texts) == 2 and room % 2 and min(lengths) > room // 2:
                 for text in texts:
                     text.read(COUNTED_TOKENS)

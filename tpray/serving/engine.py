@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +29,14 @@ from tpray.group.lifecycle import State
 from tpray.group.wire import Array
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.codec import Direction, Score, TextCodec
-from tpray.tokenizer import Item
+from tpray.tokenizer import Encoded, Item
 
-INLINE_CHARS = 8192
+INLINE_CHARS = 2048
 """Longer input is tokenised on a thread, and all of it by a tokenizer that is not compiled: it would hold up the event
 loop for more than about a millisecond."""
+
+TOKENIZER_THREADS = 2
+"""How many requests are tokenised on threads at once. The others wait their turn, within their deadlines."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Engine:
         self.startup: tuple[PhaseReport, ...] = ()
         """The phases of the first start."""
         self._checked = float("-inf")
+        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tpray-tokenizer")
 
     async def start(self) -> None:
         """Start the group, load the tokenizer, open the queue."""
@@ -121,6 +126,7 @@ class Engine:
         if self._batcher is not None:
             await self._batcher.close(GroupError("this classifier is being closed"))
         await self.group.stop()
+        self._threads.shutdown(wait=False)
 
     @property
     def codec(self) -> TextCodec:
@@ -134,7 +140,7 @@ class Engine:
         raw_scores: bool = False,
         truncate: bool = False,
         direction: Direction | None = None,
-        timeout_s: float | None = None,
+        deadline: float | None = None,
     ) -> Answer:
         """Score every label for every item.
 
@@ -142,7 +148,7 @@ class Engine:
             items: texts, or pairs of texts.
             raw_scores: logits instead of probabilities.
             truncate, direction: see `TextCodec.encode`.
-            timeout_s: how long the caller will wait; the default is the server's.
+            deadline: until when the caller waits, `time.monotonic` seconds; None: the server's limit from now on.
 
         Raises:
             InputError: an item cannot be classified; nothing was queued.
@@ -159,13 +165,11 @@ class Engine:
                 "batches"
             )
         self.check_alive()
-        characters = sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items)
-        if characters > INLINE_CHARS or not self.codec.compiled:
-            rows = await asyncio.to_thread(self.codec.encode, items, truncate, direction)
-        else:
-            rows = self.codec.encode(items, truncate, direction)
+        if deadline is None:
+            deadline = time.monotonic() + self.config.request_timeout_s
+        rows = await self._tokenize(items, truncate, direction, deadline)
         tokenized = time.perf_counter()
-        results = await self._batcher.submit(rows, timeout_s or self.config.request_timeout_s)
+        results = await self._batcher.submit(rows, deadline)
         scores = [self.codec.scores(result.logits, raw_scores) for result in results]
         return Answer(
             scores=scores,
@@ -175,6 +179,20 @@ class Engine:
             compute_s=max(result.compute_s for result in results),
             total_s=time.perf_counter() - started,
         )
+
+    async def _tokenize(
+        self, items: Sequence[Item], truncate: bool, direction: Direction | None, deadline: float
+    ) -> list[Encoded]:
+        """Tokenise little text here, and more on a thread, which stops at ``deadline`` or one part of a text later."""
+        characters = sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items)
+        if characters <= INLINE_CHARS and self.codec.compiled:
+            return self.codec.encode(items, truncate, direction)
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, self.codec.encode, items, truncate, direction, deadline)
+        try:
+            return await asyncio.wait_for(work, max(0.0, deadline - time.monotonic()))
+        except asyncio.TimeoutError as e:
+            raise DeadlineError("the request's time ran out before its text was tokenised: send less text") from e
 
     async def logits(self, inputs: Sequence[Array], timeout_s: float | None = None) -> Array:
         """Run the program on token ids, in a step of its own; while the group restarts the call waits.

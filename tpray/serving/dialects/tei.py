@@ -8,6 +8,7 @@ and 429 and 503 carry ``Retry-After``.
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -26,7 +27,7 @@ from tpray.errors import (
     TprayError,
 )
 from tpray.serving.codec import Direction, Score
-from tpray.serving.dialects.base import Dialect, RenderedError, read_body
+from tpray.serving.dialects.base import Bodies, Dialect, RenderedError, has_more_values
 from tpray.serving.engine import Answer, Engine
 from tpray.tokenizer import Item
 
@@ -41,6 +42,9 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (Exception, 424, "Backend"),
 )
 """The one table from errors to statuses and TEI's error types; the first that matches."""
+
+OTHER_VALUES = 1000
+"""How many values a body may have besides its items."""
 
 RETRY_AFTER_S = {429: 1, 503: 5}
 
@@ -87,15 +91,24 @@ class ErrorResponse(BaseModel):
     error_type: str
 
 
-def parse(body: bytes) -> PredictRequest:
+def parse(body: bytes, max_items: int) -> PredictRequest:
     """The request in ``body``.
+
+    Args:
+        max_items: how many items it may have; with many more values than those need, it is not read.
 
     Raises:
         InputError: it is not JSON, or not of the form; the message says where.
         EmptyInputError: there is no body.
+        PayloadTooLargeError: it has too many values.
     """
     if not body.strip():
         raise EmptyInputError('the body is empty: send JSON such as {"inputs": "some text"}')
+    most = OTHER_VALUES + 8 * max_items  # a pair has 2 strings, 1 bracket and 2 commas
+    if len(body) > most and has_more_values(body, most):
+        raise PayloadTooLargeError(
+            f"the body has too many values for the limit of {max_items} items: send smaller batches"
+        )
     try:
         return PredictRequest.model_validate_json(body)
     except ValidationError as e:
@@ -184,7 +197,7 @@ def _explain(error: ValidationError) -> str:
 
 def routes(engine: Engine) -> APIRouter:
     """TEI's routes over ``engine``."""
-    router = APIRouter()
+    router, bodies = APIRouter(), Bodies()
 
     @router.post(
         "/predict",
@@ -199,14 +212,19 @@ def routes(engine: Engine) -> APIRouter:
     )
     async def predict(request: Request) -> Response:
         """Score every label for a text, a pair or a batch, best first (TEI's dialect)."""
+        deadline = time.monotonic() + engine.config.request_timeout_s
+        limit = engine.config.max_client_batch_size
         try:
-            asked = parse(await read_body(request, engine.config.payload_limit_bytes))
-            items, batch = items_of(asked)
-            if len(items) > (limit := engine.config.max_client_batch_size):
-                raise PayloadTooLargeError(
-                    f"`inputs` has {len(items)} items and the limit is {limit}: send smaller batches"
+            async with bodies.of(request, engine.config.payload_limit_bytes, deadline) as body:
+                asked = parse(body, limit)
+                items, batch = items_of(asked)
+                if len(items) > limit:
+                    raise PayloadTooLargeError(
+                        f"`inputs` has {len(items)} items and the limit is {limit}: send smaller batches"
+                    )
+                answer = await engine.classify(
+                    items, asked.raw_scores, asked.truncate, asked.truncation_direction, deadline
                 )
-            answer = await engine.classify(items, asked.raw_scores, asked.truncate, asked.truncation_direction)
         except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
             return DIALECT.error_response(e)
         return Response(render(answer, batch), 200, timing_headers(answer), "application/json")
