@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +49,10 @@ WHOLE_CHARS = 8192
 so that its number of tokens is known."""
 
 PART_CHARS = 1024
-"""About how long the first part is; each is twice as long as the one before."""
+"""About how long the first part is; each is twice as long as the one before, up to `LARGE_CHARS`."""
+
+LARGE_CHARS = 131_072
+"""A longer part, which has no joint, is tokenised alone: for a while it takes some 200 bytes a character."""
 
 COUNTED_TOKENS = 4 * WHOLE_CHARS
 """How far the tokens of two long texts are counted to find which of them is the longer one. If both have more, they
@@ -103,6 +107,7 @@ class TextCodec:
         self.pad_id = record.pad_id
         self.max_length = longest_row(self._stock, record.max_length)
         self._lock = threading.Lock()  # transformers keeps how to cut as the tokenizer's state
+        self._alone = threading.Lock()
         self._own_side: Direction = "Left" if self._stock.truncation_side == "left" else "Right"
         samples = sample_items(self._stock)
         expected = self._stock_rows(samples, None)
@@ -216,10 +221,12 @@ class TextCodec:
 
     def _parts(self, text: str, from_end: bool, deadline: float) -> Iterator[list[int]]:
         """The tokens of the parts of a long text, each made when it is asked for."""
-        for part in self._joints.parts(text, PART_CHARS, from_end):
-            if time.monotonic() > deadline:
-                raise DeadlineError("the request's time ran out while its text was tokenised: send less text")
-            yield from self._tokens([part])
+        for part in self._joints.parts(text, PART_CHARS, LARGE_CHARS // 2, from_end):
+            with self._alone if len(part) > LARGE_CHARS else nullcontext():
+                if time.monotonic() > deadline:
+                    raise DeadlineError("the request's time ran out while its text was tokenised: send less text")
+                (ids,) = self._tokens([part])
+            yield ids
 
     def _row(self, texts: list[_Reading], way: Direction | None, number: int) -> Encoded:
         frame = self._frames[len(texts) - 1]

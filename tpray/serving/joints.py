@@ -74,17 +74,18 @@ class Joints:
                 return False
         return True
 
-    def parts(self, text: str, size: int, from_end: bool = False) -> Iterator[str]:
-        """The parts of ``text`` from its start, or from its end: the first of about ``size`` characters, then longer.
+    def parts(self, text: str, size: int, largest: int, from_end: bool = False) -> Iterator[str]:
+        """The parts of ``text`` from its start, or from its end.
 
-        A part goes on until a joint is found.
+        The first has about ``size`` characters, each twice as many as the one before, up to ``largest``; but a part
+        goes on until there is a joint.
         """
         left, right = 0, len(text)
         while left < right:
             end = self._before(text, right - size, left) if from_end else self._behind(text, left + size, right)
             yield text[end:right] if from_end else text[left:end]
             left, right = (left, end) if from_end else (end, right)
-            size *= 2
+            size = min(2 * size, largest)
 
     def _behind(self, text: str, start: int, end: int) -> int:
         """The first joint from ``start`` on; ``end`` if there is none."""

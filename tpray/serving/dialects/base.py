@@ -48,7 +48,7 @@ class Dialect:
         return Response(rendered.body, rendered.status, dict(rendered.headers), media_type="application/json")
 
 
-def has_more_values(body: bytes, most: int) -> bool:
+def has_more_values(body: bytes | bytearray, most: int) -> bool:
     """Whether JSON has more than ``most`` values, found at the speed of a search and without making any.
 
     Strings, commas, brackets and braces count one each: every value has or follows one of them.
@@ -58,21 +58,24 @@ def has_more_values(body: bytes, most: int) -> bool:
     return len(parts) > 2 * most or len(parts) // 2 + sum(part.count(c) for part in parts[::2] for c in b",[{") > most
 
 
-BODIES_AT_ONCE = 16
+BODIES_AT_ONCE = 8
 """How many bodies of the greatest size may be held at once; of smaller ones, as many as are no larger together."""
+
+SMALL_BODY_BYTES = 32_768
+"""So much of each body is not counted there: large ones do not keep small ones out."""
 
 
 class Bodies:
     """The bodies of the requests that are being read or answered, which are bounded together.
 
-    held_bytes: how large they are now.
+    held_bytes: how large they are now, without `SMALL_BODY_BYTES` of each.
     """
 
     def __init__(self) -> None:
         self.held_bytes = 0
 
     @asynccontextmanager
-    async def of(self, request: Request, limit_bytes: int, deadline: float) -> AsyncIterator[bytes]:
+    async def of(self, request: Request, limit_bytes: int, deadline: float) -> AsyncIterator[bytearray]:
         """The request's body, held until the end of the block.
 
         Args:
@@ -88,13 +91,13 @@ class Bodies:
         body = bytearray()
         try:
             await asyncio.wait_for(self._read(request, body, limit_bytes), max(0.0, deadline - time.monotonic()))
-            yield bytes(body)
+            yield body
         except asyncio.TimeoutError as e:
             raise DeadlineError("the body did not arrive in time: send less, or faster") from e
         except ClientDisconnect as e:
             raise InputError("the client went away before it had sent the body") from e
         finally:
-            self.held_bytes -= len(body)
+            self.held_bytes -= _counted(body)
 
     async def _read(self, request: Request, body: bytearray, limit_bytes: int) -> None:
         if request.headers.get("content-encoding", "identity") != "identity":
@@ -104,9 +107,14 @@ class Bodies:
         if declared.isdecimal() and int(declared) > limit_bytes:
             raise too_large
         async for part in request.stream():
+            before = _counted(body)
             body += part
-            self.held_bytes += len(part)
+            self.held_bytes += _counted(body) - before
             if len(body) > limit_bytes:
                 raise too_large
-            if self.held_bytes > BODIES_AT_ONCE * limit_bytes:
+            if _counted(body) and self.held_bytes > BODIES_AT_ONCE * limit_bytes:
                 raise OverloadedError("the bodies that are being read are too large together: try again later")
+
+
+def _counted(body: bytearray) -> int:
+    return max(0, len(body) - SMALL_BODY_BYTES)

@@ -91,7 +91,7 @@ class ErrorResponse(BaseModel):
     error_type: str
 
 
-def parse(body: bytes, max_items: int) -> PredictRequest:
+def parse(body: bytes | bytearray, max_items: int) -> PredictRequest:
     """The request in ``body``.
 
     Args:
@@ -102,7 +102,7 @@ def parse(body: bytes, max_items: int) -> PredictRequest:
         EmptyInputError: there is no body.
         PayloadTooLargeError: it has too many values.
     """
-    if not body.strip():
+    if not body or body.isspace():
         raise EmptyInputError('the body is empty: send JSON such as {"inputs": "some text"}')
     most = OTHER_VALUES + 8 * max_items  # a pair has 2 strings, 1 bracket and 2 commas
     if len(body) > most and has_more_values(body, most):
