@@ -83,7 +83,7 @@ def test_when_a_group_is_given_up_its_callers_are_told_at_once(with_fake_engine:
         hold = await restarting(engine, executor)
         executor.fail("spawn", PlacementError("no room"), times=3)
         executor.fail("connect", RankError("and again"))
-        waiting = [asyncio.ensure_future(engine.classify(["a b"], timeout_s=60)) for _ in range(4)]
+        waiting = [asyncio.ensure_future(engine.classify(["a b"], deadline=time.monotonic() + 60)) for _ in range(4)]
         await asyncio.sleep(0.02)
         hold.set()
         began = time.monotonic()
@@ -104,9 +104,9 @@ def test_when_a_group_is_given_up_its_callers_are_told_at_once(with_fake_engine:
 def test_rows_whose_time_ran_out_during_a_restart_are_not_computed(with_fake_engine: WithEngine) -> None:
     async def work(engine: Engine, executor: FakeExecutor) -> None:
         hold = await restarting(engine, executor)
-        late = asyncio.ensure_future(engine.classify(["too late"], timeout_s=0.02))
+        late = asyncio.ensure_future(engine.classify(["too late"], deadline=time.monotonic() + 0.02))
         patient = asyncio.ensure_future(engine.classify(["in time"]))
-        with pytest.raises(DeadlineError, match=r"within 0\.02 s"):
+        with pytest.raises(DeadlineError, match="time ran out"):
             await late
         executor.steps.clear()
         hold.set()
@@ -230,13 +230,13 @@ def test_a_deadline_comes_at_its_time_also_while_rows_are_run_again(with_fake_en
     async def work(engine: Engine, executor: FakeExecutor) -> None:
         executor.hang(1)
         began = time.monotonic()
-        waiting = asyncio.ensure_future(engine.classify(["a b"], timeout_s=0.3))
+        waiting = asyncio.ensure_future(engine.classify(["a b"], deadline=time.monotonic() + 0.3))
         await asyncio.sleep(0.05)
         executor.die(1)
         await engine.group.lifecycle.until(State.FAILED)
         await engine.group.lifecycle.until_ready()
         executor.hang(1)
-        with pytest.raises(DeadlineError, match=r"within 0\.3 s"):
+        with pytest.raises(DeadlineError, match="time ran out"):
             await waiting
         assert 0.29 < time.monotonic() - began < 0.5
 
@@ -376,7 +376,9 @@ def test_rows_that_nobody_waits_for_are_not_counted(with_fake_engine: WithEngine
     async def work(engine: Engine, executor: FakeExecutor) -> None:
         hold = await restarting(engine, executor)
         for _ in range(5):
-            late = [asyncio.ensure_future(engine.classify(["a b"], timeout_s=0.005)) for _ in range(10)]
+            late = [
+                asyncio.ensure_future(engine.classify(["a b"], deadline=time.monotonic() + 0.005)) for _ in range(10)
+            ]
             for answer in await asyncio.gather(*late, return_exceptions=True):
                 assert isinstance(answer, DeadlineError)
         assert engine.queued_tokens == 0

@@ -190,7 +190,7 @@ class Batcher:
                 if future in done and (error := future.exception()) is not None:
                     raise type(error)(error.message, number) if isinstance(error, ItemError) else error
             if waiting:
-                raise DeadlineError(f"the request was not answered within {timeout_s:g} s")
+                raise DeadlineError("the request's time ran out before it was answered")
             return [future.result() for future in futures]
         finally:
             self._admitted.difference_update(queued)

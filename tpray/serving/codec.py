@@ -5,8 +5,11 @@ Legend: L labels. An item is one text, or a pair of texts that the model reads t
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +18,11 @@ import numpy as np
 
 from tpray.artifacts.manifest import ModelRecord
 from tpray.config import DEMO_DIR
-from tpray.errors import EmptyInputError, InputError, InputTooLongError
+from tpray.errors import DeadlineError, EmptyInputError, InputError, InputTooLongError
 from tpray.group.wire import Array
 from tpray.parallel_layers.checkpoint import find_checkpoint
+from tpray.serving.frame import Frame, kept
+from tpray.serving.joints import Joints
 from tpray.tokenizer import (
     Encoded,
     Item,
@@ -26,7 +31,6 @@ from tpray.tokenizer import (
     longest_row,
     sample_items,
     stock_rows,
-    takes_types,
 )
 
 Direction = Literal["Left", "Right"]
@@ -40,11 +44,53 @@ class Score:
     score: float
 
 
+WHOLE_CHARS = 8192
+"""A longer text is tokenised part by part, and no further than it matters. One that is not longer is tokenised whole,
+so that its number of tokens is known."""
+
+PART_CHARS = 1024
+"""About how long the first part is; each is twice as long as the one before, up to `LARGE_CHARS`."""
+
+LARGE_CHARS = 131_072
+"""A longer part, which has no joint, is tokenised alone: for a while it takes some 200 bytes a character."""
+
+COUNTED_TOKENS = 4 * WHOLE_CHARS
+"""How far the tokens of two long texts are counted to find which of them is the longer one. If both have more, they
+count as alike: only one token hangs on it. (A tokenizer makes at most 4 tokens of a character, its bytes.)"""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """The tokens of a text, read from one end as far as they matter.
+
+    ids: what was read. unread: the tokens of its other parts, in their order from that end; None: there are none.
+    """
+
+    ids: list[int]
+    unread: Iterator[list[int]] | None = None
+    from_end: bool = False
+
+    def read(self, beyond: int) -> None:
+        """Read until there are more than ``beyond`` tokens, or all."""
+        while self.unread is not None and len(self.ids) <= beyond:
+            part = next(self.unread, None)
+            if part is None:
+                self.unread = None
+            else:
+                self.ids = part + self.ids if self.from_end else self.ids + part
+
+    def cut(self, length: int) -> list[int]:
+        """The ``length`` tokens at that end."""
+        return self.ids[len(self.ids) - length :] if self.from_end else self.ids[:length]
+
+
 class TextCodec:
     """Tokenises items exactly as transformers does, and names scores, for one model. Any thread may use it.
 
     The tokenizer's compiled half is called directly where it gives what transformers gives, and transformers itself
-    where it does not: for tokenizers in Python, and for settings that live in transformers' own half.
+    where it does not: for tokenizers in Python, and for settings that live in transformers' own half. Either gives the
+    tokens of single texts, without special ones; cutting and framing them is done here, in time linear in what is kept.
+    (The compiled half keeps what it cuts off, for a pair in all combinations.)
 
     Args:
         directory: ``config.json`` and the tokenizer's files.
@@ -61,18 +107,23 @@ class TextCodec:
         self.pad_id = record.pad_id
         self.max_length = longest_row(self._stock, record.max_length)
         self._lock = threading.Lock()  # transformers keeps how to cut as the tokenizer's state
-        self._typed = takes_types(self._stock)
+        self._alone = threading.Lock()
         self._own_side: Direction = "Left" if self._stock.truncation_side == "left" else "Right"
-        # Truncation is a state of the compiled half too, so there is one of them for each way to cut.
-        ways: dict[Direction | None, str] = {None: "right", "Left": "left", "Right": "right"}
-        self._compiled = {way: self._compile(side, way is not None) for way, side in ways.items()}
         samples = sample_items(self._stock)
-        self.compiled = self._compiled[None] is not None and all(
-            self._encode_compiled(samples, way) == self._encode_stock(samples, way) for way in ways
-        )
+        expected = self._stock_rows(samples, None)
+        self._frames: tuple[Frame, ...] = ()
+        for compiled in (self._compile(), None):
+            self._compiled = compiled
+            self._frames = self._learn_frames(samples, expected)
+            if self._frames and [self._sample_row(item) for item in samples] == expected:
+                break
+        else:
+            self._frames = ()  # its rows are not its texts' tokens in a frame: transformers makes them whole
+        self.compiled = self._compiled is not None
         """Whether the compiled half gives what transformers gives."""
+        self._joints = self._find_joints()
 
-    def _compile(self, side: str, cut: bool) -> Any:
+    def _compile(self) -> Any:
         from tokenizers import Tokenizer
 
         if not self._stock.is_fast:
@@ -84,50 +135,127 @@ class TextCodec:
         compiled.encode_special_tokens = self._stock.split_special_tokens
         compiled.no_padding()
         compiled.no_truncation()
-        if cut:
-            compiled.enable_truncation(self.max_length, direction=side)
         return compiled
 
+    def _learn_frames(self, samples: Sequence[Item], rows: Sequence[Encoded]) -> tuple[Frame, ...]:
+        """The frames of a text and of a pair, from the first sample of each; () if they have none."""
+        frames = []
+        for count in (1, 2):
+            item, row = next(
+                (item, row) for item, row in zip(samples, rows, strict=True) if len(_texts_of(item)) == count
+            )
+            frame = Frame.of(row, self._tokens(_texts_of(item)))
+            if frame is None:
+                return ()
+            frames.append(frame)
+        return tuple(frames)
+
+    def _sample_row(self, item: Item) -> Encoded:
+        parts = self._tokens(_texts_of(item))
+        return self._frames[len(parts) - 1].put(parts)
+
+    def _find_joints(self) -> Joints:
+        added = list(self._stock.added_tokens_decoder.values())
+        words_of: Callable[[str], list[str]] | None = None
+        if self._compiled is not None:
+            normalizer, splitter = self._compiled.normalizer, self._compiled.pre_tokenizer
+
+            def words_of(text: str) -> list[str]:
+                plain = text if normalizer is None else normalizer.normalize_str(text)
+                return [plain] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(plain)]
+
+        greedy = any(token.rstrip or token.single_word for token in added)
+        return Joints(self._tokens, words_of, [token.content for token in added], greedy)
+
     def encode(
-        self, items: Sequence[Item], truncate: bool = False, direction: Direction | None = None
+        self,
+        items: Sequence[Item],
+        truncate: bool = False,
+        direction: Direction | None = None,
+        deadline: float = math.inf,
     ) -> list[Encoded]:
         """Tokenise ``items``, special tokens added.
 
         Args:
             truncate: cut items that are longer than the model takes.
             direction: the end that is cut; None: the one that the tokenizer's ``truncation_side`` names.
+            deadline: give up then; `time.monotonic` seconds.
 
         Raises:
             EmptyInputError, InputError: an item without text, with characters no text has, or with tokens that the
                 model does not know.
             InputTooLongError: an item is too long and ``truncate`` is false.
+            DeadlineError: ``deadline`` passed.
         """
         for number, item in enumerate(items):
-            for text in (item,) if isinstance(item, str) else item:
+            for text in _texts_of(item):
                 _check_text(text, number)
         way = (direction or self._own_side) if truncate else None
-        rows = self._encode_compiled(items, way) if self.compiled else self._encode_stock(items, way)
+        rows = self._rows(items, way, deadline) if self._frames else self._stock_rows(items, way)
         for number, row in enumerate(rows):
             self._check_row(row, number)
         return rows
 
-    def _encode_compiled(self, items: Sequence[Item], way: Direction | None) -> list[Encoded]:
-        made = self._compiled[way].encode_batch(list(items))
-        return [Encoded(e.ids, e.type_ids if self._typed else [0] * len(e.ids)) for e in made]
-
-    def _encode_stock(self, items: Sequence[Item], way: Direction | None) -> list[Encoded]:
+    def _stock_rows(self, items: Sequence[Item], way: Direction | None) -> list[Encoded]:
         with self._lock:
             return stock_rows(self._stock, items, None if way is None else self.max_length, (way or "Right").lower())
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, without special tokens."""
+        if self._compiled is not None:
+            return [made.ids for made in self._compiled.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with self._lock:
+            made = [self._stock(text, add_special_tokens=False, verbose=False) for text in texts]
+        return [list(row["input_ids"]) for row in made]
+
+    def _rows(self, items: Sequence[Item], way: Direction | None, deadline: float) -> list[Encoded]:
+        short = iter(self._tokens([text for item in items for text in _texts_of(item) if len(text) <= WHOLE_CHARS]))
+        left = way == "Left"
+
+        def reading(text: str) -> _Reading:
+            if len(text) <= WHOLE_CHARS:
+                return _Reading(next(short), from_end=left)
+            return _Reading([], self._parts(text, left, deadline), left)
+
+        return [self._row([reading(text) for text in _texts_of(item)], way, n) for n, item in enumerate(items)]
+
+    def _parts(self, text: str, from_end: bool, deadline: float) -> Iterator[list[int]]:
+        """The tokens of the parts of a long text, each made when it is asked for."""
+        for part in self._joints.parts(text, PART_CHARS, LARGE_CHARS // 2, from_end):
+            with self._alone if len(part) > LARGE_CHARS else nullcontext():
+                if time.monotonic() > deadline:
+                    raise DeadlineError("the request's time ran out while its text was tokenised: send less text")
+                (ids,) = self._tokens([part])
+            yield ids
+
+    def _row(self, texts: list[_Reading], way: Direction | None, number: int) -> Encoded:
+        frame = self._frames[len(texts) - 1]
+        room = max(0, self.max_length - frame.added)
+        for text in texts:
+            text.read(self.max_length)
+        lengths = [len(text.ids) for text in texts]
+        if sum(lengths) > room:
+            if way is None:
+                raise self._too_long(sum(lengths) + frame.added, all(text.unread is None for text in texts), number)
+            if len(texts) == 2 and room % 2 and min(lengths) > room // 2:
+                for text in texts:
+                    text.read(COUNTED_TOKENS)
+                lengths = [min(len(text.ids), COUNTED_TOKENS) for text in texts]
+        counts = kept(lengths, room, self.compiled or self._stock.is_fast)
+        return frame.put([text.cut(count) for text, count in zip(texts, counts, strict=True)])
+
+    def _too_long(self, tokens: int, known: bool, number: int) -> InputTooLongError:
+        said = str(tokens) if known else f"more than {self.max_length}"
+        return InputTooLongError(
+            f"has {said} tokens and this model takes {self.max_length}: shorten it, or set `truncate` to true", number
+        )
 
     def _check_row(self, row: Encoded, number: int) -> None:
         """Refuse what the model cannot look up: it would fail the step, and all rows in it."""
         if not row.ids:
             raise EmptyInputError("has no tokens: send some text", number)
         if len(row) > self.max_length:
-            raise InputTooLongError(
-                f"has {len(row)} tokens and this model takes {self.max_length}: shorten it, or set `truncate` to true",
-                number,
-            )
+            raise self._too_long(len(row), True, number)
         if max(row.ids) >= self.record.vocab_size or min(row.ids) < 0:
             unknown = next(i for i in row.ids if not 0 <= i < self.record.vocab_size)
             token = self._stock.convert_ids_to_tokens(unknown)
@@ -177,7 +305,12 @@ def lengths_of(model: str | None, items: Sequence[Item]) -> list[int]:
     """
     checkpoint = find_checkpoint(model or DEMO_DIR)
     limit = checkpoint.plan.max_length(checkpoint.config)
-    return [len(row) for row in stock_rows(load_tokenizer(checkpoint.directory, checkpoint.source), items, limit)]
+    rows = stock_rows(load_tokenizer(checkpoint.directory, checkpoint.source), items)
+    return [min(len(row), limit) for row in rows]
+
+
+def _texts_of(item: Item) -> tuple[str, ...]:
+    return (item,) if isinstance(item, str) else item
 
 
 def _check_text(text: str, number: int) -> None:

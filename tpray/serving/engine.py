@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +30,14 @@ from tpray.group.wire import Array
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
 from tpray.serving.codec import Direction, Score, TextCodec
-from tpray.tokenizer import Item
+from tpray.tokenizer import Encoded, Item
 
-INLINE_CHARS = 8192
+INLINE_CHARS = 2048
 """Longer input is tokenised on a thread, and all of it by a tokenizer that is not compiled: it would hold up the event
 loop for more than about a millisecond."""
+
+TOKENIZER_THREADS = 2
+"""How many requests are tokenised on threads at once. The others wait their turn, within their deadlines."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Engine:
         """The phases of the first start."""
         self._checked = float("-inf")
         self._watch = CanaryWatch(group, lambda: self._batcher is None or self._batcher.idle)
+        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tpray-tokenizer")
 
     async def start(self) -> None:
         """Start the group, load the tokenizer, open the queue."""
@@ -131,6 +136,7 @@ class Engine:
         if self._batcher is not None:
             await self._batcher.close(GroupError("this classifier is being closed"))
         await self.group.stop()
+        self._threads.shutdown(wait=False)
 
     @property
     def codec(self) -> TextCodec:
@@ -144,7 +150,7 @@ class Engine:
         raw_scores: bool = False,
         truncate: bool = False,
         direction: Direction | None = None,
-        timeout_s: float | None = None,
+        deadline: float | None = None,
     ) -> Answer:
         """Score every label for every item.
 
@@ -152,7 +158,7 @@ class Engine:
             items: texts, or pairs of texts.
             raw_scores: logits instead of probabilities.
             truncate, direction: see `TextCodec.encode`.
-            timeout_s: how long the caller will wait; the default is the server's.
+            deadline: until when the caller waits, `time.monotonic` seconds; None: the server's limit from now on.
 
         Raises:
             InputError: an item cannot be classified; nothing was queued.
@@ -170,16 +176,14 @@ class Engine:
                 "batches"
             )
         self.check_alive()
-        limit_s = timeout_s or self.config.request_timeout_s
-        self._batcher.check_room(len(items), limit_s)  # before any work: what is refused must cost little
-        characters = sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items)
-        if characters > INLINE_CHARS or not self.codec.compiled:
-            rows = await asyncio.to_thread(self.codec.encode, items, truncate, direction)
-        else:
-            rows = self.codec.encode(items, truncate, direction)
+        if deadline is None:
+            deadline = time.monotonic() + self.config.request_timeout_s
+        # Before any work: what is refused must cost little.
+        self._batcher.check_room(len(items), deadline - time.monotonic())
+        rows = await self._tokenize(items, truncate, direction, deadline)
         tokenized = time.perf_counter()
         try:
-            results = await self._batcher.submit(rows, limit_s)
+            results = await self._batcher.submit(rows, deadline - time.monotonic())
         except LogitsError:
             self._watch.suspect()
             raise
@@ -192,6 +196,20 @@ class Engine:
             compute_s=max(result.compute_s for result in results),
             total_s=time.perf_counter() - started,
         )
+
+    async def _tokenize(
+        self, items: Sequence[Item], truncate: bool, direction: Direction | None, deadline: float
+    ) -> list[Encoded]:
+        """Tokenise little text here, and more on a thread, which stops at ``deadline`` or one part of a text later."""
+        characters = sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items)
+        if characters <= INLINE_CHARS and self.codec.compiled:
+            return self.codec.encode(items, truncate, direction)
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, self.codec.encode, items, truncate, direction, deadline)
+        try:
+            return await asyncio.wait_for(work, max(0.0, deadline - time.monotonic()))
+        except asyncio.TimeoutError as e:
+            raise DeadlineError("the request's time ran out before its text was tokenised: send less text") from e
 
     async def logits(self, inputs: Sequence[Array], timeout_s: float | None = None) -> Array:
         """Run the program on token ids, in a step of its own; while the group restarts the call waits.

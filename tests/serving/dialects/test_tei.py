@@ -16,7 +16,7 @@ from tpray.serving.dialects import tei
      ([["a"], ["b", "c"]], ["a", ("b", "c")], True)],
 )  # fmt: skip
 def test_forms_of_inputs(inputs: object, items: list[object], batch: bool) -> None:
-    assert tei.items_of(tei.parse(json.dumps({"inputs": inputs}).encode())) == (items, batch)
+    assert tei.items_of(tei.parse(json.dumps({"inputs": inputs}).encode(), 32)) == (items, batch)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_forms_of_inputs(inputs: object, items: list[object], batch: bool) -> No
 )
 def test_mistakes_are_explained(body: bytes, status: int, words: str) -> None:
     with pytest.raises(errors.InputError) as caught:
-        tei.items_of(tei.parse(body))
+        tei.items_of(tei.parse(body, 32))
     found, rendered, *_ = tei.render_error(caught.value)
     assert found == status
     assert set(json.loads(rendered)) == {"error", "error_type"}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 
-from tpray.errors import DeadlineError, InputError, PayloadTooLargeError
+from tpray.errors import DeadlineError, InputError, OverloadedError, PayloadTooLargeError
 from tpray.serving.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -81,19 +84,73 @@ async def within(timeout_s: float, work: Awaitable[T]) -> T:
         raise DeadlineError(f"the request was not answered within {timeout_s:g} s") from e
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The request's body, given up as soon as it is known to exceed the limit.
+def has_more_values(body: bytes | bytearray, most: int) -> bool:
+    """Whether JSON has more than ``most`` values, found at the speed of a search and without making any.
 
-    Raises:
-        PayloadTooLargeError: it does.
+    Strings, commas, brackets and braces count one each: every value has or follows one of them.
     """
-    too_large = PayloadTooLargeError(f"the body is larger than {limit_bytes} bytes: send smaller batches")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > limit_bytes:
-        raise too_large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit_bytes:
+    without_escapes = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    parts = without_escapes.split(b'"', 2 * most + 2)  # in turn what is between strings, and strings
+    return len(parts) > 2 * most or len(parts) // 2 + sum(part.count(c) for part in parts[::2] for c in b",[{") > most
+
+
+BODIES_AT_ONCE = 8
+"""How many bodies of the greatest size may be held at once; of smaller ones, as many as are no larger together."""
+
+SMALL_BODY_BYTES = 32_768
+"""So much of each body is not counted there: large ones do not keep small ones out."""
+
+
+class Bodies:
+    """The bodies of the requests that are being read or answered, which are bounded together.
+
+    held_bytes: how large they are now, without `SMALL_BODY_BYTES` of each.
+    """
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+
+    @asynccontextmanager
+    async def of(self, request: Request, limit_bytes: int, deadline: float) -> AsyncIterator[bytearray]:
+        """The request's body, held until the end of the block.
+
+        Args:
+            limit_bytes: of one body; it is given up as soon as it is known to be larger.
+            deadline: until when it may take to arrive; `time.monotonic` seconds.
+
+        Raises:
+            PayloadTooLargeError: the body is larger.
+            OverloadedError: all bodies together are.
+            DeadlineError: it did not arrive in time.
+            InputError: it is compressed, or the client went away.
+        """
+        body = bytearray()
+        try:
+            await asyncio.wait_for(self._read(request, body, limit_bytes), max(0.0, deadline - time.monotonic()))
+            yield body
+        except asyncio.TimeoutError as e:
+            raise DeadlineError("the body did not arrive in time: send less, or faster") from e
+        except ClientDisconnect as e:
+            raise InputError("the client went away before it had sent the body") from e
+        finally:
+            self.held_bytes -= _counted(body)
+
+    async def _read(self, request: Request, body: bytearray, limit_bytes: int) -> None:
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise InputError("the body has a Content-Encoding: send it as it is")
+        too_large = PayloadTooLargeError(f"the body is larger than {limit_bytes} bytes: send smaller batches")
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > limit_bytes:
             raise too_large
-    return bytes(body)
+        async for part in request.stream():
+            before = _counted(body)
+            body += part
+            self.held_bytes += _counted(body) - before
+            if len(body) > limit_bytes:
+                raise too_large
+            if _counted(body) and self.held_bytes > BODIES_AT_ONCE * limit_bytes:
+                raise OverloadedError("the bodies that are being read are too large together: try again later")
+
+
+def _counted(body: bytearray) -> int:
+    return max(0, len(body) - SMALL_BODY_BYTES)

@@ -8,6 +8,7 @@ and 429 and 503 carry ``Retry-After``.
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -30,7 +31,15 @@ from tpray.errors import (
     TprayError,
 )
 from tpray.serving.codec import Direction, Score
-from tpray.serving.dialects.base import TIMEOUT_HEADER, Dialect, RenderedError, read_body, timeout_of, within
+from tpray.serving.dialects.base import (
+    TIMEOUT_HEADER,
+    Bodies,
+    Dialect,
+    RenderedError,
+    has_more_values,
+    timeout_of,
+    within,
+)
 from tpray.serving.engine import Answer, Engine
 from tpray.tokenizer import Item
 
@@ -52,6 +61,9 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
 
 RESTART_S = 5
 """When to try again where a group restarts: about the time that one needs."""
+
+OTHER_VALUES = 1000
+"""How many values a body may have besides its items."""
 
 
 class PredictRequest(BaseModel):
@@ -96,15 +108,24 @@ class ErrorResponse(BaseModel):
     error_type: str
 
 
-def parse(body: bytes) -> PredictRequest:
+def parse(body: bytes | bytearray, max_items: int) -> PredictRequest:
     """The request in ``body``.
+
+    Args:
+        max_items: how many items it may have; with many more values than those need, it is not read.
 
     Raises:
         InputError: it is not JSON, or not of the form; the message says where.
         EmptyInputError: there is no body.
+        PayloadTooLargeError: it has too many values.
     """
-    if not body.strip():
+    if not body or body.isspace():
         raise EmptyInputError('the body is empty: send JSON such as {"inputs": "some text"}')
+    most = OTHER_VALUES + 8 * max_items  # a pair has 2 strings, 1 bracket and 2 commas
+    if len(body) > most and has_more_values(body, most):
+        raise PayloadTooLargeError(
+            f"the body has too many values for the limit of {max_items} items: send smaller batches"
+        )
     try:
         return PredictRequest.model_validate_json(body)
     except ValidationError as e:
@@ -198,7 +219,7 @@ def _explain(error: ValidationError) -> str:
 
 def routes(engine: Engine) -> APIRouter:
     """TEI's routes over ``engine``."""
-    router = APIRouter()
+    router, bodies = APIRouter(), Bodies()
 
     @router.post(
         "/predict",
@@ -223,15 +244,17 @@ def routes(engine: Engine) -> APIRouter:
         """Score every label for a text, a pair or a batch, best first (TEI's dialect)."""
 
         async def answered(timeout_s: float) -> Response:
-            asked = parse(await read_body(request, engine.config.payload_limit_bytes))
-            items, batch = items_of(asked)
-            if len(items) > (limit := engine.config.max_client_batch_size):
-                raise PayloadTooLargeError(
-                    f"`inputs` has {len(items)} items and the limit is {limit}: send smaller batches"
+            deadline, limit = time.monotonic() + timeout_s, engine.config.max_client_batch_size
+            async with bodies.of(request, engine.config.payload_limit_bytes, deadline) as body:
+                asked = parse(body, limit)
+                items, batch = items_of(asked)
+                if len(items) > limit:
+                    raise PayloadTooLargeError(
+                        f"`inputs` has {len(items)} items and the limit is {limit}: send smaller batches"
+                    )
+                answer = await engine.classify(
+                    items, asked.raw_scores, asked.truncate, asked.truncation_direction, deadline
                 )
-            answer = await engine.classify(
-                items, asked.raw_scores, asked.truncate, asked.truncation_direction, timeout_s
-            )
             return Response(render(answer, batch), 200, timing_headers(answer), "application/json")
 
         try:
