@@ -121,7 +121,7 @@ def test_abandoned_rows_cost_no_step() -> None:
         late = asyncio.ensure_future(batcher.submit([row(4, 3)], 0.01))
         await asyncio.sleep(0)
         left.cancel()
-        with pytest.raises(DeadlineError, match=r"0\.01 s"):
+        with pytest.raises(DeadlineError, match="time ran out"):
             await late
         await busy
         await batcher.submit([row(4, 4)], 5)
