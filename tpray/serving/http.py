@@ -15,6 +15,8 @@ from tpray.serving.engine import Engine
 from tpray.serving.metrics import read_metrics
 from tpray.version import __version__
 
+JSON: dict[str, Any] = {"application/json": {}}
+
 
 def make_app(engine: Engine) -> FastAPI:
     """The routes of an engine that has started."""
@@ -44,7 +46,11 @@ def make_app(engine: Engine) -> FastAPI:
             swagger_favicon_url="docs/assets/favicon-32x32.png",
         )
 
-    @app.get("/health", responses={503: {"description": "a rank does not answer, or the group restarts"}})
+    @app.get(
+        "/health",
+        response_class=Response,  # without a body
+        responses={503: {"description": "a rank does not answer, or the group restarts", "content": JSON}},
+    )
     async def health() -> Response:
         """200 when every rank has just answered a step, else 503."""
         try:
