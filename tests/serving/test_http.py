@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 from collections.abc import AsyncIterator
 
@@ -14,7 +15,7 @@ from tests.serving.conftest import WithEngine
 from tpray.group.fake_executor import FakeExecutor
 from tpray.group.lifecycle import State
 from tpray.serving.dialects.base import TIMEOUT_HEADER
-from tpray.serving.engine import Engine
+from tpray.serving.engine import TOKENIZER_THREADS, Engine
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.metrics import METRICS
@@ -151,3 +152,19 @@ def test_a_route_that_is_nobodys_is_an_error_of_the_dialect(with_fake_engine: Wi
                 assert set(answer.json()) == {"error", "error_type"}
 
     with_fake_engine(work)
+
+
+def test_waiting_to_be_tokenised_is_part_of_the_deadline(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            free = threading.Event()
+            for _ in range(TOKENIZER_THREADS):
+                engine._threads.submit(free.wait)
+            late = await http.post("/predict", json={"inputs": "a " * 5000, "truncate": True})
+            assert (late.status_code, late.json()["error_type"]) == (504, "Backend")
+            assert "before its text was tokenised" in late.json()["error"]
+            assert (await http.post("/predict", json={"inputs": "a small text"})).status_code == 200
+            free.set()
+            assert (await http.post("/predict", json={"inputs": "a " * 5000, "truncate": True})).status_code == 200
+
+    with_fake_engine(work, request_timeout_s=0.5)

@@ -21,8 +21,8 @@ from tpray.config import DEMO_DIR
 from tpray.errors import DeadlineError, EmptyInputError, InputError, InputTooLongError
 from tpray.group.wire import Array
 from tpray.parallel_layers.checkpoint import find_checkpoint
-from tpray.serving.frame import Frame, kept
 from tpray.serving.joints import Joints
+from tpray.serving.template import Template, kept
 from tpray.tokenizer import (
     Encoded,
     Item,
@@ -89,7 +89,7 @@ class TextCodec:
 
     The tokenizer's compiled half is called directly where it gives what transformers gives, and transformers itself
     where it does not: for tokenizers in Python, and for settings that live in transformers' own half. Either gives the
-    tokens of single texts, without special ones; cutting and framing them is done here, in time linear in what is kept.
+    tokens of single texts, without special ones; cutting them and adding those is done here, in time linear in what is kept.
     (The compiled half keeps what it cuts off, for a pair in all combinations.)
 
     Args:
@@ -111,14 +111,14 @@ class TextCodec:
         self._own_side: Direction = "Left" if self._stock.truncation_side == "left" else "Right"
         samples = sample_items(self._stock)
         expected = self._stock_rows(samples, None)
-        self._frames: tuple[Frame, ...] = ()
+        self._templates: tuple[Template, ...] = ()
         for compiled in (self._compile(), None):
             self._compiled = compiled
-            self._frames = self._learn_frames(samples, expected)
-            if self._frames and [self._sample_row(item) for item in samples] == expected:
+            self._templates = self._learn_templates(samples, expected)
+            if self._templates and [self._sample_row(item) for item in samples] == expected:
                 break
         else:
-            self._frames = ()  # its rows are not its texts' tokens in a frame: transformers makes them whole
+            self._templates = ()  # its rows are not its texts' tokens in a template: transformers makes them whole
         self.compiled = self._compiled is not None
         """Whether the compiled half gives what transformers gives."""
         self._joints = self._find_joints()
@@ -137,22 +137,22 @@ class TextCodec:
         compiled.no_truncation()
         return compiled
 
-    def _learn_frames(self, samples: Sequence[Item], rows: Sequence[Encoded]) -> tuple[Frame, ...]:
-        """The frames of a text and of a pair, from the first sample of each; () if they have none."""
-        frames = []
+    def _learn_templates(self, samples: Sequence[Item], rows: Sequence[Encoded]) -> tuple[Template, ...]:
+        """The templates of a text and of a pair, from the first sample of each; () if they have none."""
+        templates = []
         for count in (1, 2):
             item, row = next(
                 (item, row) for item, row in zip(samples, rows, strict=True) if len(_texts_of(item)) == count
             )
-            frame = Frame.of(row, self._tokens(_texts_of(item)))
-            if frame is None:
+            template = Template.of(row, self._tokens(_texts_of(item)))
+            if template is None:
                 return ()
-            frames.append(frame)
-        return tuple(frames)
+            templates.append(template)
+        return tuple(templates)
 
     def _sample_row(self, item: Item) -> Encoded:
         parts = self._tokens(_texts_of(item))
-        return self._frames[len(parts) - 1].put(parts)
+        return self._templates[len(parts) - 1].put(parts)
 
     def _find_joints(self) -> Joints:
         added = list(self._stock.added_tokens_decoder.values())
@@ -191,7 +191,7 @@ class TextCodec:
             for text in _texts_of(item):
                 _check_text(text, number)
         way = (direction or self._own_side) if truncate else None
-        rows = self._rows(items, way, deadline) if self._frames else self._stock_rows(items, way)
+        rows = self._rows(items, way, deadline) if self._templates else self._stock_rows(items, way)
         for number, row in enumerate(rows):
             self._check_row(row, number)
         return rows
@@ -229,20 +229,20 @@ class TextCodec:
             yield ids
 
     def _row(self, texts: list[_Reading], way: Direction | None, number: int) -> Encoded:
-        frame = self._frames[len(texts) - 1]
-        room = max(0, self.max_length - frame.added)
+        template = self._templates[len(texts) - 1]
+        room = max(0, self.max_length - template.added)
         for text in texts:
             text.read(self.max_length)
         lengths = [len(text.ids) for text in texts]
         if sum(lengths) > room:
             if way is None:
-                raise self._too_long(sum(lengths) + frame.added, all(text.unread is None for text in texts), number)
+                raise self._too_long(sum(lengths) + template.added, all(text.unread is None for text in texts), number)
             if len(texts) == 2 and room % 2 and min(lengths) > room // 2:
                 for text in texts:
                     text.read(COUNTED_TOKENS)
                 lengths = [min(len(text.ids), COUNTED_TOKENS) for text in texts]
         counts = kept(lengths, room, self.compiled or self._stock.is_fast)
-        return frame.put([text.cut(count) for text, count in zip(texts, counts, strict=True)])
+        return template.put([text.cut(count) for text, count in zip(texts, counts, strict=True)])
 
     def _too_long(self, tokens: int, known: bool, number: int) -> InputTooLongError:
         said = str(tokens) if known else f"more than {self.max_length}"

@@ -16,6 +16,8 @@ from tpray.serving.gate import Gate, GateMiddleware
 from tpray.serving.metrics import read_metrics
 from tpray.version import __version__
 
+JSON: dict[str, Any] = {"application/json": {}}
+
 
 def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None = None) -> FastAPI:
     """The routes of an engine that has started; all requests come through ``gate``.
@@ -51,7 +53,11 @@ def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None =
             swagger_favicon_url="docs/assets/favicon-32x32.png",
         )
 
-    @app.get("/health", responses={503: {"description": "a rank does not answer, or the group restarts"}})
+    @app.get(
+        "/health",
+        response_class=Response,  # without a body
+        responses={503: {"description": "a rank does not answer, or the group restarts", "content": JSON}},
+    )
     async def health(
         deep: Annotated[
             str | None, Query(description="also compare the logits of a fixed input; `?deep` will do")

@@ -13,7 +13,7 @@ from tpray.tokenizer import Encoded
 
 
 @dataclass(frozen=True)
-class Frame:
+class Template:
     """The special tokens around one text, or around the two of a pair, and the token types.
 
     around: one row more than there are texts: before the first, after each. types: the token type of each text.
@@ -23,8 +23,8 @@ class Frame:
     types: tuple[int, ...]
 
     @classmethod
-    def of(cls, row: Encoded, parts: Sequence[Sequence[int]]) -> Frame | None:
-        """The frame in which ``row`` holds ``parts``, the ids of its texts; None if it does not hold them."""
+    def of(cls, row: Encoded, parts: Sequence[Sequence[int]]) -> Template | None:
+        """The template in which ``row`` holds ``parts``, the ids of its texts; None if it does not hold them."""
         around, types, start = [], [], 0
         for part in parts:
             places = range(start, len(row) - len(part) + 1)
