@@ -81,6 +81,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what became of the requests in each fault; the README has the table from here."""
+    rows = [
+        value
+        for outcome in ("passed", "failed")
+        for test in terminalreporter.stats.get(outcome, [])
+        for name, value in test.user_properties
+        if name == "fault" and test.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(
+            "| fault | sent | answered | refused honestly | lost | wrong | longest time without an answer |"
+        )
+        for row in rows:
+            terminalreporter.write_line(row)
+
+
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for the whole run, also where several processes share it."""

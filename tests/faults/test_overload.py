@@ -83,8 +83,8 @@ def test_ten_times_the_capacity_costs_the_answers_of_those_who_are_refused_only(
     for outcome in (once, tenfold):
         print(f"\n{json.dumps(outcome.summary())}")
     print(
-        f"goodput at ten times the capacity: {tenfold.per_second / best:.0%} of the best, {tenfold.per_second:.0f}/s of "
-        f"{CAPACITY}/s; 99 % within {tenfold.percentile(99):.0f} ms of {MAX_QUEUE_S * 1e3:.0f}; {grown_mib:+.1f} MiB"
+        f"goodput at ten times the capacity: {tenfold.per_second / best:.0%} of the best, {tenfold.per_second:.0f}/s "
+        f"of {CAPACITY}/s; 99 % within {tenfold.percentile(99):.0f} ms of {MAX_QUEUE_S * 1e3:.0f}; {grown_mib:+.1f} MiB"
     )
 
     assert set(once.errors) | set(tenfold.errors) <= {"HTTP 429"}

@@ -180,6 +180,7 @@ def test_a_client_that_stops_sending_is_told_so_and_goes(server: Running, sent: 
     assert server.predict(BODY).status_code == 200
 
 
+@pytest.mark.slow
 def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path, free_port: Callable[[], int]) -> None:
     """SIGTERM: 32 requests wait for a rank that is stopped for two seconds; newcomers are refused meanwhile."""
     server = start(free_port(), tmp_path, "--tp", "2")
@@ -233,6 +234,7 @@ def classify_by_handle(arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_two_servers_never_answer_for_each_other(
     tmp_path: Path, free_port: Callable[[], int], make_checkpoint: Callable[..., Path], report: Report
 ) -> None:

@@ -89,8 +89,8 @@ class TextCodec:
 
     The tokenizer's compiled half is called directly where it gives what transformers gives, and transformers itself
     where it does not: for tokenizers in Python, and for settings that live in transformers' own half. Either gives the
-    tokens of single texts, without special ones; cutting them and adding those is done here, in time linear in what is kept.
-    (The compiled half keeps what it cuts off, for a pair in all combinations.)
+    tokens of single texts, without special ones. Here they are cut and the special ones added, in time linear in what
+    is kept. (The compiled half keeps what it cuts off, for a pair in all combinations.)
 
     Args:
         directory: ``config.json`` and the tokenizer's files.

@@ -1,0 +1,32 @@
+"""Requests that schemathesis makes up from the server's own OpenAPI schema: every answer is of a kind that it names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_hostile_input import Server, start_server
+
+__all__ = ["start_server"]  # a fixture
+
+CHECKS = (
+    "status_code_conformance", "content_type_conformance", "response_headers_conformance", "response_schema_conformance",
+)  # fmt: skip
+"""Not those of data: a number for a Boolean is taken, as pydantic takes it, and an empty text is refused."""
+
+
+@pytest.mark.slow
+def test_every_route_answers_as_its_schema_says(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """What is no text, what no client of ours sends, in each header and body: no status but those that are named."""
+    server = start_server()
+    command = [
+        str(Path(sys.executable).parent / "schemathesis"), "run", f"http://127.0.0.1:{server.port}/openapi.json",
+        "--checks", ",".join(CHECKS), "--max-examples", "100", "--seed", "1", "--request-timeout", "30",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "Tested: 3" in done.stdout
