@@ -116,7 +116,7 @@ def serve_peer(engine: str, model: Path, port: int, front: str) -> None:
     stay_quiet()
     folder, ports = Path(tempfile.mkdtemp(prefix="tpray-bench-")), take_ports(haproxy.PORTS, SERVER_PORTS)
     if front == "haproxy":
-        os.environ.update(haproxy.settings(folder, ports.ids, "peer", 60, {}))
+        os.environ.update(haproxy.places(folder, ports.ids, "peer", {}) | haproxy.settings(60))
     start_ray(os.cpu_count() or 1, folder, ports)
     from ray import serve
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tests.faults.clients import Clients, Tally
-from tests.served import Running, children_of, start
+from tests.served import Running, assert_all_gone, children_of, start
 
 pytestmark = pytest.mark.ray
 
@@ -148,6 +148,34 @@ def test_a_replica_answers_only_its_own_server(server: Running) -> None:
     assert forged.status_code == 200  # HAProxy shows its own
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["x-request-id", "x-request-timeout-seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id"],
+)
+@pytest.mark.parametrize("value", [b"\xff", b"\xc3(", b"nan", b"-1", b"x" * 3000])
+def test_headers_that_serve_reads_make_no_error_of_its_own(server: Running, header: str, value: bytes) -> None:
+    for path in ("/predict", "/info"):
+        answer = httpx.request(
+            "POST" if path == "/predict" else "GET",
+            server.url + path,
+            json=BODY,
+            headers={header.encode(): value},
+            timeout=60,
+        )
+        refused = header == "x-request-timeout-seconds" and path == "/predict"
+        assert answer.status_code == (422 if refused else 200), answer.text
+        assert isinstance(answer.json(), (list, dict))
+
+
+@pytest.mark.parametrize("seconds", ["0.0005", "0.005", "0.05"])
+def test_a_client_in_a_great_hurry_gets_504_in_the_dialects_form(server: Running, seconds: str) -> None:
+    for _ in range(20):
+        answer = server.predict(BODY, headers={"x-request-timeout-seconds": seconds})
+        assert answer.status_code in (200, 504), answer.text
+        if answer.status_code == 504:
+            assert answer.json()["error_type"] == "Backend"
+
+
 def _listeners(pid: int) -> list[int]:
     inodes = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
@@ -166,6 +194,7 @@ HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n
     ("sent", "status"),
     [(HEAD % 100 + b'{"inputs":', b"408"), (HEAD % 300_000 + b'{"inputs":"' + b"a " * 75_000, b"400"),
      (b"POST /pre", b"408"), (b"no HTTP at all\r\n\r\n", b"400")],
+    ids=["half a body", "half a large body", "half a head", "no HTTP"],
 )  # fmt: skip
 def test_a_client_that_stops_sending_is_told_so_and_goes(server: Running, sent: bytes, status: bytes) -> None:
     """Within ten seconds. Before the head is whole HAProxy has words of its own, which cannot be changed."""
@@ -200,6 +229,28 @@ def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path, free_port:
     assert sum(tally.right for tally in tallies) == 32, tallies
     assert server.process.wait(60) == 0, server.log.read_text()
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_process_group_ends_it_soon(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    """As `timeout` and systemd send it: Ray's own processes end too, and nobody waits for their answer."""
+    starting = (
+        f"import os; os.setpgid(0, 0); os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'tpray', 'serve', "
+    )
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{starting}'--port', '{free_port()}'])"], stdout=log, stderr=log,
+        env=os.environ | {"TPRAY_CACHE": str(tmp_path), "http_proxy": "http://127.0.0.1:9"},
+    )  # fmt: skip
+    give_up = time.monotonic() + 180
+    while "Ready" not in (said := (tmp_path / "log").read_text()):
+        assert process.poll() is None, said
+        assert time.monotonic() < give_up, said
+        time.sleep(0.2)
+    family = children_of(process.pid)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(25) in (0, 1)
+    assert_all_gone(family, within_s=5)
 
 
 def test_the_command_ends_when_its_ray_is_gone(server: Running) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tpray.artifacts.manifest import ModelRecord
 from tpray.errors import DeadlineError, EmptyInputError, InputTooLongError
 from tpray.serving import codec as codec_module
 from tpray.serving.codec import Direction, TextCodec
+from tpray.serving.joints import Joints
 from tpray.serving.template import kept
 from tpray.tokenizer import Item, load_tokenizer, stock_rows
 
@@ -166,3 +167,28 @@ def test_what_is_kept_of_a_pair_is_what_transformers_keeps() -> None:
                 assert kept((first, second), room, True) == one_by_one(first, second, room, first > second)
                 assert kept((first, second), room, False) == one_by_one(first, second, room, True)
         assert kept((room + 3,), room, True) == (room,)
+
+
+def test_characters_that_can_be_one_token_are_not_parted_where_words_are_not_known() -> None:
+    """A tokenizer in Python says no words, and characters chosen at random make none of its vocabulary."""
+    known = {"北京": 1, "中国": 2}
+
+    def tokens_of(texts: Sequence[str]) -> list[list[int]]:
+        found = []
+        for text in texts:
+            ids, at = [], 0
+            while at < len(text):
+                word = next((word for word in known if text.startswith(word, at)), text[at])
+                ids += [] if word == " " else [known.get(word, 100 + ord(word[0]))]
+                at += len(word)
+            found.append(ids)
+        return found
+
+    joints = Joints(tokens_of, None, [], greedy=False)
+    text = "中国北京" * 500
+    for from_end in (False, True):
+        assert list(joints.parts(text, 255, 4096, from_end)) == [text]
+    spaced = "a b " * 500 + "c"
+    parts = list(joints.parts(spaced, 255, 4096))
+    assert len(parts) > 1
+    assert "".join(parts) == spaced

@@ -138,6 +138,8 @@ class Batcher:
         Raises:
             OverloadedError: with the time in which there should be room.
         """
+        if timeout_s <= 0:
+            raise DeadlineError("the request's time ran out before it was queued")
         limits, queued = self._config, self.queued_tokens
         wait_s = self._rate.seconds_for(queued)
         excess = len(self._admitted) + rows - limits.max_concurrent_requests

@@ -54,10 +54,6 @@ PART_CHARS = 1024
 LARGE_CHARS = 131_072
 """A longer part, which has no joint, is tokenised alone: for a while it takes some 200 bytes a character."""
 
-COUNTED_TOKENS = 4 * WHOLE_CHARS
-"""How far the tokens of two long texts are counted to find which of them is the longer one. If both have more, they
-count as alike: only one token hangs on it. (A tokenizer makes at most 4 tokens of a character, its bytes.)"""
-
 
 @dataclass(slots=True)
 class _Reading:
@@ -238,9 +234,12 @@ class TextCodec:
             if way is None:
                 raise self._too_long(sum(lengths) + template.added, all(text.unread is None for text in texts), number)
             if len(texts) == 2 and room % 2 and min(lengths) > room // 2:
-                for text in texts:
-                    text.read(COUNTED_TOKENS)
-                lengths = [min(len(text.ids), COUNTED_TOKENS) for text in texts]
+                beyond = self.max_length  # one token hangs on which is the longer one
+                while all(text.unread is not None for text in texts):
+                    beyond *= 2
+                    for text in texts:
+                        text.read(beyond)
+                lengths = [len(text.ids) for text in texts]
         counts = kept(lengths, room, self.compiled or self._stock.is_fast)
         return template.put([text.cut(count) for text, count in zip(texts, counts, strict=True)])
 

@@ -29,7 +29,7 @@ from tpray.group.lifecycle import State
 from tpray.group.wire import Array
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
-from tpray.serving.codec import Direction, Score, TextCodec
+from tpray.serving.codec import LARGE_CHARS, Direction, Score, TextCodec
 from tpray.tokenizer import Encoded, Item
 
 INLINE_CHARS = 2048
@@ -69,6 +69,7 @@ class Engine:
         self._checked = float("-inf")
         self._watch = CanaryWatch(group, lambda: self._batcher is None or self._batcher.idle)
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tpray-tokenizer")
+        self._large = ThreadPoolExecutor(1, "tpray-large")  # so that large texts wait for one another and nobody else
 
     async def start(self) -> None:
         """Start the group, load the tokenizer, open the queue."""
@@ -137,6 +138,7 @@ class Engine:
             await self._batcher.close(GroupError("this classifier is being closed"))
         await self.group.stop()
         self._threads.shutdown(wait=False)
+        self._large.shutdown(wait=False)
 
     @property
     def codec(self) -> TextCodec:
@@ -205,7 +207,8 @@ class Engine:
         if characters <= INLINE_CHARS and self.codec.compiled:
             return self.codec.encode(items, truncate, direction)
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._threads, self.codec.encode, items, truncate, direction, deadline)
+        threads = self._large if characters > LARGE_CHARS else self._threads
+        work = loop.run_in_executor(threads, self.codec.encode, items, truncate, direction, deadline)
         try:
             return await asyncio.wait_for(work, max(0.0, deadline - time.monotonic()))
         except asyncio.TimeoutError as e:

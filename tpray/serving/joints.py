@@ -54,6 +54,7 @@ class Joints:
         spaced = any(not token.isspace() and re.search(r"\s", token) for token in added)
         if not greedy and not spaced and self._splits(_probes()):
             found.append(_SPACE)
+        if found and words_of is not None:  # tokens alone prove nothing here: rare neighbours may make no word
             kinds = [f"(?<={kind})(?={kind})" for kind in _TIGHT]
             found += [
                 joint

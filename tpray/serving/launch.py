@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from tpray.artifacts.resolve import find_model
-from tpray.config import DRAIN_S, ServeConfig, set_default_variables
+from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
 from tpray.group.group import PhaseReport
 from tpray.platforms.cores import usable_cores
@@ -139,13 +139,15 @@ class Server:
     def _start_ray(self, cpus: int) -> None:
         """Start a Ray whose ports are this server's own."""
         from tpray.local_ray.local import start_ray
-        from tpray.local_ray.preflight import make_folder
+        from tpray.local_ray.preflight import check_machine, make_folder
         from tpray.local_ray.private import connect_only_when_told
 
+        check_machine()  # before there is anything that nobody would remove
         self._ports = take_ports(haproxy.PORTS, SERVER_PORTS)
         folder = make_folder()
         timeout_s = self.config.batch.request_timeout_s
-        set_default_variables(haproxy.settings(folder, self._ports.ids, self._token, timeout_s, _errors(timeout_s)))
+        set_variables(haproxy.places(folder, self._ports.ids, self._token, _errors(timeout_s)))
+        set_default_variables(haproxy.settings(timeout_s))
         start_ray(cpus, folder, self._ports)
         connect_only_when_told()
         catch_signals()  # Ray has put a handler of its own in their place
@@ -188,7 +190,7 @@ class Server:
         give_up = time.monotonic() + timeout_s
         while True:
             try:
-                with urlopen(f"{self.url}/info", timeout=timeout_s):
+                with _get(f"{self.url}/info", timeout_s):
                     return
             except OSError as e:
                 if time.monotonic() > give_up:
@@ -253,49 +255,60 @@ class Server:
                 self._gone = f"Ray's {dead} has ended; its logs are in Ray's session folder"
             elif time.monotonic() - self._well_at > GONE_S:
                 self._gone = self._complaint
-            if self._gone:
+            if self._gone and not over.is_set():
                 signal.pthread_kill(main, signal.SIGINT)
                 return
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A second Ctrl-C ends this process at once, and the watchdog the rest.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: os._exit(130))
+        _end_at_once_if_asked_again()
         if not isinstance(error, TprayError):
             self._drain()
         self._shut_down()
 
     def _drain(self) -> None:
-        """Have the replicas take no new work, and wait until they have answered what is under way."""
+        """Have the replicas take no new work, and wait until they have answered what is under way.
+
+        On a thread: where the signal went to Ray's processes too, and they have ended, the call would wait for them.
+        """
+        from tpray.local_ray.local import dead_process
+
+        draining = threading.Thread(target=self._ask_to_drain, name="tpray-drain", daemon=True)
+        draining.start()
+        give_up = time.monotonic() + self._drain_s + 5
+        while draining.is_alive() and dead_process() is None and time.monotonic() < give_up:
+            draining.join(0.1)
+        time.sleep(0.05)  # HAProxy passes the last answers on
+
+    def _ask_to_drain(self) -> None:
         from ray import serve
 
         from tpray.serving.app import APP_NAME
 
         try:
-            left = (
-                serve.get_app_handle(APP_NAME)
-                .options(_by_reference=True)
-                .broadcast("drain", self._drain_s)
-                .results(timeout_s=self._drain_s + 5)
-            )
+            handle = serve.get_app_handle(APP_NAME).options(_by_reference=True)
+            left = handle.broadcast("drain", self._drain_s).results(timeout_s=self._drain_s + 5)
         except Exception as e:  # noqa: BLE001  # a server that is broken has nothing to wait for
             log.info("nothing was waited for: %r", e)
             return
         if any(left):
             log.warning("%d requests were not answered within %g s", sum(left), self._drain_s)
-        time.sleep(0.05)  # HAProxy passes the last answers on
 
     def _shut_down(self) -> None:
         from tpray.local_ray.local import stop_ray
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: os._exit(130))
+        _end_at_once_if_asked_again()
         # The whole Ray is ours and goes: taking Serve down first only takes longer, and complains about it.
         stop_ray()
         if self._ports is not None:
             self._ports.release()
+
+
+def _end_at_once_if_asked_again() -> None:
+    """From now on Ctrl-C and SIGTERM end this process without waiting for anything; the watchdog ends the rest."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(130))
 
 
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
@@ -338,10 +351,15 @@ def connect(app: str = "tpray", url: str | None = None) -> Any:
         raise ConfigError(f"no Serve application {app!r} runs on this machine: start it with `tpray serve`") from e
 
 
+def _get(url: str, timeout_s: float) -> Any:
+    """The answer of a server of ours, which no proxy of the environment is asked for."""
+    return build_opener(ProxyHandler({})).open(url, timeout=timeout_s)
+
+
 def _ray_of(url: str) -> str:
     """The address of the Ray on which the server at ``url`` runs."""
     try:
-        with urlopen(f"{url.rstrip('/')}/info", timeout=30) as answer:
+        with _get(f"{url.rstrip('/')}/info", 30) as answer:
             return str(json.load(answer)["ray_address"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"no tpray server answers at {url} ({e}): start it with `tpray serve`") from e

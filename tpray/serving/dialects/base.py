@@ -21,8 +21,10 @@ T = TypeVar("T")
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 """How long the client will wait, from the arrival of its request; Ray Serve's name for it."""
+RENAMED_TIMEOUT_HEADER = "x-tpray-timeout"
+"""What HAProxy makes of it for `tpray serve`, since Serve reads it too."""
 SOONER_S = 0.1
-"""Serve reads the header too, and at that time answers 408 in words of its own: we answer so much sooner."""
+"""Where Serve reads it, as in a cluster, it answers 408 in words of its own at that time: we answer so much sooner."""
 
 
 class RenderedError(NamedTuple):
@@ -60,7 +62,7 @@ def timeout_of(request: Request, limit_s: float) -> float:
     Raises:
         InputError: the header is not a number of seconds above 0.
     """
-    value = request.headers.get(TIMEOUT_HEADER)
+    value = request.headers.get(RENAMED_TIMEOUT_HEADER, request.headers.get(TIMEOUT_HEADER))
     if value is None:
         return limit_s
     try:
