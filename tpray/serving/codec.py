@@ -239,6 +239,9 @@ class TextCodec:
                     beyond *= 2
                     for text in texts:
                         text.read(beyond)
+                ended = max(len(text.ids) for text in texts if text.unread is None)
+                for text in texts:
+                    text.read(ended)
                 lengths = [len(text.ids) for text in texts]
         counts = kept(lengths, room, self.compiled or self._stock.is_fast)
         return template.put([text.cut(count) for text, count in zip(texts, counts, strict=True)])
