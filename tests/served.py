@@ -62,6 +62,18 @@ def children_of(pid: int) -> set[int]:
     return found - {pid}
 
 
+def processes_of(server: Running, words: str) -> list[int]:
+    """The processes of a server whose command line has ``words``, the oldest first."""
+    found = []
+    for pid in sorted(children_of(server.process.pid)):
+        try:
+            if words in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
+                found.append(pid)
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

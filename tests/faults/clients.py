@@ -16,6 +16,9 @@ PAUSE_S = 0.1
 """After anything but an answer."""
 
 
+UNHEARD = ("ConnectionRefusedError", "RemoteDisconnected", "ConnectionResetError", "BrokenPipeError")
+
+
 @dataclass
 class Tally:
     """What became of the requests.
@@ -31,6 +34,11 @@ class Tally:
     lost: Counter[str] = field(default_factory=Counter)
     longest_s: float = 0.0
     recovered_s: float = 0.0
+
+    @property
+    def lost_unheard(self) -> int:
+        """How many of those were lost because nobody listened: no connection was accepted, or it was cut."""
+        return sum(count for reason, count in self.lost.items() if reason.startswith(UNHEARD))
 
     @property
     def sent(self) -> int:

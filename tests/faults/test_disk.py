@@ -25,17 +25,17 @@ def in_a_disk_of(size: str, folder: Path) -> list[str]:
     return command
 
 
+def classify(prefix: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command that classifies one text, behind another command, with these variables."""
+    return subprocess.run(
+        [*prefix, *CLASSIFY], capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"COLUMNS": "300"} | variables,
+    )  # fmt: skip
+
+
 @pytest.mark.ray
 def test_a_full_cache_is_said_before_ray_is_started(tmp_path: Path) -> None:
-    environ = os.environ | {"TPRAY_CACHE": str(tmp_path), "COLUMNS": "300"}
-    done = subprocess.run(
-        [*in_a_disk_of("1m", tmp_path), *CLASSIFY],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=environ,
-    )
+    done = classify(in_a_disk_of("1m", tmp_path), TPRAY_CACHE=str(tmp_path))
     assert done.returncode == 2, done.stderr
     assert "must be traced, which takes" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -43,15 +43,7 @@ def test_a_full_cache_is_said_before_ray_is_started(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_full_disk_of_rays_is_said_before_it_is_started(tmp_path: Path) -> None:
-    environ = os.environ | {"RAY_TMPDIR": str(tmp_path), "TPRAY_CACHE": str(tmp_path.parent), "COLUMNS": "300"}
-    done = subprocess.run(
-        [*in_a_disk_of("50m", tmp_path), *CLASSIFY],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=environ,
-    )
+    done = classify(in_a_disk_of("50m", tmp_path), RAY_TMPDIR=str(tmp_path), TPRAY_CACHE=str(tmp_path.parent))
     assert done.returncode == 2, done.stderr
     assert "MiB left: free some, or set RAY_TMPDIR" in done.stderr
 

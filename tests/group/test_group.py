@@ -505,7 +505,7 @@ def test_a_restart_that_is_cancelled_from_within_counts_as_failed(with_group: Wi
                 raise asyncio.CancelledError
             await restart()
 
-        group.restart = cancelled  # type: ignore[method-assign]
+        group.restart = cancelled  # type: ignore[method-assign]  # as if Ray cancelled what it awaits
         executor.die(0)
         await group.lifecycle.until(State.FAILED)
         await group.lifecycle.until_ready()

@@ -14,9 +14,9 @@ import pytest
 from tests.serving.conftest import WithEngine
 from tpray.group.fake_executor import FakeExecutor
 from tpray.group.lifecycle import State
-from tpray.serving.dialects.base import TIMEOUT_HEADER
 from tpray.serving.engine import TOKENIZER_THREADS, Engine
 from tpray.serving.gate import Gate
+from tpray.serving.haproxy_start import TIMEOUT_HEADER
 from tpray.serving.http import make_app
 from tpray.serving.metrics import METRICS
 

@@ -219,9 +219,8 @@ class ClassifierGroup(Group):
         self.parity, self._canary = max(differences), steps
 
     async def _prove(self) -> None:
-        manifest = self.artifact.manifest
-        inputs, reference = next(canary_steps(manifest.canary, manifest.model.pad_id))
-        check_logits(reference, (await self._run(inputs)).logits, manifest.dtype)
+        step = self._canary[0]
+        check_logits(step.reference, (await self._run(step.inputs)).logits, self.artifact.manifest.dtype)
 
     async def _warm_up(self) -> None:
         platform, longest = self.executor.topology.platform, self.artifact.manifest.model.max_length

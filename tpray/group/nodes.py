@@ -26,7 +26,7 @@ def shortfall(topology: Topology, nodes: list[dict[str, Any]] | None = None) -> 
     """Why no node could ever hold the group, in a sentence; None if one could. nodes: default, all that are alive."""
     found = [node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
     needs = topology.resources()
-    if any(all(has.get(name, 0.0) >= amount for name, amount in needs.items()) for has in found):
+    if any(_holds(has, needs) for has in found):
         return None
     names = {"CPU": "CPUs", topology.platform.resource: topology.platform.resource_label}
     wanted = " and ".join(f"{amount:g} {names[name]}" for name, amount in needs.items())
@@ -41,8 +41,11 @@ def shortfall(topology: Topology, nodes: list[dict[str, Any]] | None = None) -> 
 def has_room(topology: Topology) -> bool:
     """Whether a node of this Ray could take the group now, beside what runs on it."""
     available = cast(Any, ray)._private.state.available_resources_per_node()
-    needs = topology.resources()
-    return any(all(free.get(name, 0.0) >= amount for name, amount in needs.items()) for free in available.values())
+    return any(_holds(free, topology.resources()) for free in available.values())
+
+
+def _holds(resources: dict[str, float], needs: dict[str, float]) -> bool:
+    return all(resources.get(name, 0.0) >= amount for name, amount in needs.items())
 
 
 NODE_PATIENCE_S = 120.0

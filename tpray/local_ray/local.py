@@ -42,6 +42,7 @@ def ensure_ray(cpus: int) -> bool:
         except (ConnectionError, RuntimeError, ValueError) as e:
             raise ConfigError(f"no Ray answers at RAY_ADDRESS={address}: start it, or unset the variable ({e})") from e
         return False
+    check_machine()
     start_ray(cpus)
     return True
 
@@ -55,6 +56,8 @@ _watchdog: subprocess.Popen[bytes] | None = None  # of the Ray that this process
 def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None) -> None:
     """Start a Ray on this machine that listens on loopback only; end it with `stop_ray`.
 
+    Call `preflight.check_machine` before.
+
     Args:
         cpus: how many CPUs Ray may hand out.
         folder: a folder that is removed with this Ray.
@@ -62,12 +65,8 @@ def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None)
 
     A server that was started by one command must not be reachable from elsewhere unasked. However this process
     ends, nothing of that Ray stays: see `watchdog`.
-
-    Raises:
-        ConfigError: this machine cannot run one; see `preflight`.
     """
     global _watchdog
-    check_machine()
     private.stay_on_loopback()
     private.start_no_dashboard()
     mark = secrets.token_hex(16)

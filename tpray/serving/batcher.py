@@ -308,7 +308,7 @@ class Batcher:
             for row in rows:  # to answer some of them would be to guess whose answer is whose
                 _fail(row, GroupError(f"a step of {len(rows)} rows was answered with {len(result.logits)}"))
             return
-        finite = np.atleast_1d(np.isfinite(result.logits).all(axis=1))
+        finite = np.atleast_1d(np.isfinite(result.logits).all(axis=1))  # to a checker it could be a scalar
         for i, row in enumerate(rows):
             if not finite[i]:
                 self.rows_not_finite += 1

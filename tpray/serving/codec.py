@@ -9,7 +9,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +51,7 @@ PART_CHARS = 1024
 """About how long the first part is; each is twice as long as the one before, up to `LARGE_CHARS`."""
 
 LARGE_CHARS = 131_072
-"""A longer part, which has no joint, is tokenised alone: for a while it takes some 200 bytes a character."""
+"""A longer part has no joint, and takes some 200 bytes a character for a while: tokenise one such text at a time."""
 
 
 @dataclass(slots=True)
@@ -103,7 +102,6 @@ class TextCodec:
         self.pad_id = record.pad_id
         self.max_length = longest_row(self._stock, record.max_length)
         self._lock = threading.Lock()  # transformers keeps how to cut as the tokenizer's state
-        self._alone = threading.Lock()
         self._own_side: Direction = "Left" if self._stock.truncation_side == "left" else "Right"
         samples = sample_items(self._stock)
         expected = self._stock_rows(samples, None)
@@ -218,11 +216,9 @@ class TextCodec:
     def _parts(self, text: str, from_end: bool, deadline: float) -> Iterator[list[int]]:
         """The tokens of the parts of a long text, each made when it is asked for."""
         for part in self._joints.parts(text, PART_CHARS, LARGE_CHARS // 2, from_end):
-            with self._alone if len(part) > LARGE_CHARS else nullcontext():
-                if time.monotonic() > deadline:
-                    raise DeadlineError("the request's time ran out while its text was tokenised: send less text")
-                (ids,) = self._tokens([part])
-            yield ids
+            if time.monotonic() > deadline:
+                raise DeadlineError("the request's time ran out while its text was tokenised: send less text")
+            yield from self._tokens([part])
 
     def _row(self, texts: list[_Reading], way: Direction | None, number: int) -> Encoded:
         template = self._templates[len(texts) - 1]

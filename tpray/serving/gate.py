@@ -9,8 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from tpray.errors import MisdirectedError, StoppingError
-
-TOKEN_HEADER = b"x-tpray-server"
+from tpray.serving.haproxy_start import TOKEN_HEADER
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -55,7 +54,7 @@ class Gate:
         """Raise `MisdirectedError` unless an HTTP request shows the token."""
         if self._token is None:
             return
-        shown = next((value for name, value in scope["headers"] if name == TOKEN_HEADER), b"")
+        shown = next((value for name, value in scope["headers"] if name == TOKEN_HEADER.encode()), b"")
         if not hmac.compare_digest(shown, self._token):
             raise MisdirectedError("this request was meant for another server: send it to the address of this one")
 

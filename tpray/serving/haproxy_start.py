@@ -16,6 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+TOKEN_HEADER = "x-tpray-server"
+"""Shows a replica the server's token."""
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+"""How long the client will wait, from the arrival of its request; Ray Serve's name for it."""
+RENAMED_TIMEOUT_HEADER = "x-tpray-timeout"
+"""What HAProxy makes of it for `tpray serve`, since Serve reads it too."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -55,10 +62,11 @@ def rewrite(config: str, rules: Rules) -> str:
         "    backlog 4096\n"
         "    option http-buffer-request\n"
         f"    timeout http-request {rules.request_arrives_s}s\n"
-        f"    http-request set-header x-tpray-server {rules.token}\n"
-        "    http-request del-header x-tpray-timeout\n"
-        f"    http-request set-header x-tpray-timeout %[req.hdr({_TIMEOUT})] if {{ req.hdr({_TIMEOUT}) -m found }}\n"
-        f"    http-request del-header {_TIMEOUT}\n"
+        f"    http-request set-header {TOKEN_HEADER} {rules.token}\n"
+        f"    http-request del-header {RENAMED_TIMEOUT_HEADER}\n"
+        f"    http-request set-header {RENAMED_TIMEOUT_HEADER} %[req.hdr({TIMEOUT_HEADER})]"
+        f" if {{ req.hdr({TIMEOUT_HEADER}) -m found }}\n"
+        f"    http-request del-header {TIMEOUT_HEADER}\n"
         "    http-request del-header x-request-disconnect-disabled\n"
         "    http-request del-header serve_multiplexed_model_id\n"
         "    http-request del-header x-request-id if { req.hdr(x-request-id) -m reg [^\\ -~] }\n"
@@ -92,7 +100,6 @@ def rewrite(config: str, rules: Rules) -> str:
     return config
 
 
-_TIMEOUT = "x-request-timeout-seconds"
 _UNAVAILABLE = "    http-request return status 503 default-errorfiles\n"
 
 

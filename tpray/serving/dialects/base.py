@@ -15,14 +15,11 @@ from starlette.requests import ClientDisconnect
 
 from tpray.errors import DeadlineError, InputError, OverloadedError, PayloadTooLargeError
 from tpray.serving.engine import Engine
+from tpray.serving.haproxy_start import RENAMED_TIMEOUT_HEADER, TIMEOUT_HEADER
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-TIMEOUT_HEADER = "x-request-timeout-seconds"
-"""How long the client will wait, from the arrival of its request; Ray Serve's name for it."""
-RENAMED_TIMEOUT_HEADER = "x-tpray-timeout"
-"""What HAProxy makes of it for `tpray serve`, since Serve reads it too."""
 SOONER_S = 0.1
 """Where Serve reads it, as in a cluster, it answers 408 in words of its own at that time: we answer so much sooner."""
 

@@ -32,7 +32,6 @@ from tpray.errors import (
 )
 from tpray.serving.codec import Direction, Score
 from tpray.serving.dialects.base import (
-    TIMEOUT_HEADER,
     Bodies,
     Dialect,
     RenderedError,
@@ -41,6 +40,7 @@ from tpray.serving.dialects.base import (
     within,
 )
 from tpray.serving.engine import Answer, Engine
+from tpray.serving.haproxy_start import TIMEOUT_HEADER
 from tpray.tokenizer import Item
 
 ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
