@@ -115,9 +115,15 @@ class ClassifierGroup(Group):
             found = await asyncio.to_thread(find_model, self._model, topology)
         self._resolution = await resolve(found, self._model, topology, self._out)
 
+    @property
+    def _must_trace(self) -> bool:
+        return self._resolution.artifact is None
+
     async def _prepare(self) -> None:
         if self._resolution.artifact is None:
-            await self._phase("trace", self._trace())
+            await self._trace_phase(self._trace)
+        if self._topology.tracing:
+            return
         try:
             self.packs_rows = await self._phase("load", self.executor.load(self.artifact))
         except ArtifactError as e:
@@ -127,7 +133,7 @@ class ClassifierGroup(Group):
             log.warning("%s; tracing it again", e)
             task.discard()
             self._resolution = Resolution(None, task, damaged=True)
-            await self._phase("trace", self._trace())
+            await self._trace_phase(self._trace)
             self.packs_rows = await self._phase("load", self.executor.load(self.artifact))
         await self._phase("check", self._check())
         await self._phase("warm up", self._warm_up())

@@ -32,6 +32,7 @@ from tpray.group.pace import Pace
 from tpray.group.supervisor import Supervisor
 from tpray.group.wire import Array
 from tpray.platforms.cores import describe
+from tpray.platforms.topology import Topology
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class Group(ABC):
         progress: Callable[[PhaseReport], None] | None = None,
     ) -> None:
         self.executor = executor
+        self._topology = executor.topology
         self.lifecycle = Lifecycle()
         self.phases: list[PhaseReport] = []
         self.workers: list[WorkerInfo] = []
@@ -102,11 +104,16 @@ class Group(ABC):
     @property
     def tp(self) -> int:
         """The tensor-parallel degree."""
-        return self.executor.topology.tp
+        return self._topology.tp
 
     @abstractmethod
     async def _resolve(self) -> None:
         """Find what the ranks will run, before any rank is there."""
+
+    @property
+    def _must_trace(self) -> bool:
+        """Whether the ranks have nothing to load yet."""
+        return False
 
     @abstractmethod
     async def _prepare(self) -> None:
@@ -251,13 +258,33 @@ class Group(ABC):
             if first:
                 await self._phase("resolve", self._resolve())
             await self._phase("place", self.executor.place())
-            self.workers = await self._phase("spawn", self.executor.spawn())
-            await self._phase("pin", self._pin())
-            await self._phase("connect", self._connect())
+            await self._join(self._topology.for_tracing() if self._must_trace else self._topology)
             await self._prepare()
         finally:
             self._failure.cancel()
             self._failure = self._current = None
+
+    async def _join(self, topology: Topology) -> None:
+        """Bring up ranks that lie so, and have them connect."""
+        self.executor.topology = topology
+        self.workers = await self._phase("spawn", self.executor.spawn())
+        await self._phase("pin", self._pin())
+        await self._phase("connect", self._connect())
+
+    async def _trace_phase(self, trace: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Have ranks trace. Where those that trace are others than those that load, they come up for it and go."""
+        tracing = self._topology.for_tracing()
+        if self.executor.topology != tracing:
+            await self._replace_ranks(tracing)
+        result = await self._phase("trace", trace())
+        if tracing != self._topology:
+            await self._replace_ranks(self._topology)
+        return result
+
+    async def _replace_ranks(self, topology: Topology) -> None:
+        await self._tear_down()
+        self._failure = asyncio.get_running_loop().create_future()  # the end of those ranks was no failure
+        await self._join(topology)
 
     async def _phase(self, name: str, work: Coroutine[Any, Any, T]) -> T:
         """Run one phase of a start: within its limit, and until a rank fails."""

@@ -49,9 +49,10 @@ class RayExecutor(WorkerExecutor):
 
     async def spawn(self) -> list[WorkerInfo]:
         topology, level = self.topology, log_level()
-        if not topology.platform.ray_assigns_cores:
+        if not topology.on_assigned_cores:
             self._start_actors()
-            begin: list[tuple[Any, ...]] = [(ranks, topology, None, None, level) for ranks in topology.processes]
+            variables = topology.platform.tracing_environment(self._cache)
+            begin: list[tuple[Any, ...]] = [(ranks, topology, variables, None, level) for ranks in topology.processes]
         else:
             cores = await self._spawn_on_cores()
             self._ports = lease.take_ports(2, lease.GROUP_PORTS)

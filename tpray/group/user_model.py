@@ -69,9 +69,14 @@ class UserModelGroup(Group):
                 f"{topology.runtime}: trace the model here"
             )
 
+    @property
+    def _must_trace(self) -> bool:
+        return isinstance(self._work, UserModelTask)
+
     async def _prepare(self) -> None:
         if isinstance(self._work, UserModelTask):
-            self._work = await self._phase("trace", self._trace(self._work))
+            task = self._work
+            self._work = await self._trace_phase(lambda: self._trace(task))
         await self._phase("load", self.executor.load_user_model(self._work))
 
     async def _trace(self, task: UserModelTask) -> UserModelArtifact:

@@ -71,7 +71,7 @@ class WorkerHost:
             set_up_logging(log_level)
         from tpray.group.worker import ShardWorker
 
-        together = topology.platform.ray_assigns_cores and topology.layout == "single-process"
+        together = topology.on_assigned_cores and topology.layout == "single-process"
         for place, rank in enumerate(ranks):
             first_core = place * topology.cores_per_rank if together else None
             assigned = cores[place] if cores is not None else ()

@@ -53,6 +53,8 @@ class Platform(Protocol):
     """Whether Ray gives out core ids. If not, ranks are pinned to CPU cores that they lease."""
     traces_alone: bool
     """Whether a rank can trace while the others do not."""
+    traces_on_cpu: bool
+    """Whether ranks trace on CPUs, in processes other than those that load: a machine without such cores can."""
     loads_in_threads: bool
     """Whether several ranks of one process may load their programs at once."""
 
@@ -107,4 +109,8 @@ class Platform(Protocol):
 
     def environment(self, topology: Topology, process: ProcessCores) -> dict[str, str | None]:
         """The variables of a process that is given cores by Ray; None: must not be set."""
+        ...
+
+    def tracing_environment(self, cache: Path) -> dict[str, str | None]:
+        """The same of a process that only traces, where ``traces_on_cpu``. cache: as in `ProcessCores`."""
         ...

@@ -47,6 +47,7 @@ class CpuPlatform:
     backends: tuple[str, ...] = ()
     ray_assigns_cores = False
     traces_alone = True
+    traces_on_cpu = False
     loads_in_threads = False  # it uses torch.export, which is not safe in two threads
 
     def is_here(self) -> bool:
@@ -92,4 +93,7 @@ class CpuPlatform:
         """Nothing is kept."""
 
     def environment(self, topology: Topology, process: ProcessCores) -> dict[str, str | None]:
+        return {}
+
+    def tracing_environment(self, cache: Path) -> dict[str, str | None]:
         return {}

@@ -103,7 +103,7 @@ def check_degree(tp: int, family: InstanceFamily | None) -> None:
         raise DegreeError(f"no NeuronCores run collectives over {tp} cores: use --tp {_either(known)}")
 
 
-def _either(numbers: Sequence[int]) -> str:
+def _either(numbers: Sequence[object]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
 
 
@@ -134,7 +134,8 @@ class NeuronPlatform:
         self, name: str, runtime_class: str, packages: tuple[str, ...], traces_alone: bool, single_process: bool
     ) -> None:
         self.name, self.runtime_class, self.packages = name, runtime_class, packages
-        self.traces_alone, self._single_process = traces_alone, single_process
+        self.traces_alone = self.traces_on_cpu = traces_alone  # the compiler alone needs no cores
+        self._single_process = single_process
 
     def is_here(self) -> bool:
         if not (DEVICES / "neuron0").exists():
@@ -149,6 +150,11 @@ class NeuronPlatform:
         if topology.layout == "single-process" and not self._single_process:
             raise ConfigError("the single-process layout is neuron-xla's: use --neuron-layout process-per-rank")
         check_degree(topology.tp, family)
+        if family is None and self.traces_on_cpu:
+            raise ConfigError(
+                f"{self.name} compiles for one kind of NeuronCore, and this machine does not say which it has: name it "
+                f"with --instance-family {_either(list(STACKS))}"
+            )
         if family is not None and self.name not in (known := STACKS[family]):
             raise ConfigError(f"the runtime {self.name} does not know {family}'s cores: use --runtime {known[0]}")
 
@@ -210,6 +216,19 @@ class NeuronPlatform:
                 "NEURON_PJRT_PROCESSES_NUM_DEVICES": ",".join(["1"] * topology.tp),
             }
         return variables
+
+    def tracing_environment(self, cache: Path) -> dict[str, str | None]:
+        """torch-xla's own CPU client takes the place of the cores, of which nothing is named.
+
+        Source: torch-xla's PJRT notes; neuronx-distributed traces so, too (``cpu_backend=True``).
+        """
+        return {
+            "PJRT_DEVICE": "CPU",
+            "NEURON_RT_VISIBLE_CORES": None,
+            "NEURON_RT_NUM_CORES": None,
+            "TORCHELASTIC_RUN_ID": None,
+            "NEURON_COMPILE_CACHE_URL": str(cache),
+        }
 
 
 NEURON = NeuronPlatform(

@@ -6,7 +6,7 @@ the one process that holds all cores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpray.config import InstanceFamily, NeuronLayout, ParallelConfig
 from tpray.platforms import platform_for
@@ -24,6 +24,7 @@ class Topology:
         layout: a process for each rank, or one for all.
         instance_family: of the cores, where programs are compiled for one; None: not known, or not needed.
         lnc: physical NeuronCores in a logical one; None: Neuron's default.
+        tracing: its ranks only trace, on CPUs, and take none of the cores; see `for_tracing`.
         fake: its ranks have no model; what they trace is kept apart from what is real.
     """
 
@@ -33,6 +34,7 @@ class Topology:
     layout: NeuronLayout = "process-per-rank"
     instance_family: InstanceFamily | None = None
     lnc: int | None = None
+    tracing: bool = False
     fake: bool = False
 
     @classmethod
@@ -62,6 +64,15 @@ class Topology:
         """The kind of core."""
         return platform_for(self.runtime)
 
+    def for_tracing(self) -> Topology:
+        """Of the ranks that trace for this group: others than those that load, where tracing takes no cores."""
+        return replace(self, tracing=True) if self.platform.traces_on_cpu else self
+
+    @property
+    def on_assigned_cores(self) -> bool:
+        """Whether Ray gives the ranks their cores."""
+        return self.platform.ray_assigns_cores and not self.tracing
+
     @property
     def compiled_for(self) -> tuple[InstanceFamily | None, int | None]:
         """The instance family and logical core size that its programs are compiled for; (None, None) on CPUs."""
@@ -75,7 +86,7 @@ class Topology:
     @property
     def processes(self) -> list[range]:
         """The ranks of each process."""
-        if self.platform.ray_assigns_cores and self.layout == "single-process":
+        if self.on_assigned_cores and self.layout == "single-process":
             return [range(self.tp)]
         return [range(rank, rank + 1) for rank in range(self.tp)]
 
@@ -83,6 +94,6 @@ class Topology:
         """Ray's resources for so many of the group's ranks; the default is all of them."""
         count = self.tp if ranks is None else ranks
         cpus = {"CPU": float(count * self.threads)}
-        if not self.platform.ray_assigns_cores:
+        if not self.on_assigned_cores:
             return cpus
         return cpus | {self.platform.resource: float(count * self.cores_per_rank)}

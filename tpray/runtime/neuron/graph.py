@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 
 from tpray.errors import CompileError
 
@@ -38,10 +38,15 @@ class Collectives:
     broadcast: Callable[[Tensor, int], Tensor]
 
 
-def lower(module: GraphModule, device: Any, collectives: Collectives) -> int:
-    """Rewrite in place for ``device``; how many collectives were found."""
+def lower(
+    module: GraphModule, device: Any, collectives: Collectives, functions: Mapping[Any, Callable[..., Tensor]] | None = None
+) -> int:
+    """Rewrite in place for ``device``; how many collectives were found.
+
+    functions: what takes the place of operators that the device's compiler does not know.
+    """
     ops = torch.ops.tpray
-    replacements: dict[Any, Callable[..., Tensor]] = {
+    of_collectives: dict[Any, Callable[..., Tensor]] = {
         ops.all_reduce.default: collectives.all_reduce,
         ops.all_gather.default: collectives.all_gather,
         ops.broadcast.default: collectives.broadcast,
@@ -49,16 +54,19 @@ def lower(module: GraphModule, device: Any, collectives: Collectives) -> int:
     fold_constants(module)
     for part in module.modules():
         part.training = False  # eval() is refused on exported modules: this was settled when they were traced
+    replacements = of_collectives | dict(functions or {})
     found = 0
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:  # of the exporter's device
             module.graph.erase_node(node)
             continue
         if node.op == "call_function" and node.target in replacements:
+            found += node.target in of_collectives
             node.target = replacements[node.target]
-            found += 1
-        if "device" in node.kwargs:  # of a tensor that the program makes: positions, a mask
-            node.kwargs = {**node.kwargs, "device": device}
+        # Of a tensor that the program makes, positions or a mask, or that it converts.
+        node.args, node.kwargs = map_aggregate(
+            (node.args, node.kwargs), lambda value: device if isinstance(value, torch.device) else value
+        )
     module.graph.lint()
     module.recompile()
     return found

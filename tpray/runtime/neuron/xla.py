@@ -1,11 +1,12 @@
 """torch-neuronx on torch-xla (Inf2, Trn1, also Trn2): ``torch_neuronx.trace``, one TorchScript module for each bucket.
 
-Every rank traces alone, its collectives written as XLA's over the group's ranks, and saves ``tp_{rank}.pt``; a program
-after the first, for another bucket, is ``tp_{rank}_{number}.pt``. Loading binds the module to its core and rank, which
-the runtime does for all ranks together.
+Every rank traces alone, in a process that has no cores: torch-xla lowers on the CPU, and Neuron's compiler is told for
+which family of cores. The collectives are XLA's over the group's ranks. A rank's modules are saved as ``tp_{rank}.pt``
+and, for buckets after the first, ``tp_{rank}_{number}.pt``. Other processes load them: that binds a module to its core
+and rank, which the runtime does for all ranks together.
 
 Two layouts: a process for each rank, each with its own cores, as the runtime allows; or one process that holds the
-cores of the group and a thread for each rank, which is what neuronx-distributed did.
+cores of the group and a thread for each rank, which is what neuronx-distributed does.
 
 Source: torch-neuronx 2.9's tracing API, and the calls of neuronx-distributed's trace module.
 """
@@ -14,23 +15,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
-from tpray.config import compiler_cache
-from tpray.errors import ArtifactError, ConfigError
+from tpray.config import compiler_cache, variable_set
+from tpray.errors import ArtifactError, ConfigError, TprayError
 from tpray.parallel_layers import parallel_state
 from tpray.platforms.neuron import check_installed
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_report
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.exported import export, inputs_of, record_program
-from tpray.runtime.neuron import graph
+from tpray.runtime.neuron import graph, hlo
 from tpray.runtime.neuron.graph import Collectives, compile_error, remove_stale_locks
+from tpray.runtime.neuron.operators import REPLACEMENTS
 from tpray.runtime.records import ProgramRecord
 from tpray.runtime.shaped import ShapedProgram
 
@@ -52,13 +57,9 @@ class NeuronXlaRuntime:
         self._topology, self._first_core = topology, first_core
 
     def join(self, rank: int, size: int) -> None:
-        """Join XLA's group of processes, which threads of one process do not need."""
+        """Nothing is joined: a rank traces by itself, and the cores meet when their programs are loaded."""
         check_installed("neuron-xla")
-        import torch_neuronx  # noqa: F401
-        import torch_xla.distributed.xla_backend  # noqa: F401  # registers the backend "xla"
-
-        if self._first_core is None and size > 1:
-            torch.distributed.init_process_group("xla", rank=rank, world_size=size)
+        import torch_neuronx  # noqa: F401  # registers the operators that load programs
 
     def trace(
         self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket], report: Report = no_report
@@ -84,66 +85,143 @@ class NeuronXlaRuntime:
         self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path, report: Report
     ) -> list[ProgramRecord]:
         import torch_neuronx
-        import torch_xla.core.xla_model as xm
 
         state = parallel_state.current()
-        groups = [list(range(state.size))]
-
-        def all_reduce(x: Tensor) -> Tensor:
-            wide = torch.float32 if x.dtype is torch.bfloat16 else x.dtype  # neuronx-distributed's reduce_dtype
-            total: Tensor = xm.all_reduce(xm.REDUCE_SUM, x.to(wide), groups=groups)
-            return total.to(x.dtype)
-
-        def all_gather(x: Tensor, dim: int, size: int) -> Tensor:
-            gathered: Tensor = xm.all_gather(x, dim=dim, groups=groups)
-            return gathered
-
-        def broadcast(x: Tensor, source: int) -> Tensor:
-            return all_reduce(x if state.rank == source else torch.zeros_like(x))
-
         remove_stale_locks(compiler_cache())
         records = []
         for number, (program, example) in enumerate(zip(export(module, examples), examples, strict=True)):
-            module_graph: Any = program.module(check_guards=False)
-            graph.lower(module_graph, xm.xla_device(), Collectives(all_reduce, all_gather, broadcast))
+            what = f"rank {state.rank}: the program for {', '.join(str(list(x.shape)) for x in example)}"
+            ready, collectives = prepare(program.module(check_guards=False), state.rank, state.size)
             work = directory.parent / WORK_DIR / f"rank_{state.rank:02d}_{number}"
             work.mkdir(parents=True, exist_ok=True)
-            shown = ", ".join(str(list(x.shape)) for x in example)
-            try:
-                traced = torch_neuronx.trace(
-                    module_graph, example, compiler_workdir=str(work), compiler_args=self._compiler_args()
-                )
-            except Exception as e:
-                kept = _keep_log(work / COMPILER_LOG)
-                raise compile_error(state.rank, f"the program for {shown}", e, kept) from e
+            with all_reduces_stay():
+                hlo.check(hlo.lower(ready, example), collectives, state.size, what)
+                try:
+                    traced = torch_neuronx.trace(
+                        ready, example, compiler_workdir=str(work), compiler_args=self._compiler_args(work),
+                        cpu_backend=True,
+                    )  # fmt: skip
+                except Exception as e:
+                    raise compile_error(state.rank, what.partition(": ")[2], e, _keep_log(work / COMPILER_LOG)) from e
+                hlo.forget_collectives()
             torch.jit.save(traced, str(directory / program_file(state.rank, number)))
             shutil.rmtree(work, ignore_errors=True)
-            report(f"the program for {shown}")
+            report(what.partition(": ")[2])
             records.append(record_program(program, example))
         return records
 
-    def _compiler_args(self) -> list[str]:
-        """No casts that were not asked for, so that float32 stays float32; and the cores' own kind."""
-        chosen = ["--model-type=transformer", "--auto-cast=none"]
-        chosen += [f"--target={self._topology.instance_family}"] if self._topology.instance_family else []
-        return [*chosen, *([f"--lnc={self._topology.lnc}"] if self._topology.lnc else [])]
+    def _compiler_args(self, work: Path) -> list[str]:
+        """No casts that were not asked for, so that float32 stays float32; the cores' own kind; and where it logs."""
+        chosen = ["--model-type=transformer", "--auto-cast=none", f"--target={self._topology.instance_family}"]
+        chosen += [f"--lnc={self._topology.lnc}"] if self._topology.lnc else []
+        return [*chosen, f"--logfile={work / COMPILER_LOG}"]
 
     def _load(self, directory: Path, rank: int, tp: int, count: int) -> list[Any]:
+        """Upstream's order: files one after another, then each rank's modules to its core, all ranks at once."""
         import torch_neuronx
 
         core = self._first_core or 0  # cores are counted within the process
+        together = _Together.of(directory.parent, 1 if self._first_core is None else tp)
         modules = []
-        for number in range(count):
-            path = directory / program_file(rank, number)
-            try:
-                with torch_neuronx.contexts.disable_nrt_load():
-                    module = torch.jit.load(str(path))
-            except (OSError, RuntimeError, ValueError) as e:
-                raise ArtifactError(f"{path} is not a traced module: {e}") from e
-            torch.ops.neuron._load_collectives_neuron(module.model, core, 1, rank, tp)
-            torch_neuronx.move_trace_to_device(module, core)
-            modules.append(module)
+        with together.in_turn():
+            for number in range(count):
+                path = directory / program_file(rank, number)
+                try:
+                    with torch_neuronx.contexts.disable_nrt_load():  # which holds for the process, not for a thread
+                        modules.append(torch.jit.load(str(path)))
+                except (OSError, RuntimeError, ValueError) as e:
+                    raise ArtifactError(f"{path} is not a traced module: {e}") from e
+        together.wait()
+        with together.at_once():
+            for module in modules:
+                torch.ops.neuron._load_collectives_neuron(module.model, core, 1, rank, tp)
+        together.wait()
+        with together.in_turn():
+            for module in modules:
+                torch_neuronx.move_trace_to_device(module, core)
         return modules
+
+
+def prepare(exported: Any, rank: int, ranks: int) -> tuple[GraphModule, int]:
+    """An exported program as torch-xla lowers it, and how many collectives it has."""
+    import torch_xla.core.xla_model as xm
+
+    groups = [list(range(ranks))]
+
+    def all_reduce(x: Tensor) -> Tensor:
+        wide = torch.float32 if x.dtype is torch.bfloat16 else x.dtype  # neuronx-distributed's reduce_dtype
+        total: Tensor = xm.all_reduce(xm.REDUCE_SUM, x.to(wide), groups=groups)
+        return total.to(x.dtype)
+
+    def all_gather(x: Tensor, dim: int, size: int) -> Tensor:
+        # A pinned one is an all-reduce of padded parts, each at its process's ordinal, which is 0 for all ranks here.
+        gathered: Tensor = xm.all_gather(x, dim=dim, groups=groups, pin_layout=False)
+        return gathered
+
+    def broadcast(x: Tensor, source: int) -> Tensor:
+        return all_reduce(x if rank == source else torch.zeros_like(x))
+
+    found = graph.lower(exported, hlo.device(), Collectives(all_reduce, all_gather, broadcast), REPLACEMENTS)
+    # Made anew as a plain module: an exported one refuses eval(), and what is not a parameter would not be moved.
+    return GraphModule(exported, exported.graph), found
+
+
+@contextmanager
+def all_reduces_stay() -> Iterator[None]:
+    """torch-xla leaves an all-reduce out where its own world has one process, as every process here has.
+
+    Source: torch_xla/core/xla_model.py, ``all_reduce``.
+    """
+    with variable_set("XLA_ALWAYS_ALLREDUCE", "1"):
+        yield
+
+
+class _Together:
+    """The ranks of one process that load an artifact, each in its thread: what they do in turn, and where they meet.
+
+    A rank that fails takes the others with it, and all raise what it raised.
+    """
+
+    _loading: dict[Path, _Together] = {}  # noqa: RUF012  # of this process
+    _lock = threading.Lock()
+
+    def __init__(self, artifact: Path, ranks: int) -> None:
+        self._artifact, self._turn, self._barrier = artifact, threading.Lock(), threading.Barrier(ranks)
+        self._error: BaseException | None = None
+
+    @classmethod
+    def of(cls, artifact: Path, ranks: int) -> _Together:
+        """That of all ranks that load ``artifact`` now."""
+        with cls._lock:
+            return cls._loading.setdefault(artifact, cls(artifact, ranks))
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as e:
+            self._error = e
+            self._forget()
+            self._barrier.abort()
+            raise
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        with self._turn, self.at_once():
+            yield
+
+    def wait(self) -> None:
+        try:
+            self._barrier.wait()
+        except threading.BrokenBarrierError:
+            assert self._error is not None, "only a rank that fails breaks it"
+            raise self._error from None
+        self._forget()
+
+    def _forget(self) -> None:
+        with self._lock:
+            if self._loading.get(self._artifact) is self:
+                del self._loading[self._artifact]
 
 
 def _keep_log(path: Path) -> Path | None:

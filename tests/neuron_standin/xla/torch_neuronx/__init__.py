@@ -1,91 +1,67 @@
-"""A stand-in for torch-neuronx 2.9: trace, loading with collectives, and execution on a core.
+"""A stand-in for torch-neuronx 2.9 over the real torch-xla: what is traced is lowered, and what is loaded is executed.
 
-It computes on the CPU and checks what the real one does; each rule names its source. ``neuron_rules`` has the rules of
-the runtime below it.
+`trace` has torch-xla lower the module; the HLO is what Neuron's compiler would get. A loaded program's HLO is run by
+XLA's CPU backend, as many replicas as there are ranks, its collectives included: see `neuron_device`. What is imitated
+(the compiler's refusals, who owns a core, how a program is bound to it) names its source at each rule.
 """
 
 from __future__ import annotations
 
-import os
+import pickle
+import re
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import neuron_rules
 import torch
-import torch_xla.distributed.xla_backend as xla
-from neuron_rules import NrtError, ThreadExchange, compile_log, same_call
+import torch_xla
+from neuron_device import Program, as_numpy, as_tensor, device_of
+from neuron_rules import NrtError
 from torch import Tensor, nn
 
 from . import contexts
 
 __version__ = "2.9.0.2.15.32035"
 
-_loaded: dict[str, tuple[int, int, int]] = {}  # a program -> its core, rank and world
-_moved: set[str] = set()
-_now = threading.local()  # the program that this thread runs
+_now = threading.local()  # the outputs that a call gives while its module is made into TorchScript
+_loaded: dict[str, tuple[int, int]] = {}  # a program -> its rank and world
 
 _library = torch.library.Library("neuron_standin", "DEF")
-_library.define("enter(Tensor x, Tensor neff) -> Tensor")
-_library.define("all_reduce(Tensor x, int world) -> Tensor")
-_library.define("all_gather(Tensor x, int dim, int world) -> Tensor")
+_library.define("forward(Tensor neff, Tensor key, Tensor[] inputs) -> Tensor[]")
 
 
-def _gather(x: Tensor, name: str, world: int) -> list[Tensor]:
-    _core, rank, own_world = _loaded[_now.neff]
-    if world != own_world:
-        raise NrtError(f"the program has collectives over {world} ranks, and was loaded for {own_world}")
-    if xla.exchange is not None:
-        gather: Any = xla.exchange.gather
-    else:
-        threads = ThreadExchange.of(world)
-        gather = lambda part: threads.gather(part, rank)  # noqa: E731
-    same_call(gather, name, x)
-    parts: list[Tensor] = gather(x)
-    return parts
-
-
-def _enter(x: Tensor, neff: Tensor) -> Tensor:
-    if getattr(_now, "tracing", False):
-        return x.clone()
-    key = bytes(neff.tolist()).decode()
-    # Rule: a program with collectives runs only where _load_collectives_neuron has put it (nxd's trace module).
-    if key not in _loaded:
+def _forward(neff: Tensor, key: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    example: list[Tensor] | None = getattr(_now, "outputs", None)
+    if example is not None:
+        return [x.clone() for x in example]
+    name = bytes(key.tolist()).decode()
+    # Rule: a program with collectives runs only where _load_collectives_neuron has put it (nxd, trace/trace.py).
+    if name not in _loaded:
         raise NrtError("nrt_execute: the model was not loaded with its collectives")
-    if key not in _moved:
-        raise NrtError("nrt_execute: the model's weights are not on the device: call move_trace_to_device")
-    _now.neff = key
-    return x.clone()
+    rank, world = _loaded[name]
+    return [as_tensor(x) for x in device_of(rank, world).run(rank, name, [as_numpy(x) for x in inputs])]
 
 
-def _all_reduce(x: Tensor, world: int) -> Tensor:
-    return x.clone() if getattr(_now, "tracing", False) else torch.stack(_gather(x, "all_reduce", world)).sum(0)
+_library.impl("forward", _forward, "CPU")
 
 
-def _all_gather(x: Tensor, dim: int, world: int) -> Tensor:
-    return torch.cat([x] * world if getattr(_now, "tracing", False) else _gather(x, "all_gather", world), dim)
-
-
-_library.impl("enter", _enter, "CPU")
-_library.impl("all_reduce", _all_reduce, "CPU")
-_library.impl("all_gather", _all_gather, "CPU")
-
-
-class _Neff(nn.Module):
-    def __init__(self, function: nn.Module, key: str) -> None:
+class _Model(nn.Module):
+    def __init__(self, program: Program, outputs: int) -> None:
         super().__init__()
-        self.function = function
-        self.register_buffer("neff", torch.tensor(list(key.encode()), dtype=torch.uint8))
+        self.outputs = outputs
+        for name, data in (("neff", pickle.dumps(program)), ("key", uuid.uuid4().hex.encode())):
+            self.register_buffer(name, torch.frombuffer(bytearray(data), dtype=torch.uint8))
 
     def forward(self, *inputs: Tensor) -> Any:
-        first = torch.ops.neuron_standin.enter(inputs[0], self.neff)
-        return self.function(first, *inputs[1:])
+        made = torch.ops.neuron_standin.forward(self.neff, self.key, list(inputs))
+        return made[0] if self.outputs == 1 else tuple(made[i] for i in range(self.outputs))
 
 
 class _Traced(nn.Module):
-    """Rule: the loader takes the traced module's ``model`` (nxd's trace module)."""
+    """Rule: the loader takes the traced module's ``model`` (nxd, trace/trace.py)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -99,69 +75,117 @@ def trace(
     func: Any,
     example_inputs: Any,
     *_: Any,
-    input_output_aliases: dict[Any, int] | None = None,
+    input_output_aliases: Mapping[Tensor, int] | None = None,
     compiler_workdir: str | None = None,
-    compiler_args: list[str] | str | None = None,
+    compiler_args: Sequence[str] | str | None = None,
     partitioner_config: Any = None,
     inline_weights_to_neff: bool = True,
+    cpu_backend: bool = False,
 ) -> Any:
-    """Source of the signature: torch_neuronx.trace's API reference."""
-    if not isinstance(example_inputs, tuple) or not all(isinstance(x, Tensor) for x in example_inputs):
-        raise TypeError("example_inputs is a tuple of tensors")
-    if isinstance(func, nn.Module) and func.training:
-        raise RuntimeError("a module is traced in eval mode")
-    # Rule: the compiler's arguments are flags; it names the ones it does not know (neuronx-cc's CLI reference).
-    for argument in compiler_args or []:
-        if argument.split("=")[0] not in ("--model-type", "--auto-cast", "--target", "--lnc", "--optlevel"):
-            raise RuntimeError(f"neuronx-cc: unknown argument {argument}")
-    lnc = neuron_rules.ENV.get("NEURON_LOGICAL_NC_CONFIG")
-    # Rule: NEURON_LOGICAL_NC_CONFIG must match the compiler's --lnc (Neuron's LNC guide).
-    if lnc is not None and f"--lnc={lnc}" not in (compiler_args or []):
-        raise RuntimeError(f"NEURON_LOGICAL_NC_CONFIG is {lnc}, and the program is compiled for {compiler_args}")
-    key = uuid.uuid4().hex
-    compile_log(Path(compiler_workdir or os.environ["NEURON_STANDIN_DIR"]), key)
-    _now.tracing = True
+    """Source of the signature: torch_neuronx.trace's API reference (aws-neuron-sdk, api-torch-neuronx-trace.rst)."""
+    arguments = compiler_args.split() if isinstance(compiler_args, str) else list(compiler_args or [])
+    if not cpu_backend:
+        raise NotImplementedError("this stand-in has no cores to trace on, only cpu_backend=True")
+    # Rule: "This keyword needs to be used with compiler_args to set the --target flag" (the same page).
+    if not any(a.startswith("--target") for a in arguments):
+        raise RuntimeError("cpu_backend=True takes the family of the cores: compiler_args with --target")
+    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    states = _names(func, input_output_aliases or {})
+    program, outputs = _lower(func, examples, states)
+    _compile(program, arguments, Path(compiler_workdir or "."))
+    _now.outputs = outputs
     try:
         with torch.no_grad():
-            return torch.jit.trace(_Traced(_Neff(func, key)), example_inputs, strict=False, check_trace=False)
+            traced = _Traced(_Model(program, len(outputs)).eval())
+            return torch.jit.trace(traced, examples, strict=False, check_trace=False)
     finally:
-        _now.tracing = False
+        _now.outputs = None
+
+
+def _names(func: Any, aliases: Mapping[Tensor, int]) -> dict[str, int]:
+    """Rule: aliases are the module's own state tensors and the outputs that become their next values (nxd's example
+    of a key/value cache, ``input_output_aliases``)."""
+    named = {id(tensor): name for name, tensor in [*func.named_parameters(), *func.named_buffers()]} if aliases else {}
+    return {named[id(tensor)]: number for tensor, number in aliases.items()}
+
+
+def _lower(func: Any, examples: tuple[Tensor, ...], states: dict[str, int]) -> tuple[Program, list[Tensor]]:
+    device = torch.device("xla", 0)
+    if isinstance(func, nn.Module):
+        func = func.to(device)
+    inputs = [x.to(device) for x in examples]
+    with torch.no_grad():
+        made = func(*inputs)
+    outputs = [made] if isinstance(made, Tensor) else list(made)
+    context = torch_xla._XLAC.lowering.LoweringContext()
+    context.build(outputs)
+    held = dict(context.parameter_id_tensor_mapping())
+    given = {context.tensor_parameter_id(x): number for number, x in enumerate(inputs)}
+    own = dict(func.state_dict(keep_vars=True)) | dict(func.named_buffers()) if states else {}
+    kept = {context.tensor_parameter_id(own[name]): number for name, number in states.items()}
+    program = Program(
+        hlo=context.hlo(),
+        text=context.hlo_text(),
+        parameters={i: as_numpy(x.cpu()) for i, x in held.items() if i not in given},
+        inputs={i: number for i, number in given.items() if i in held},
+        states=kept,
+    )
+    return program, [torch.zeros(x.shape, dtype=x.dtype) for x in outputs]
+
+
+_FLAGS = ("--model-type", "--auto-cast", "--auto-cast-type", "--target", "--lnc", "--optlevel", "--logfile", "--verbose")
+
+
+def _compile(program: Program, arguments: Sequence[str], folder: Path) -> None:
+    """What neuronx-cc would say; sources: its CLI reference and its error codes (aws-neuron-sdk, compiler/)."""
+    log = Path(next((a.split("=", 1)[1] for a in arguments if a.startswith("--logfile=")), "log-neuron-cc.txt"))
+    said = [f"INFO: pass {i}" for i in range(40)]
+    text = program.text
+    unknown = [a for a in arguments if a.split("=")[0] not in _FLAGS and not re.fullmatch(r"-O\d", a)]
+    lnc = neuron_rules.ENV.get("NEURON_LOGICAL_NC_CONFIG")
+    complaints = {
+        f"unknown argument {', '.join(unknown)}": bool(unknown),
+        "[NCC_EARG001] the logical core is not the runtime's": lnc is not None and f"--lnc={lnc}" not in arguments,
+        "[NCC_EVRF001] Unsupported operator: erf": 'opcode: "erf"' in text,  # aws-neuron-sdk 1081
+        "[NCC_EMOD025] Dynamic shape is not supported": "is_dynamic_dimension: true" in text,
+        "[NCC_EVRF004] Complex data types are not supported": "element_type: C64" in text,
+        "[NCC_EVRF004] the operator frobnicate": bool(neuron_rules.os.environ.get("NEURON_STANDIN_FAIL_COMPILE")),
+    }
+    failed = [words for words, is_so in complaints.items() if is_so]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("\n".join([*said, *(f"ERROR: {words}" for words in failed)]))
+    if failed:
+        raise RuntimeError(f"neuronx-cc failed with 70: {failed[0]}")
 
 
 def _load_collectives(model: Any, start_core: int, count: int, rank: int, world: int) -> None:
-    """torch.ops.neuron._load_collectives_neuron. Source of the signature: nxd's trace module."""
+    """torch.ops.neuron._load_collectives_neuron. Source of the signature: nxd, trace/trace.py."""
     if not hasattr(model, "neff"):
         raise TypeError("the loader takes the traced module's .model")
     cores = neuron_rules.visible_cores()
     # Rule: cores are counted within the process (NEURON_RT_VISIBLE_CORES, runtime configuration guide).
     if count != 1 or not 0 <= start_core < len(cores) or not 0 <= rank < world:
         raise NrtError(f"core {start_core} of {len(cores)}, {count} cores, rank {rank} of {world}")
-    neuron_rules.nrt_init(rank, world)
-    _loaded[bytes(model.neff.tolist()).decode()] = (start_core, rank, world)
+    neuron_rules.nrt_init(rank, 1)
+    key = bytes(model.key.tolist()).decode()
+    _loaded[key] = rank, world
     # Rule: collective ranks load together (nxd loads in one thread a rank).
-    if world > 1:
-        everyone = torch.tensor([rank])
-        ranks = xla.exchange.gather(everyone) if xla.exchange else ThreadExchange.of(world).gather(everyone, rank)
-        if sorted(int(r) for r in ranks) != list(range(world)):
-            raise NrtError(f"ranks {ranks} loaded together")
+    device_of(rank, world).load(rank, key, pickle.loads(bytes(model.neff.tolist())))
 
 
 torch.ops.neuron._load_collectives_neuron = _load_collectives  # type: ignore[attr-defined]  # a namespace takes any name
 
 
 def move_trace_to_device(trace: Any, device_id: int) -> None:
-    """Source: torch_neuronx's placement API."""
-    key = bytes(trace.model.neff.tolist()).decode()
-    if key not in _loaded or _loaded[key][0] != device_id:
-        raise NrtError(f"the model is not on core {device_id}")
-    _moved.add(key)
+    """Moves weights that are not in the program, which these are; else nothing (torch_neuronx's placement API)."""
 
 
 _jit_load: Callable[..., Any] = torch.jit.load
 
 
 def _load(*args: Any, **kwargs: Any) -> Any:
-    # Rule: outside of disable_nrt_load the module would go to a core by itself, without its collectives.
+    # Rule: "upon torch.jit.load, the model binary executable is automatically moved to a NeuronCore" (trace's API
+    # reference), without the other ranks, unless that is switched off.
     if not contexts.disabled():
         raise NrtError("nrt_load: no collectives communicator; load under torch_neuronx.contexts.disable_nrt_load()")
     return _jit_load(*args, **kwargs)

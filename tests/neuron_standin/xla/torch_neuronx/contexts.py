@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_state = threading.local()
+_stopped = False
 
 
 def disabled() -> bool:
-    """Whether this thread is within `disable_nrt_load`."""
-    return bool(getattr(_state, "depth", 0))
+    """Whether modules are loaded without going to a core."""
+    return _stopped
 
 
 @contextmanager
 def disable_nrt_load() -> Iterator[None]:
-    """Modules are loaded without going to a core."""
-    _state.depth = getattr(_state, "depth", 0) + 1
+    """Modules are loaded without going to a core.
+
+    Rule: it holds for the process and does not count: the first of two threads that leaves it ends it for both
+    (torch-neuronx 1.13.1, ``_StopNrtLoadContext``, whose count is each instance's own).
+    """
+    global _stopped
+    _stopped = True
     try:
         yield
     finally:
-        _state.depth -= 1
+        _stopped = False

@@ -1,0 +1,35 @@
+"""What these tests run in: the real torch-xla, and the stand-in for torch-neuronx over it; see `make test-xla`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.neuron_standin import HERE, STACKS
+
+if find_spec("torch_xla") is None or find_spec("jax") is None:
+    collect_ignore_glob = ["test_*"]  # `make test-xla` has an environment of its own
+else:
+    sys.path[:0] = [str(HERE / STACKS["neuron-xla"]), str(HERE / "shared")]
+    folder = tempfile.mkdtemp(prefix="tpray-test-xla-")
+    os.environ |= {
+        "PJRT_DEVICE": "CPU",
+        "NEURON_RT_VISIBLE_CORES": "0-7",
+        "NEURON_STANDIN_DIR": folder,
+        "NEURON_COMPILE_CACHE_URL": f"{folder}/compiler-cache",
+    }
+
+
+@pytest.fixture
+def loaded_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that gets the HLO of every program that is loaded, ``{time}-{rank}.txt``."""
+    kept = tmp_path / "programs"
+    kept.mkdir()
+    monkeypatch.setenv("NEURON_STANDIN_KEEP", str(kept))
+    yield kept

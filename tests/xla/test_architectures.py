@@ -1,0 +1,69 @@
+"""Every architecture on neuron-xla: lowered by the real torch-xla, executed by XLA, compared with transformers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.helpers import pad_id_of, rows
+from tests.runtime.test_parity import GROUPED, stock_logits
+from tpray.config import DtypeName, ModelConfig
+from tpray.group.classifier import ClassifierGroup
+from tpray.group.thread_executor import ThreadExecutor
+from tpray.parallel_layers.plan import PLANS
+from tpray.platforms.topology import Topology
+from tpray.runtime.neuron.hlo import OPCODES, Lowered
+
+BUCKETS = ((2, 16), (4, 48))
+TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2}
+
+
+def answer(directory: Path, tp: int, dtype: DtypeName, batches: list[Any]) -> tuple[list[np.ndarray], int]:
+    """The logits of each batch, and how many ranks' programs were loaded."""
+
+    async def run() -> list[np.ndarray]:
+        topology = Topology(tp, "neuron-xla", layout="single-process", instance_family="trn1")
+        group = ClassifierGroup(
+            ModelConfig(source=str(directory), dtype=dtype, buckets=BUCKETS), ThreadExecutor(topology)
+        )
+        await group.start()
+        try:
+            return [(await group.step(batch)).logits for batch in batches]
+        finally:
+            await group.stop()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("tp", [2, 3])
+@pytest.mark.parametrize("model_type", PLANS)
+def test_the_programs_are_whole_and_give_the_stock_models_logits(
+    model_type: str, tp: int, dtype: DtypeName, make_checkpoint: Callable[..., Path], loaded_programs: Path,
+    record_property: Callable[[str, object], None],
+) -> None:  # fmt: skip
+    sizes: dict[str, Any] = {"num_attention_heads": 6, "hidden_size": 96, "intermediate_size": 192, "vocab_size": 360}
+    if model_type in GROUPED:
+        sizes["num_key_value_heads"] = 1 if model_type == "gemma" else tp
+    directory = make_checkpoint(model_type, **sizes)
+    pad_id = pad_id_of(directory)
+    batches = [rows([1, 16, 7], pad_id), rows([33, 48], pad_id)]
+    found = answer(directory, tp, dtype, batches)
+    worst = 0.0
+    for batch, logits in zip(batches, found, strict=True):
+        expected = stock_logits(directory, batch)
+        worst = max(worst, float(np.abs(logits - expected).max() / max(1.0, np.abs(expected).max())))
+    programs = [Lowered(path.read_text()) for path in sorted(loaded_programs.iterdir())]
+    assert len(programs) == tp * len(BUCKETS)
+    for start in range(0, len(programs), tp):
+        ranks = programs[start : start + tp]
+        assert len({rank.text.replace("\n", "") for rank in ranks}) == 1
+    counts = programs[0].opcodes
+    record_property("program", f"| {model_type} | {tp} | {dtype} | {counts['all-reduce']} | {counts['all-gather']} | {worst:.1e} |")
+    assert set(counts) <= OPCODES
+    assert worst < TOLERANCE[dtype]
