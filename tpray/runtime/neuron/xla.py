@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,14 @@ class NeuronXlaRuntime:
         return ShapedProgram.of_buckets(saved.buckets, modules)
 
     def trace_user_model(
-        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
+        self,
+        module: nn.Module,
+        examples: Sequence[tuple[Tensor, ...]],
+        directory: Path,
+        compiler_args: tuple[str, ...] = (),
+        aliases: Mapping[str, int] | None = None,
     ) -> list[ProgramRecord]:
-        return self._trace(module, examples, directory, no_report)
+        return self._trace(module, examples, directory, no_report, compiler_args)
 
     def load_user_model(self, saved: SavedUserModel) -> Program:
         if saved.aliases:
@@ -81,7 +86,12 @@ class NeuronXlaRuntime:
         return ShapedProgram.of_records(saved.programs, modules)
 
     def _trace(
-        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path, report: Report
+        self,
+        module: nn.Module,
+        examples: Sequence[tuple[Tensor, ...]],
+        directory: Path,
+        report: Report,
+        compiler_args: tuple[str, ...] = (),
     ) -> list[ProgramRecord]:
         import torch_neuronx
         import torch_xla.core.xla_model as xm
@@ -111,7 +121,10 @@ class NeuronXlaRuntime:
             shown = ", ".join(str(list(x.shape)) for x in example)
             try:
                 traced = torch_neuronx.trace(
-                    module_graph, example, compiler_workdir=str(work), compiler_args=self._compiler_args()
+                    module_graph,
+                    example,
+                    compiler_workdir=str(work),
+                    compiler_args=[*self._compiler_args(), *compiler_args],
                 )
             except Exception as e:
                 kept = _keep_log(work / COMPILER_LOG)
