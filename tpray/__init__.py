@@ -35,15 +35,19 @@ state           of a group: new, starting, ready, failed, stopped (`group.lifecy
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tpray.version import __version__
 
-__all__ = ["__version__", "connect", "load"]
+__all__ = ["__version__", "connect", "load", "parallel_layers", "trace"]
 
 if TYPE_CHECKING:
+    from tpray import parallel_layers, trace
     from tpray.serving.launch import connect
     from tpray.serving.local import load
+
+_MODULES = ("parallel_layers", "trace")
 
 
 def __getattr__(name: str) -> Any:
@@ -55,4 +59,6 @@ def __getattr__(name: str) -> Any:
         from tpray.serving.launch import connect
 
         return connect
+    if name in _MODULES:  # as attributes of the package, which a script from neuronx-distributed takes them for
+        return import_module(f"tpray.{name}")
     raise AttributeError(f"module 'tpray' has no attribute {name!r}")

@@ -64,6 +64,8 @@ def test_the_programs_are_whole_and_give_the_stock_models_logits(
         ranks = programs[start : start + tp]
         assert len({rank.text.replace("\n", "") for rank in ranks}) == 1
     counts = programs[0].opcodes
-    record_property("program", f"| {model_type} | {tp} | {dtype} | {counts['all-reduce']} | {counts['all-gather']} | {worst:.1e} |")
+    record_property(
+        "program", f"| {model_type} | {tp} | {dtype} | {counts['all-reduce']} | {counts['all-gather']} | {worst:.1e} |"
+    )
     assert set(counts) <= OPCODES
     assert worst < TOLERANCE[dtype]

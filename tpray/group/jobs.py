@@ -48,12 +48,16 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class UserModelJob:
-    """One rank's part of a trace of a user's own model. folder: where ``make`` runs. directory: the rank's own."""
+    """One rank's part of a trace of a user's own model. folder: where ``make`` runs. directory: the rank's own.
+
+    compiler_args: what the user adds to the compiler's command line.
+    """
 
     make: MakeModel
     examples: tuple[tuple[Tensor, ...], ...]
     folder: str
     directory: Path
+    compiler_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from tpray.group.wire import Array
 
 @dataclass(frozen=True)
 class UserModelTask:
-    """What to trace, and the new folder that the artifact goes to."""
+    """What to trace, and the new folder that the artifact goes to. compiler_args: see `Runtime.trace_user_model`."""
 
     make: MakeModel
     examples: Sequence[tuple[Tensor, ...]]
     directory: Path
+    compiler_args: tuple[str, ...] = ()
 
 
 class UserModelGroup(Group):
@@ -81,7 +82,8 @@ class UserModelGroup(Group):
 
     async def _trace(self, task: UserModelTask) -> UserModelArtifact:
         folders = [task.directory / rank_folder(rank) for rank in range(self.tp)]
-        jobs = [UserModelJob(task.make, tuple(task.examples), os.getcwd(), folder) for folder in folders]
+        given = task.make, tuple(task.examples), os.getcwd()
+        jobs = [UserModelJob(*given, folder, task.compiler_args) for folder in folders]
         try:
             traced = await self.executor.trace_user_model(jobs)
         except BaseException:

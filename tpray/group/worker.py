@@ -36,7 +36,7 @@ from tpray.platforms import cores, lease
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import DTYPES, Program, SavedShard, SavedUserModel, runtime_for
 from tpray.runtime.records import Canary
-from tpray.runtime.user_model import FlatModel, as_array, explain, name_aliases
+from tpray.runtime.user_model import FlatModel, as_array, explain
 
 log = logging.getLogger(__name__)
 
@@ -143,15 +143,16 @@ class ShardWorker:
             except Exception as e:
                 raise explain(e, f"rank {self.rank}: {getattr(job.make, '__name__', 'the function')} raised") from e
             model, aliases = made if isinstance(made, tuple) else (made, {})
-            flat = FlatModel(model).eval()
+            flat = FlatModel(model, aliases).eval()
             try:
-                programs = self._runtime.trace_user_model(flat, job.examples, job.directory)
+                programs = self._runtime.trace_user_model(
+                    flat, job.examples, job.directory, job.compiler_args, flat.aliases
+                )
             except TprayError:  # its compiler's words
                 raise
             except Exception as e:
                 raise explain(e, f"rank {self.rank}: {type(model).__name__} cannot be traced ({_TRACEABLE})") from e
-            names = name_aliases(flat, aliases, programs[0].outputs)
-        return UserModelTrace(_record(flat, job.directory), tuple(programs), names)
+        return UserModelTrace(_record(flat, job.directory), tuple(programs), flat.aliases)
 
     def try_trace_user_model(self, job: UserModelJob) -> UserModelTrace | TprayError:
         """`trace_user_model`, with what it raises returned, so that the group can choose whose words to show."""

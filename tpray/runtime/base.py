@@ -107,9 +107,26 @@ class Runtime(Protocol):
         ...
 
     def trace_user_model(
-        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
+        self,
+        module: nn.Module,
+        examples: Sequence[tuple[Tensor, ...]],
+        directory: Path,
+        compiler_args: tuple[str, ...] = (),
+        aliases: Mapping[str, int] | None = None,
     ) -> list[ProgramRecord]:
-        """Trace a user's own model, once for each of ``examples``, and save the programs in ``directory``."""
+        """Trace a user's own model, once for each of ``examples``, and save the programs in ``directory``.
+
+        Args:
+            module: takes and returns flat tuples of tensors. Exporting it raises `ConfigError` where ``aliases`` do not
+                fit its outputs, so that nothing is compiled then.
+            compiler_args: what the user adds to the compiler's command line.
+            aliases: names of state tensors -> the number of the output that becomes their next value. What is traced
+                returns these outputs all the same; a compiler may keep them on the device.
+
+        Raises:
+            ConfigError: ``compiler_args`` mean nothing to the runtime's compiler, or the aliases do not fit.
+            CompileError: the compiler failed.
+        """
         ...
 
     def load_user_model(self, saved: SavedUserModel) -> Program:

@@ -33,41 +33,50 @@ def as_array(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 class FlatModel(nn.Module):
-    """``model`` with its outputs, whatever holds them, as one flat tuple of tensors."""
+    """``model`` with its outputs, whatever holds them, as one flat tuple of tensors.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        leaves = pytree.tree_leaves(self.model(*inputs))
-        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-
-
-def name_aliases(model: FlatModel, aliases: Mapping[Any, int], outputs: Sequence[TensorRecord]) -> dict[str, int]:
-    """io_aliases with the state tensors' names in place of the tensors.
+    Args:
+        aliases: the user's io_aliases, from state tensors to numbers of outputs. `aliases` has the tensors' names. They
+            are compared with the outputs while these are traced, which is before anything is compiled.
 
     Raises:
-        ConfigError: a key is not a parameter or buffer of the model, or an output is not what can become its value.
+        ConfigError: a key of ``aliases`` is not a parameter or buffer of the model; from `forward`: an output cannot
+            become its state's next value.
     """
-    named = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    found: dict[str, int] = {}
-    for tensor, number in aliases.items():
-        name = named.get(id(tensor))
-        if name is None:
-            raise ConfigError(
-                "a key of io_aliases is not a parameter or buffer of the model: give the model its state with "
-                "register_buffer, and use that very tensor as the key"
-            )
-        if not 0 <= number < len(outputs):
-            raise ConfigError(f"io_aliases: the state {name[6:]} wants output {number} of {len(outputs)}")
-        if outputs[number] != record_of(tensor):
-            raise ConfigError(
-                f"io_aliases: the state {name[6:]} is {_described(record_of(tensor))} and output {number} is "
-                f"{_described(outputs[number])}; they must be the same"
-            )
-        found[name] = number
-    return found
+
+    def __init__(self, model: nn.Module, aliases: Mapping[Any, int] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.aliases = {self._name_of(tensor): number for tensor, number in (aliases or {}).items()}
+        self._states = {self._name_of(tensor): record_of(tensor) for tensor in aliases or ()}
+        for name in self.aliases:  # the exporter shares among programs what belongs to the state_dict, and only that
+            parent, _, leaf = name.rpartition(".")
+            self.get_submodule(parent)._non_persistent_buffers_set.discard(leaf)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [leaf for leaf in pytree.tree_leaves(self.model(*inputs)) if isinstance(leaf, Tensor)]
+        self._check_aliases(leaves)
+        return tuple(leaves)
+
+    def _name_of(self, state: Any) -> str:
+        for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+            if tensor is state:
+                return name
+        raise ConfigError(
+            "a key of io_aliases is not a parameter or buffer of the model: give the model its state with "
+            "register_buffer, and use that very tensor as the key"
+        )
+
+    def _check_aliases(self, outputs: Sequence[Tensor]) -> None:
+        for name, number in self.aliases.items():
+            shown, state = name.removeprefix("model."), self._states[name]
+            if not 0 <= number < len(outputs):
+                raise ConfigError(f"io_aliases: the state {shown} wants output {number} of {len(outputs)}")
+            if record_of(outputs[number]) != state:
+                raise ConfigError(
+                    f"io_aliases: the state {shown} is {_described(state)} and output {number} is "
+                    f"{_described(record_of(outputs[number]))}; they must be the same"
+                )
 
 
 def _described(record: TensorRecord) -> str:

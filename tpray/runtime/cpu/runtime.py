@@ -6,7 +6,7 @@ Batch and sequence stay symbolic, so that one program serves every shape without
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -100,8 +100,17 @@ class CpuRuntime:
         return ShapedProgram.of_buckets(saved.buckets, [GraphModule(m, plain_copy(m)) for m in modules])
 
     def trace_user_model(
-        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
+        self,
+        module: nn.Module,
+        examples: Sequence[tuple[Tensor, ...]],
+        directory: Path,
+        compiler_args: tuple[str, ...] = (),
+        aliases: Mapping[str, int] | None = None,
     ) -> list[ProgramRecord]:
+        """Nothing is compiled for CPU cores, so that there is nothing that ``compiler_args`` could change.
+
+        ``aliases`` are applied after each step, by the program that `load_user_model` makes.
+        """
         programs = export(module, examples)
         save_programs(programs, directory)
         return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]

@@ -39,7 +39,10 @@ class Collectives:
 
 
 def lower(
-    module: GraphModule, device: Any, collectives: Collectives, functions: Mapping[Any, Callable[..., Tensor]] | None = None
+    module: GraphModule,
+    device: Any,
+    collectives: Collectives,
+    functions: Mapping[Any, Callable[..., Tensor]] | None = None,
 ) -> int:
     """Rewrite in place for ``device``; how many collectives were found.
 

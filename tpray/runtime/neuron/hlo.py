@@ -77,7 +77,7 @@ def forget_collectives() -> None:
 
 
 def lower(module: nn.Module, example: Sequence[Tensor]) -> Lowered:
-    """The HLO of a module, which goes to `device`, for inputs like ``example``; nothing is computed."""
+    """The HLO of a module on the CPU for inputs like ``example``; nothing is computed."""
     import torch_xla
     from torch_xla.debug import metrics
 
@@ -85,6 +85,7 @@ def lower(module: nn.Module, example: Sequence[Tensor]) -> Lowered:
     metrics.clear_counters()
     with torch.no_grad():
         outputs = module.to(device())(*(x.to(device()) for x in example))
+    module.to("cpu")
     fallbacks = tuple(name for name in metrics.counter_names() if name.startswith("aten::"))
     context: Any = torch_xla._XLAC.lowering.LoweringContext()
     context.build([outputs] if isinstance(outputs, Tensor) else list(outputs))
@@ -119,7 +120,9 @@ def check(lowered: Lowered, collectives: int, ranks: int, what: str) -> None:
         )
     wrong = {group for group in lowered.groups if group != tuple(range(ranks))}
     if wrong:
-        raise CompileError(f"{what} was not compiled: a collective of it is over the ranks {min(wrong)}, not all {ranks}")
+        raise CompileError(
+            f"{what} was not compiled: a collective of it is over the ranks {min(wrong)}, not all {ranks}"
+        )
     if unknown := sorted(set(opcodes) - OPCODES):
         raise CompileError(f"{what} was not compiled: Neuron's compiler is not known to take HLO's {_names(unknown)}")
 

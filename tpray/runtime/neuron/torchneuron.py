@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -90,8 +90,18 @@ class NeuronRuntime:
         return ShapedProgram.of_buckets(saved.buckets, [_on_device(f) for f in compiled])
 
     def trace_user_model(
-        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
+        self,
+        module: nn.Module,
+        examples: Sequence[tuple[Tensor, ...]],
+        directory: Path,
+        compiler_args: tuple[str, ...] = (),
+        aliases: Mapping[str, int] | None = None,
     ) -> list[ProgramRecord]:
+        if compiler_args:
+            raise ConfigError(
+                f"the runtime neuron compiles with torch.compile, which takes no compiler_args such as "
+                f"{compiler_args[0]!r}: leave them out"
+            )
         programs = export(module, examples)
         self._save(programs, examples, directory, no_report)
         return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]

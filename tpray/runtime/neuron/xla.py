@@ -18,6 +18,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from tpray.config import compiler_cache, variable_set
-from tpray.errors import ArtifactError, ConfigError, TprayError
+from tpray.errors import ArtifactError, ConfigError
 from tpray.parallel_layers import parallel_state
 from tpray.platforms.neuron import check_installed
 from tpray.platforms.topology import Topology
@@ -34,10 +35,11 @@ from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_r
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.exported import export, inputs_of, record_program
 from tpray.runtime.neuron import graph, hlo
+from tpray.runtime.neuron.busy import retry_busy
 from tpray.runtime.neuron.graph import Collectives, compile_error, remove_stale_locks
 from tpray.runtime.neuron.operators import REPLACEMENTS
 from tpray.runtime.records import ProgramRecord
-from tpray.runtime.shaped import ShapedProgram
+from tpray.runtime.shaped import Module, ShapedProgram
 
 WORK_DIR = "compiler"
 COMPILER_LOG = "log-neuron-cc.txt"
@@ -64,25 +66,40 @@ class NeuronXlaRuntime:
     def trace(
         self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket], report: Report = no_report
     ) -> None:
-        self._trace(shard, [inputs_of(bucket) for bucket in buckets], directory, report)
+        self._trace(shard, [inputs_of(bucket) for bucket in buckets], directory, report=report)
 
     def load(self, saved: SavedShard) -> Program:
         modules = self._load(saved.directory, saved.rank, saved.tp, len(saved.buckets))
         return ShapedProgram.of_buckets(saved.buckets, modules)
 
     def trace_user_model(
-        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path
+        self,
+        module: nn.Module,
+        examples: Sequence[tuple[Tensor, ...]],
+        directory: Path,
+        compiler_args: tuple[str, ...] = (),
+        aliases: Mapping[str, int] | None = None,
     ) -> list[ProgramRecord]:
-        return self._trace(module, examples, directory, no_report)
+        if aliases and len(examples) > 1:
+            raise ConfigError(
+                "on NeuronCores each program has its own state: trace a model with io_aliases for one set of shapes"
+            )
+        return self._trace(module, examples, directory, compiler_args, aliases or {})
 
     def load_user_model(self, saved: SavedUserModel) -> Program:
-        if saved.aliases:
-            raise ConfigError("io_aliases are not supported on the runtime neuron-xla: trace with runtime='cpu'")
         modules = self._load(saved.directory, saved.rank, saved.tp, len(saved.programs))
-        return ShapedProgram.of_records(saved.programs, modules)
+        kept = set(saved.aliases.values())
+        outputs = len(saved.programs[0].outputs)
+        return ShapedProgram.of_records(saved.programs, [_without(module, kept, outputs) for module in modules])
 
     def _trace(
-        self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]], directory: Path, report: Report
+        self,
+        module: nn.Module,
+        examples: Sequence[tuple[Tensor, ...]],
+        directory: Path,
+        compiler_args: Sequence[str] = (),
+        aliases: Mapping[str, int] | None = None,
+        report: Report = no_report,
     ) -> list[ProgramRecord]:
         import torch_neuronx
 
@@ -90,23 +107,29 @@ class NeuronXlaRuntime:
         remove_stale_locks(compiler_cache())
         records = []
         for number, (program, example) in enumerate(zip(export(module, examples), examples, strict=True)):
-            what = f"rank {state.rank}: the program for {', '.join(str(list(x.shape)) for x in example)}"
+            what = f"the program for {', '.join(str(list(x.shape)) for x in example)}"
             ready, collectives = prepare(program.module(check_guards=False), state.rank, state.size)
             work = directory.parent / WORK_DIR / f"rank_{state.rank:02d}_{number}"
             work.mkdir(parents=True, exist_ok=True)
             with all_reduces_stay():
-                hlo.check(hlo.lower(ready, example), collectives, state.size, what)
+                hlo.check(hlo.lower(ready, example), collectives, state.size, f"rank {state.rank}: {what}")
+                own = dict(ready.named_parameters()) | dict(ready.named_buffers())
                 try:
                     traced = torch_neuronx.trace(
-                        ready, example, compiler_workdir=str(work), compiler_args=self._compiler_args(work),
+                        ready,
+                        example,
+                        input_output_aliases={own[name]: number for name, number in (aliases or {}).items()},
+                        compiler_workdir=str(work),
+                        compiler_args=[*self._compiler_args(work), *compiler_args],
                         cpu_backend=True,
-                    )  # fmt: skip
+                    )
                 except Exception as e:
-                    raise compile_error(state.rank, what.partition(": ")[2], e, _keep_log(work / COMPILER_LOG)) from e
-                hlo.forget_collectives()
+                    raise compile_error(state.rank, what, e, _keep_log(work / COMPILER_LOG)) from e
+                finally:
+                    hlo.forget_collectives()
             torch.jit.save(traced, str(directory / program_file(state.rank, number)))
             shutil.rmtree(work, ignore_errors=True)
-            report(what.partition(": ")[2])
+            report(what)
             records.append(record_program(program, example))
         return records
 
@@ -134,7 +157,8 @@ class NeuronXlaRuntime:
         together.wait()
         with together.at_once():
             for module in modules:
-                torch.ops.neuron._load_collectives_neuron(module.model, core, 1, rank, tp)
+                load = partial(torch.ops.neuron._load_collectives_neuron, module.model, core, 1, rank, tp)
+                retry_busy(load)  # the first takes the cores
         together.wait()
         with together.in_turn():
             for module in modules:
@@ -164,6 +188,22 @@ def prepare(exported: Any, rank: int, ranks: int) -> tuple[GraphModule, int]:
     found = graph.lower(exported, hlo.device(), Collectives(all_reduce, all_gather, broadcast), REPLACEMENTS)
     # Made anew as a plain module: an exported one refuses eval(), and what is not a parameter would not be moved.
     return GraphModule(exported, exported.graph), found
+
+
+def _without(module: Any, kept: set[int], outputs: int) -> Module:
+    """The module without those outputs that are its states' next values, whether it returns them or not.
+
+    Upstream has done both; torch-neuronx's documentation does not say which.
+    """
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        made = module(*inputs)
+        returned = [made] if isinstance(made, Tensor) else list(made)
+        numbers = range(outputs) if len(returned) == outputs else sorted(set(range(outputs)) - kept)
+        by_number = dict(zip(numbers, returned, strict=True))
+        return [by_number[number] for number in range(outputs) if number not in kept]
+
+    return run
 
 
 @contextmanager

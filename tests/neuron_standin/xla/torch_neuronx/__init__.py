@@ -133,7 +133,16 @@ def _lower(func: Any, examples: tuple[Tensor, ...], states: dict[str, int]) -> t
     return program, [torch.zeros(x.shape, dtype=x.dtype) for x in outputs]
 
 
-_FLAGS = ("--model-type", "--auto-cast", "--auto-cast-type", "--target", "--lnc", "--optlevel", "--logfile", "--verbose")
+_FLAGS = (
+    "--model-type",
+    "--auto-cast",
+    "--auto-cast-type",
+    "--target",
+    "--lnc",
+    "--optlevel",
+    "--logfile",
+    "--verbose",
+)
 
 
 def _compile(program: Program, arguments: Sequence[str], folder: Path) -> None:
