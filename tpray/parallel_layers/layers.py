@@ -283,11 +283,13 @@ class ParallelEmbedding(_ParallelLayer):
         dtype, device, init_method: as in `ColumnParallelLinear`; the default start is normal(0, 1).
         bounds: this rank's [start, stop) of the vocabulary, one piece, where shares differ from rank to rank.
 
-    Parameters: weight ``[V/T, D]`` or ``[V, D/T]``.
+    Parameters: weight ``[V/T, D]`` or ``[V, D/T]``. Buffer: first int64 ``[]``, the rank's first id, of a vocabulary.
 
     Raises:
         DegreeError: T does not divide V, or D.
     """
+
+    first: Tensor
 
     def __init__(
         self,
@@ -310,6 +312,9 @@ class ParallelEmbedding(_ParallelLayer):
             self.weight = self._parameter((num_embeddings, part.own), dtype, device, part)
         else:
             part = self._partition("a vocabulary", 0, num_embeddings, bounds=bounds)
+            ((first, _),) = part.bounds
+            # A tensor, and not a number, so that the ranks' programs are the same.
+            self.register_buffer("first", torch.tensor(first, device=torch.device("cpu")), persistent=False)
             self.weight = self._parameter((part.own, embedding_dim), dtype, device, part)
         self.part = part
         with torch.no_grad():
@@ -321,9 +326,9 @@ class ParallelEmbedding(_ParallelLayer):
             return F.embedding(ids, self.weight)
         if self.shard_across_embedding:
             return collective.all_gather(F.embedding(ids, self.weight), dim=-1)
-        ((first, last),) = self.part.bounds
-        foreign = (ids < first) | (ids >= last)
-        found = F.embedding((ids - first).masked_fill(foreign, 0), self.weight)
+        own = ids - self.first
+        foreign = (own < 0) | (own >= len(self.weight))
+        found = F.embedding(own.masked_fill(foreign, 0), self.weight)
         return collective.all_reduce(found.masked_fill(foreign.unsqueeze(-1), 0.0))
 
 

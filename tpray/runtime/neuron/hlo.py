@@ -28,11 +28,10 @@ _SEEN = "parameter or xor convolution reduce-window exponential-minus-one log-pl
 OPCODES = frozenset(f"{_LISTED} {_ADDED_SINCE} {_SEEN}".split())
 """HLO operators that the compiler takes.
 
-Sources: aws-neuron-sdk's documentation. The first group is "Supported operators [XLA]", which is what ``list-operators``
-prints; the second the compiler's release notes (2.2 to 2.6). The last group stands in neither: ``parameter`` is in every
-program, and the others are what the PyTorch operators lower to that the documentation lists as supported ("PyTorch
-Neuron (torch-neuronx) - Supported Operators", and its samples of BERT, Llama and of convolutions). ``erf`` is in
-none, and was refused (aws-neuron-sdk 1081).
+Sources: aws-neuron-sdk's documentation. The first group is its list "Supported operators [XLA]", the second comes from
+the compiler's release notes (2.2 to 2.6). The last group stands in neither: ``parameter`` is in every program, and the
+others are what PyTorch operators become that the documentation lists as supported ("PyTorch Neuron (torch-neuronx) -
+Supported Operators"). ``erf`` stands nowhere, and was refused (aws-neuron-sdk, issue 1081).
 """
 
 
@@ -115,8 +114,8 @@ def check(lowered: Lowered, collectives: int, ranks: int, what: str) -> None:
     found = opcodes["all-reduce"] + opcodes["all-gather"]
     if found != collectives:
         raise CompileError(
-            f"{what} was not compiled: its {collectives} collectives became {found} in the lowered program, which would "
-            "compute something else. This is a fault of tpray with this torch-xla: please report it"
+            f"{what} was not compiled: its {collectives} collectives became {found} when torch-xla lowered it, and it "
+            "would compute something else. It is a fault of tpray with this torch-xla: please report it"
         )
     wrong = {group for group in lowered.groups if group != tuple(range(ranks))}
     if wrong:
