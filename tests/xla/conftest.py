@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,9 +26,9 @@ else:
 
 
 @pytest.fixture
-def loaded_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def loaded_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that gets the HLO of every program that is loaded, ``{time}-{rank}.txt``."""
     kept = tmp_path / "programs"
     kept.mkdir()
     monkeypatch.setenv("NEURON_STANDIN_KEEP", str(kept))
-    yield kept
+    return kept

@@ -283,7 +283,7 @@ class ParallelEmbedding(_ParallelLayer):
         dtype, device, init_method: as in `ColumnParallelLinear`; the default start is normal(0, 1).
         bounds: this rank's [start, stop) of the vocabulary, one piece, where shares differ from rank to rank.
 
-    Parameters: weight ``[V/T, D]`` or ``[V, D/T]``. Buffer: first int64 ``[]``, the rank's first id, of a vocabulary.
+    Parameters: weight ``[V/T, D]`` or ``[V, D/T]``. Buffer: first int64 ``[1]``, the rank's first id, of a vocabulary.
 
     Raises:
         DegreeError: T does not divide V, or D.
@@ -313,8 +313,8 @@ class ParallelEmbedding(_ParallelLayer):
         else:
             part = self._partition("a vocabulary", 0, num_embeddings, bounds=bounds)
             ((first, _),) = part.bounds
-            # A tensor, and not a number, so that the ranks' programs are the same.
-            self.register_buffer("first", torch.tensor(first, device=torch.device("cpu")), persistent=False)
+            # Not a number, so that the ranks' programs are the same; nor a scalar, of which torch-xla makes a number.
+            self.register_buffer("first", torch.tensor([first], device=torch.device("cpu")), persistent=False)
             self.weight = self._parameter((part.own, embedding_dim), dtype, device, part)
         self.part = part
         with torch.no_grad():

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tpray.errors import CompileError
 
 _LISTED = """
-abs add all-gather all-reduce atan2 batch-norm-training batch-norm-grad batch-norm-inference broadcast ceil clamp compare concatenate constant convert
+abs add all-gather all-reduce atan2 batch-norm-training batch-norm-grad batch-norm-inference broadcast ceil clamp
+compare concatenate constant convert
 cosine custom-call divide dot dynamic-update-slice exponential floor gather get-tuple-element iota log maximum minimum
 multiply negate not and pad power reduce reshape rng-bit-generator rsqrt scatter select shift-right-logical sign sine
 slice sqrt subtract tanh transpose tuple
