@@ -124,8 +124,9 @@ def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) 
         check_plan(checkpoint)
     checkpoint.check_classifier()
     checkpoint.plan.check_degree(checkpoint.config, topology.tp)
+    topology.platform.check_model(checkpoint.config.model_type)
     topology.platform.choose_dtype(model.dtype)
-    _check_buckets(model, checkpoint)
+    _check_buckets(model, checkpoint, topology)
     _check_memory(checkpoint.size_bytes, checkpoint.source)
     if out is not None or not _was_traced(checkpoint):
         _check_disk(checkpoint, out or cache_dir())
@@ -209,15 +210,19 @@ async def _share(artifact: Artifact, store: SharedStore, key: str) -> bool:
 def check_padding(buckets: Sequence[object], checkpoint: Checkpoint, reads_padding: bool) -> None:
     """Raise ConfigError for buckets of a model that reads padding: its plan says so, or the trace has found it."""
     if buckets and reads_padding:
-        raise ConfigError(f"{checkpoint.source} reads padding, so that its rows cannot be padded to buckets: name none")
+        raise ConfigError(
+            f"{checkpoint.source} reads padding, so that its rows cannot be padded to buckets: serve it with "
+            "--runtime cpu, and name none"
+        )
 
 
-def _check_buckets(model: ModelConfig, checkpoint: Checkpoint) -> None:
+def _check_buckets(model: ModelConfig, checkpoint: Checkpoint, topology: Topology) -> None:
     longest = max((length for _, length in model.buckets), default=0)
     limit = checkpoint.plan.max_length(checkpoint.config)
     if longest > limit:
         raise ConfigError(f"a bucket of {longest} tokens is longer than the {limit} that {checkpoint.source} takes")
-    check_padding(model.buckets, checkpoint, checkpoint.plan.reads_padding or checkpoint.mixes_lengths)
+    buckets = model.buckets or topology.platform.default_buckets(limit)
+    check_padding(buckets, checkpoint, checkpoint.plan.reads_padding or checkpoint.mixes_lengths)
 
 
 def _check_memory(needed: int, name: str) -> None:

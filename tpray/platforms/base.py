@@ -71,6 +71,14 @@ class Platform(Protocol):
         """
         ...
 
+    def check_model(self, model_type: str) -> None:
+        """Refuse an architecture that these cores' compiler cannot take.
+
+        Raises:
+            UnsupportedModelError: with the reason.
+        """
+        ...
+
     def instance_family(self) -> InstanceFamily | None:
         """The family of this machine, where programs are compiled for one."""
         ...

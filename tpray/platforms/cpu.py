@@ -56,6 +56,9 @@ class CpuPlatform:
     def check(self, topology: Topology) -> None:
         """Any degree and layout works; the model's own limits are checked with the model."""
 
+    def check_model(self, model_type: str) -> None:
+        """Every architecture works."""
+
     def instance_family(self) -> InstanceFamily | None:
         return None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpray.config import AUTO, DtypeName, InstanceFamily
-from tpray.errors import ConfigError, DegreeError
+from tpray.errors import ConfigError, DegreeError, UnsupportedModelError
 from tpray.platforms.base import ProcessCores, Shape
 from tpray.platforms.memory import available_bytes
 
@@ -39,6 +39,13 @@ DEGREES: dict[InstanceFamily, tuple[int, ...]] = {
     "trn2": (1, 2, 4, 8, 16, 32, 64),
 }
 """Over how many NeuronCores a collective runs; Trn2's are logical cores of two physical ones."""
+
+NOT_LOWERED = {
+    "xlm": "torch 2.9 cannot export its check of the lengths",
+    "flaubert": "torch 2.9 cannot export its check of the lengths",
+    "convbert": "torch-xla cannot lower im2col, which its convolution is made of",
+}
+"""Architectures that the XLA stack cannot trace, and why; by model type."""
 
 PIP_REPOSITORY = "the Neuron pip repository that AWS's setup guide names"
 
@@ -157,6 +164,12 @@ class NeuronPlatform:
             )
         if family is not None and self.name not in (known := STACKS[family]):
             raise ConfigError(f"the runtime {self.name} does not know {family}'s cores: use --runtime {known[0]}")
+
+    def check_model(self, model_type: str) -> None:
+        if self.traces_on_cpu and (reason := NOT_LOWERED.get(model_type)) is not None:
+            raise UnsupportedModelError(
+                f"{model_type} does not run on {self.name}: {reason}; serve it with --runtime cpu"
+            )
 
     def instance_family(self) -> InstanceFamily | None:
         return instance_family()
