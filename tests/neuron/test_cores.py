@@ -25,7 +25,7 @@ from tpray.group.thread_executor import ThreadExecutor
 from tpray.platforms import lease
 from tpray.platforms.base import ProcessCores
 from tpray.platforms.cores import is_aligned, is_run
-from tpray.platforms.neuron import NEURON, check_degree, instance_family, stack_of
+from tpray.platforms.neuron import NEURON, NEURON_XLA, check_degree, instance_family, stack_of
 from tpray.platforms.topology import Topology
 from tpray.runtime.neuron import graph as neuron_graph
 from tpray.runtime.neuron.graph import remove_stale_locks
@@ -62,18 +62,33 @@ def test_the_family_is_the_firmwares_word(tmp_path: Path) -> None:
     assert instance_family(tmp_path / "absent") is None
 
 
-def test_the_environment_of_a_rank_and_of_a_process_of_all() -> None:
-    topology = Topology(2, "neuron", lnc=2)
-    rank = NEURON.environment(topology, ProcessCores(range(1, 2), [5], (61100, 61101), Path("/c")))
-    assert rank["NEURON_RT_VISIBLE_CORES"] == "5"
-    assert rank["NEURON_RT_ROOT_COMM_ID"] == "127.0.0.1:61100"
-    assert (rank["RANK"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_PORT"]) == ("1", "2", "61101")
-    assert rank["NEURON_PJRT_PROCESSES_NUM_DEVICES"] == "1,1"
-    assert rank["NEURON_LOGICAL_NC_CONFIG"] == "2"
-    assert rank["TORCHELASTIC_RUN_ID"] is None
-    both = NEURON.environment(Topology(2, "neuron"), ProcessCores(range(2), [4, 5], (61100, 61101), Path("/c")))
+def test_the_environment_of_a_rank_and_of_a_process_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    process = ProcessCores(range(1, 2), [5], (61100, 61101), Path("/c"))
+    for platform in (NEURON, NEURON_XLA):
+        rank = platform.environment(Topology(2, platform.name, lnc=2), process)
+        assert rank["NEURON_RT_VISIBLE_CORES"] == "5"
+        assert rank["NEURON_RT_ROOT_COMM_ID"] == "127.0.0.1:61100"
+        assert (rank["RANK"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_PORT"]) == ("1", "2", "61101")
+        assert rank["NEURON_LOGICAL_NC_CONFIG"] == "2"
+        assert rank["PATH"] == "/venv/bin:/usr/bin", "where the compiler of this environment is"
+    both = NEURON_XLA.environment(Topology(2, "neuron-xla"), ProcessCores(range(2), [4, 5], (61100, 61101), Path("/c")))
     assert both["NEURON_RT_VISIBLE_CORES"] == "4-5"
     assert "RANK" not in both
+
+
+def test_each_stack_has_variables_of_its_own() -> None:
+    process = ProcessCores(range(1, 2), [5], (61100, 61101), Path("/c"))
+    native, xla = (p.environment(Topology(2, p.name), process) for p in (NEURON, NEURON_XLA))
+    own = {name: native[name] for name in native.keys() - xla.keys()}
+    assert own == {
+        "TORCH_NEURONX_NEFF_CACHE_DIR": "/c/group-61100",
+        "TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR": "/c/locks-61100",
+        "TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION": "1",
+    }
+    assert xla["TORCHELASTIC_RUN_ID"] is None
+    assert "TORCHELASTIC_RUN_ID" not in native
 
 
 def test_a_lock_that_nobody_can_hold_is_removed_and_others_stay(
@@ -156,6 +171,13 @@ def test_what_cannot_work_is_refused_before_anything_is_placed(
 
         with pytest.raises(ConfigError, match=words):
             build(ServeConfig.model_validate({"parallel": parallel}))
+
+
+@pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
+def test_several_cores_for_a_rank_are_refused(runtime: str) -> None:
+    with pytest.raises(ConfigError, match=f"a rank of the runtime {runtime} has one NeuronCore, not 2"):
+        Topology.of(ParallelConfig(tp=2, runtime=runtime, cores_per_rank=2))
+    assert Topology.of(ParallelConfig(tp=2, runtime=runtime, cores_per_rank=1)).cores_per_rank == 1
 
 
 def test_an_artifact_for_another_family_or_runtime_is_refused(
