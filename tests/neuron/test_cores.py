@@ -248,6 +248,27 @@ def test_a_gap_in_rays_ids_is_placed_around(ray_with_cores: None) -> None:
     assert sorted(free) == [(1,), (3,), (4,), (5,), (6,), (7,)], "nothing else is held"
 
 
+@pytest.fixture
+def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Kubernetes' device plugin sets in a pod with the second chip of a node."""
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "2,3")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
+def test_in_a_pod_ray_gives_the_cores_that_are_listed(in_a_pod: None, ray_with_cores: None) -> None:
+    async def spawn() -> list[tuple[int, ...]]:
+        ranks = RayExecutor(Topology(2, "neuron", instance_family="trn2"))
+        await ranks.place()
+        try:
+            return [info.cores for info in await ranks.spawn()]
+        finally:
+            await ranks.kill()
+            ranks.release()
+
+    assert asyncio.run(spawn()) == [(2,), (3,)]
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [8], indirect=True)
