@@ -19,7 +19,8 @@ from tpray.artifacts.manifest import write_manifest
 from tpray.artifacts.resolve import find_model
 from tpray.config import DtypeName, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, DegreeError, PlacementError
-from tpray.group.nodes import shortfall
+from tpray.group import nodes as ray_nodes
+from tpray.group.nodes import matches, shortfall
 from tpray.group.ray_executor import RayExecutor
 from tpray.group.thread_executor import ThreadExecutor
 from tpray.platforms import lease
@@ -141,6 +142,20 @@ def test_a_group_that_no_node_can_hold_is_named() -> None:
     assert "no node of this Ray has more than 64 CPUs and 2 NeuronCores:" in str(shortfall(topology, [node, dead]))
     other = node | {"Resources": {"CPU": 4.0, "neuron_cores": 8.0}}
     assert "4 CPUs and 8 NeuronCores or 64 CPUs and 2 NeuronCores" in str(shortfall(topology, [node, other]))
+
+
+def test_labels_that_no_node_has_are_named() -> None:
+    topology = Topology(8, "neuron-xla", instance_family="trn1")
+    nodes = [
+        {"Alive": True, "Labels": {"family": "inf2"}, "Resources": {"CPU": 96.0, "neuron_cores": 12.0}},
+        {"Alive": True, "Labels": {"family": "trn1"}, "Resources": {"CPU": 8.0, "neuron_cores": 2.0}},
+    ]
+    assert shortfall(topology, nodes, {}) is None
+    assert shortfall(topology, nodes, {"family": "!trn1"}) is None
+    too_small = str(shortfall(topology, nodes, {"family": "trn1"}))
+    assert "on one node with the labels family=trn1, and no such node of this Ray has more than 8 CPUs" in too_small
+    assert "and no node of this Ray has these" in str(shortfall(topology, nodes, {"family": "in(trn2,trn3)"}))
+    assert ServeConfig(node_labels={"family": "in(trn2, trn3)"}).node_labels == {"family": "in(trn2,trn3)"}
 
 
 def test_a_configuration_becomes_a_topology() -> None:
@@ -303,15 +318,60 @@ def test_a_replica_with_a_gap_places_its_group_beside_it(ray_with_cores: None) -
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
 def test_a_deployment_that_no_node_can_hold_is_refused(ray_with_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tpray.group import nodes
     from tpray.serving.app import build
 
-    monkeypatch.setattr(nodes, "NODE_PATIENCE_S", 2)  # there is no autoscaler that would start one
+    monkeypatch.setattr(ray_nodes, "NODE_PATIENCE_S", 2)  # there is no autoscaler that would start one
     args = {"parallel": {"tp": 8, "runtime": "neuron-xla", "instance_family": "trn1"}}
     started = time.monotonic()
     with pytest.raises(PlacementError, match=r"8 NeuronCores on one node.* more than .* 2 NeuronCores.*none has come"):
         build(ServeConfig.model_validate(args))
     assert time.monotonic() - started < 60
+
+
+@pytest.fixture
+def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a node that the autoscaler started has: the labels of its type, here of one."""
+    monkeypatch.setenv("RAY_OVERRIDE_LABELS", '{"instance-family": "inf2"}')
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
+def test_the_labels_of_nodes_are_read_as_ray_reads_them(labelled: None, ray_with_cores: None) -> None:
+    import ray
+    from ray.util.placement_group import placement_group
+
+    values = ["inf2", "trn1", "!inf2", "!trn1", "in(trn1,inf2)", "in(trn1,trn2)", "!in(trn1,inf2)", "!in(trn1)"]
+    selectors = [{"instance-family": value} for value in values]
+    selectors += [{"zone": "a"}, {"zone": "!a"}, {"instance-family": "inf2", "zone": "in(a,b)"}]
+    (node,) = ray.nodes()
+    read = [matches(node["Labels"], selector) for selector in selectors]
+    groups = [placement_group([{"CPU": 0.01}], bundle_label_selector=[selector]) for selector in selectors]
+    assert all(group.wait(30) for group, suits in zip(groups, read, strict=True) if suits)
+    assert not any(group.wait(0.2) for group, suits in zip(groups, read, strict=True) if not suits)
+    assert read == [True, False, False, True, True, False, False, True, False, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
+def test_a_deployment_waits_for_a_node_with_its_labels(
+    labelled: None, ray_with_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tpray.serving.app import build
+
+    monkeypatch.setattr(ray_nodes, "NODE_PATIENCE_S", 2)  # there is no autoscaler that would start one
+    parallel = {"tp": 2, "runtime": "neuron-xla", "instance_family": "inf2"}
+
+    def labels(**wanted: str) -> ServeConfig:
+        return ServeConfig.model_validate({"parallel": parallel, "node_labels": wanted})
+
+    bound: Any = build(labels(**{"instance-family": "inf2"}))
+    options = bound._bound_deployment._replica_config
+    assert options.placement_group_bundle_label_selector == [{"instance-family": "inf2"}]
+    with pytest.raises(PlacementError, match=r"no node of this Ray has these.*none has come in"):
+        build(labels(**{"instance-family": "trn1"}))
+    with pytest.raises(ConfigError, match="node_labels: Invalid label selector value"):
+        build(labels(**{"instance-family": "in("}))
 
 
 @pytest.mark.slow
