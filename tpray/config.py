@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tpray.errors import ConfigError
 
@@ -115,6 +115,13 @@ class ServeConfig(Frozen):
     batch: BatchConfig = BatchConfig()
     replicas: int = Field(1, ge=1, description="groups, each with its own copy of the model")
     autoscaling: AutoscalingConfig | None = Field(None, description="instead of a fixed number of replicas")
+    node_labels: dict[str, str] = Field({}, description="of the nodes that groups may lie on, as Ray's label selectors")
+
+    @field_validator("node_labels")
+    @classmethod
+    def _without_spaces(cls, labels: dict[str, str]) -> dict[str, str]:
+        """Ray 2.60 accepts ``in(a, b)``, and then takes the space for a part of the label."""
+        return {key: value.replace(", ", ",") for key, value in labels.items()}
 
     @model_validator(mode="after")
     def _either(self) -> ServeConfig:

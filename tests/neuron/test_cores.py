@@ -19,13 +19,14 @@ from tpray.artifacts.manifest import write_manifest
 from tpray.artifacts.resolve import find_model
 from tpray.config import DtypeName, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, DegreeError, PlacementError
-from tpray.group.nodes import shortfall
+from tpray.group import nodes as ray_nodes
+from tpray.group.nodes import matches, shortfall
 from tpray.group.ray_executor import RayExecutor
 from tpray.group.thread_executor import ThreadExecutor
 from tpray.platforms import lease
 from tpray.platforms.base import ProcessCores
 from tpray.platforms.cores import is_aligned, is_run
-from tpray.platforms.neuron import NEURON, check_degree, instance_family, stack_of
+from tpray.platforms.neuron import NEURON, NEURON_XLA, check_degree, instance_family, stack_of
 from tpray.platforms.topology import Topology
 from tpray.runtime.neuron import graph as neuron_graph
 from tpray.runtime.neuron.graph import remove_stale_locks
@@ -62,18 +63,33 @@ def test_the_family_is_the_firmwares_word(tmp_path: Path) -> None:
     assert instance_family(tmp_path / "absent") is None
 
 
-def test_the_environment_of_a_rank_and_of_a_process_of_all() -> None:
-    topology = Topology(2, "neuron", lnc=2)
-    rank = NEURON.environment(topology, ProcessCores(range(1, 2), [5], (61100, 61101), Path("/c")))
-    assert rank["NEURON_RT_VISIBLE_CORES"] == "5"
-    assert rank["NEURON_RT_ROOT_COMM_ID"] == "127.0.0.1:61100"
-    assert (rank["RANK"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_PORT"]) == ("1", "2", "61101")
-    assert rank["NEURON_PJRT_PROCESSES_NUM_DEVICES"] == "1,1"
-    assert rank["NEURON_LOGICAL_NC_CONFIG"] == "2"
-    assert rank["TORCHELASTIC_RUN_ID"] is None
-    both = NEURON.environment(Topology(2, "neuron"), ProcessCores(range(2), [4, 5], (61100, 61101), Path("/c")))
+def test_the_environment_of_a_rank_and_of_a_process_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    process = ProcessCores(range(1, 2), [5], (61100, 61101), Path("/c"))
+    for platform in (NEURON, NEURON_XLA):
+        rank = platform.environment(Topology(2, platform.name, lnc=2), process)
+        assert rank["NEURON_RT_VISIBLE_CORES"] == "5"
+        assert rank["NEURON_RT_ROOT_COMM_ID"] == "127.0.0.1:61100"
+        assert (rank["RANK"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_PORT"]) == ("1", "2", "61101")
+        assert rank["NEURON_LOGICAL_NC_CONFIG"] == "2"
+        assert rank["PATH"] == "/venv/bin:/usr/bin", "where the compiler of this environment is"
+    both = NEURON_XLA.environment(Topology(2, "neuron-xla"), ProcessCores(range(2), [4, 5], (61100, 61101), Path("/c")))
     assert both["NEURON_RT_VISIBLE_CORES"] == "4-5"
     assert "RANK" not in both
+
+
+def test_each_stack_has_variables_of_its_own() -> None:
+    process = ProcessCores(range(1, 2), [5], (61100, 61101), Path("/c"))
+    native, xla = (p.environment(Topology(2, p.name), process) for p in (NEURON, NEURON_XLA))
+    own = {name: native[name] for name in native.keys() - xla.keys()}
+    assert own == {
+        "TORCH_NEURONX_NEFF_CACHE_DIR": "/c/group-61100",
+        "TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR": "/c/locks-61100",
+        "TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION": "1",
+    }
+    assert xla["TORCHELASTIC_RUN_ID"] is None
+    assert "TORCHELASTIC_RUN_ID" not in native
 
 
 def test_a_lock_that_nobody_can_hold_is_removed_and_others_stay(
@@ -128,6 +144,20 @@ def test_a_group_that_no_node_can_hold_is_named() -> None:
     assert "4 CPUs and 8 NeuronCores or 64 CPUs and 2 NeuronCores" in str(shortfall(topology, [node, other]))
 
 
+def test_labels_that_no_node_has_are_named() -> None:
+    topology = Topology(8, "neuron-xla", instance_family="trn1")
+    nodes = [
+        {"Alive": True, "Labels": {"family": "inf2"}, "Resources": {"CPU": 96.0, "neuron_cores": 12.0}},
+        {"Alive": True, "Labels": {"family": "trn1"}, "Resources": {"CPU": 8.0, "neuron_cores": 2.0}},
+    ]
+    assert shortfall(topology, nodes, {}) is None
+    assert shortfall(topology, nodes, {"family": "!trn1"}) is None
+    too_small = str(shortfall(topology, nodes, {"family": "trn1"}))
+    assert "on one node with the labels family=trn1, and no such node of this Ray has more than 8 CPUs" in too_small
+    assert "and no node of this Ray has these" in str(shortfall(topology, nodes, {"family": "in(trn2,trn3)"}))
+    assert ServeConfig(node_labels={"family": "in(trn2, trn3)"}).node_labels == {"family": "in(trn2,trn3)"}
+
+
 def test_a_configuration_becomes_a_topology() -> None:
     parallel = ParallelConfig(tp=8, runtime="neuron-xla", instance_family="trn1", neuron_layout="single-process")
     topology = Topology.of(parallel)
@@ -156,6 +186,13 @@ def test_what_cannot_work_is_refused_before_anything_is_placed(
 
         with pytest.raises(ConfigError, match=words):
             build(ServeConfig.model_validate({"parallel": parallel}))
+
+
+@pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
+def test_several_cores_for_a_rank_are_refused(runtime: str) -> None:
+    with pytest.raises(ConfigError, match=f"a rank of the runtime {runtime} has one NeuronCore, not 2"):
+        Topology.of(ParallelConfig(tp=2, runtime=runtime, cores_per_rank=2))
+    assert Topology.of(ParallelConfig(tp=2, runtime=runtime, cores_per_rank=1)).cores_per_rank == 1
 
 
 def test_an_artifact_for_another_family_or_runtime_is_refused(
@@ -226,6 +263,27 @@ def test_a_gap_in_rays_ids_is_placed_around(ray_with_cores: None) -> None:
     assert sorted(free) == [(1,), (3,), (4,), (5,), (6,), (7,)], "nothing else is held"
 
 
+@pytest.fixture
+def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Kubernetes' device plugin sets in a pod with the second chip of a node."""
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "2,3")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
+def test_in_a_pod_ray_gives_the_cores_that_are_listed(in_a_pod: None, ray_with_cores: None) -> None:
+    async def spawn() -> list[tuple[int, ...]]:
+        ranks = RayExecutor(Topology(2, "neuron", instance_family="trn2"))
+        await ranks.place()
+        try:
+            return [info.cores for info in await ranks.spawn()]
+        finally:
+            await ranks.kill()
+            ranks.release()
+
+    assert asyncio.run(spawn()) == [(2,), (3,)]
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [8], indirect=True)
@@ -260,15 +318,60 @@ def test_a_replica_with_a_gap_places_its_group_beside_it(ray_with_cores: None) -
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
 def test_a_deployment_that_no_node_can_hold_is_refused(ray_with_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tpray.group import nodes
     from tpray.serving.app import build
 
-    monkeypatch.setattr(nodes, "NODE_PATIENCE_S", 2)  # there is no autoscaler that would start one
+    monkeypatch.setattr(ray_nodes, "NODE_PATIENCE_S", 2)  # there is no autoscaler that would start one
     args = {"parallel": {"tp": 8, "runtime": "neuron-xla", "instance_family": "trn1"}}
     started = time.monotonic()
     with pytest.raises(PlacementError, match=r"8 NeuronCores on one node.* more than .* 2 NeuronCores.*none has come"):
         build(ServeConfig.model_validate(args))
     assert time.monotonic() - started < 60
+
+
+@pytest.fixture
+def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a node that the autoscaler started has: the labels of its type, here of one."""
+    monkeypatch.setenv("RAY_OVERRIDE_LABELS", '{"instance-family": "inf2"}')
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
+def test_the_labels_of_nodes_are_read_as_ray_reads_them(labelled: None, ray_with_cores: None) -> None:
+    import ray
+    from ray.util.placement_group import placement_group
+
+    values = ["inf2", "trn1", "!inf2", "!trn1", "in(trn1,inf2)", "in(trn1,trn2)", "!in(trn1,inf2)", "!in(trn1)"]
+    selectors = [{"instance-family": value} for value in values]
+    selectors += [{"zone": "a"}, {"zone": "!a"}, {"instance-family": "inf2", "zone": "in(a,b)"}]
+    (node,) = ray.nodes()
+    read = [matches(node["Labels"], selector) for selector in selectors]
+    groups = [placement_group([{"CPU": 0.01}], bundle_label_selector=[selector]) for selector in selectors]
+    assert all(group.wait(30) for group, suits in zip(groups, read, strict=True) if suits)
+    assert not any(group.wait(0.2) for group, suits in zip(groups, read, strict=True) if not suits)
+    assert read == [True, False, False, True, True, False, False, True, False, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
+def test_a_deployment_waits_for_a_node_with_its_labels(
+    labelled: None, ray_with_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tpray.serving.app import build
+
+    monkeypatch.setattr(ray_nodes, "NODE_PATIENCE_S", 2)  # there is no autoscaler that would start one
+    parallel = {"tp": 2, "runtime": "neuron-xla", "instance_family": "inf2"}
+
+    def labels(**wanted: str) -> ServeConfig:
+        return ServeConfig.model_validate({"parallel": parallel, "node_labels": wanted})
+
+    bound: Any = build(labels(**{"instance-family": "inf2"}))
+    options = bound._bound_deployment._replica_config
+    assert options.placement_group_bundle_label_selector == [{"instance-family": "inf2"}]
+    with pytest.raises(PlacementError, match=r"no node of this Ray has these.*none has come in"):
+        build(labels(**{"instance-family": "trn1"}))
+    with pytest.raises(ConfigError, match="node_labels: Invalid label selector value"):
+        build(labels(**{"instance-family": "in("}))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The stand-ins cannot be fooled: each of their rules, broken by a process of its own, is an error that names it."""
+"""The stand-ins' rules: each, broken by a process of its own, is an error that names it; what is allowed, works."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from tests.neuron_standin import environment
 
 RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 GROUP = RANK | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "NEURON_RT_VISIBLE_CORES": "0"}
+FAIL = {"NEURON_STANDIN_FAIL_EXECUTION": "1"}
 PJRT = GROUP | {"NEURON_PJRT_PROCESS_INDEX": "0", "NEURON_PJRT_PROCESSES_NUM_DEVICES": "1"}
 
 IMPORT = "import os, torch, torch.distributed as dist, torch_neuronx\nfrom torch import nn\n"
 JOIN = "dist.init_process_group('neuron', rank=0, world_size=1, store=dist.HashStore())\n"
+EXECUTE = "x = torch.compile(lambda x: x * 2, backend='neuron')(torch.ones(2))\n"
+ALL_GOOD = "assert x.device.type == 'neuron' and x.to('cpu').tolist() == [2, 2]\n"
 COMPILE = "run = torch.compile(nn.Linear(2, 2).eval().to('neuron'), backend='neuron', fullgraph=True, dynamic=False)\n"
 TRACE = "import torch_xla.core.xla_model as xm\nexample = (torch.ones(1, 2),)\nmodel = nn.Linear(2, 2).eval()\n"
 SAVE = TRACE + "torch.jit.save(torch_neuronx.trace(model, example), os.environ['NEURON_STANDIN_DIR'] + '/m.pt')\n"
@@ -69,7 +72,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, neuron_device: Path) -> Iterat
 
     def run(runtime: str, code: str, variables: dict[str, str], claims: Path) -> str:
         own = {name: value for name, value in os.environ.items() if not name.startswith("NEURON")}
-        own |= environment(runtime, claims, neuron_device) | {"TORCH_NEURONX_NEFF_CACHE_DIR": str(claims / "neff")}
+        own |= environment(runtime, claims, neuron_device)
+        own |= {f"TORCH_NEURONX_NEFF_{name}CACHE_DIR": str(claims / f"{name}neff") for name in ("", "LOCAL_")}
         target = folder / str(next(number))
         requests.write(json.dumps([own | variables, IMPORT + code, str(target)]) + "\n")
         requests.flush()
@@ -87,23 +91,39 @@ def run(tmp_path_factory: pytest.TempPathFactory, neuron_device: Path) -> Iterat
 @pytest.mark.parametrize(
     ("code", "variables", "words"),
     [
-        (JOIN + COMPILE + "run(torch.ones(1, 2).to('neuron')).to('cpu')\n", GROUP, "no error"),
         ("torch.ones(2).to('neuron')\n" + JOIN, GROUP, "initialised before init_process_group"),
-        (JOIN, GROUP | {"LOCAL_WORLD_SIZE": "2"}, "LOCAL_WORLD_SIZE is 2"),
-        ("os.environ['NEURON_RT_VISIBLE_CORES'] = '0'\n" + JOIN, RANK | {"MASTER_ADDR": "x", "MASTER_PORT": "1"},
-         "KeyError: 'NEURON_RT_VISIBLE_CORES'"),  # set after the import
         (JOIN, GROUP | {"NEURON_RT_VISIBLE_CORES": "8"}, "there are 8 cores"),
-        (JOIN, GROUP | {"NEURON_RT_NUM_CORES": "1"}, "are both set"),
-        ("", GROUP | {"TORCHELASTIC_RUN_ID": "x"}, "there is no elastic agent"),
-        (JOIN + "a = torch.ones(2).to('neuron')\na + a\n", GROUP, "aten::add"),  # outside of a compiled program
+        (JOIN, GROUP | {"NEURON_RT_VISIBLE_CORES": "0-1"}, "a process of a group has one core"),
+        (JOIN.replace("=1", "=2"), GROUP | {"NEURON_RT_ROOT_COMM_ID": ""}, "NEURON_RT_ROOT_COMM_ID is not set"),
+        (JOIN + "torch.ones(1, device='neuron:0')\n", GROUP | {"LOCAL_RANK": "1"}, "there is no neuron:0"),
         (JOIN + COMPILE.replace("False)", "True)") + "run(torch.ones(3, 2).to('neuron'))\n", GROUP, "static shapes"),
-        (JOIN + COMPILE.replace(".to('neuron')", "") + "run(torch.ones(1, 2))\n", GROUP, "move the module to"),
-        (JOIN + "f = torch.compile(lambda x: x + torch.ones(2, device='cpu').to('neuron'), backend='neuron')\n"
-         "f(torch.ones(2).to('neuron'))\n", GROUP, "makes a tensor on the CPU"),
+        (JOIN + "import torch.distributed._functional_collectives as f\n"
+         "torch.compile(lambda x: f.broadcast(x, 0, dist.group.WORLD), backend='neuron')(torch.ones(2).to('neuron'))\n",
+         GROUP, "unsupported operator _c10d_functional.broadcast"),
+        (JOIN + EXECUTE, GROUP | {"PATH": "/usr/bin"}, "there is no neuronx-cc on PATH"),
+        (JOIN + EXECUTE, GROUP | FAIL | {"TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION": "1"}, "nrt_execute failed"),
     ],
 )  # fmt: skip
 def test_torchneuron(code: str, variables: dict[str, str], words: str, run: Run, tmp_path: Path) -> None:
     assert words in run("neuron", code, variables, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "variables"),
+    [
+        (JOIN + COMPILE + "run(torch.ones(1, 2).to('neuron')).to('cpu')\n", GROUP),
+        (JOIN + EXECUTE + ALL_GOOD, GROUP),  # its input is on the CPU
+        (JOIN + "x = torch.ones(2).to('neuron')\nx = x + x\n" + ALL_GOOD, GROUP),  # outside of a compiled program
+        (JOIN, GROUP | {"NEURON_RT_NUM_CORES": "4"}),
+        (JOIN, GROUP | {"TORCHELASTIC_RUN_ID": "x"}),
+        ("os.environ['NEURON_RT_VISIBLE_CORES'] = '0'\n" + JOIN, GROUP | {"NEURON_RT_VISIBLE_CORES": "8"}),
+        (JOIN, {}),
+        (JOIN + EXECUTE + ALL_GOOD, GROUP | FAIL),  # silently, on the CPU
+    ],
+)  # fmt: skip
+def test_what_torchneuron_allows(code: str, variables: dict[str, str], run: Run, tmp_path: Path) -> None:
+    assert run("neuron", code, variables, tmp_path).endswith("no error")
+    assert (tmp_path / "nc-0").is_file(), "it has taken its core"
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,8 @@ def test_traced_on_one_machine_and_served_by_two_groups_of_another(
     assert "4 of 4 programs done; rank" in done.stderr, "it says how far it is"
     assert list((out / "rank_00" / "neff").iterdir())
     assert not list(out.rglob("stale.neff"))
+    assert not list(out.rglob("*.lock"))
+    assert list((cache_dir() / "neff").glob("locks-*/locks/*.lock")), "no group shares its locks with others"
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["instance_family"] == "trn2"
     assert manifest["versions"]["torch-neuronx"] == "2.13.3.0"
@@ -154,6 +156,17 @@ def test_what_the_compiler_says_is_shown(
     assert done.returncode == 1
     assert "NCC_EVRF004" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@SLOW
+def test_a_program_that_fails_on_the_core_is_an_error(
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """TorchNeuron by itself would run it on the CPU, and say so in a log."""
+    environ = environment("neuron", tmp_path, neuron_device) | {"NEURON_STANDIN_FAIL_EXECUTION": "1"}
+    done = run(environ, "classify", "a", "--model", str(make_checkpoint()), "--runtime", "neuron", "--tp", "2")
+    assert done.returncode == 1
+    assert "nrt_execute failed with 1" in done.stderr
 
 
 @SLOW
@@ -232,14 +245,22 @@ from torch import nn
 from tpray.local_ray.local import start_ray, stop_ray
 from tpray.platforms.topology import Topology
 from tpray.group.ray_executor import RayExecutor
-from tpray.parallel_layers import layers
+from tpray.parallel_layers import collective, layers, parallel_state
+
+class FromRank1(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.full((8,), 3.0 + parallel_state.get_tensor_model_parallel_rank()))
+
+    def forward(self, x):
+        return x + collective.broadcast(self.own, 1)
 
 def get_model():
     up = layers.ColumnParallelLinear(8, 16, gather_output=False)
     down = layers.RowParallelLinear(16, 8, input_is_parallel=True)
     for parameter in (*up.parameters(), *down.parameters()):
         nn.init.constant_(parameter, 0.1)
-    return nn.Sequential(up, nn.ReLU(), down), {}
+    return nn.Sequential(up, nn.ReLU(), down, FromRank1()), {}
 
 start_ray(4)
 try:
@@ -260,7 +281,7 @@ def test_a_model_of_ones_own_is_traced_and_run(runtime: str, neuron_device: Path
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    wanted = 16 * 0.1 * (8 * 0.1 + 0.1) + 0.1
+    wanted = 16 * 0.1 * (8 * 0.1 + 0.1) + 0.1 + 4
     assert list(map(float, done.stdout.split())) == pytest.approx([wanted] * 8, abs=1e-5)
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tpray.config import ServeConfig
+from tpray.group.nodes import matches
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster.yaml"
@@ -98,16 +99,13 @@ def test_a_deployment_fits_the_demo_that_it_serves(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["inf2", "trn1"])
 def test_what_a_deployment_has_in_comments_for_mixed_clusters_is_valid(family: str) -> None:
-    from ray.serve.schema import ServeDeploySchema
-
     text = (ROOT / "deployments" / f"{family}.yaml").read_text()
-    uncommented = re.sub(r"^    # (?=deployments:|  )", "    ", text, flags=re.MULTILINE)
-    application = ServeDeploySchema.model_validate(yaml.safe_load(uncommented)).applications[0]
-    (deployment,) = application.deployments
-    assert deployment.placement_group_bundles == [bundle(serve_config(family))]
-    (selector,) = deployment.placement_group_bundle_label_selector
-    matching = [n for n, t in read(CLUSTER)["available_node_types"].items() if t.get("labels", {}) == selector]
-    assert matching == [family], "the label is that of this family's workers and of no others"
+    uncommented = yaml.safe_load(text.replace("      # node_labels:", "      node_labels:"))
+    selector = ServeConfig.model_validate(uncommented["applications"][0]["args"]).node_labels
+    assert serve_config(family).node_labels == {}
+    types = read(CLUSTER)["available_node_types"]
+    assert selector
+    assert [name for name, found in types.items() if matches(found.get("labels", {}), selector)] == [family]
 
 
 # cluster.yaml
@@ -245,6 +243,21 @@ def test_the_commands_are_shell() -> None:
     for key in ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"):
         for command in config[key]:
             subprocess.run(["bash", "-n", "-c", command], check=True)  # reads it and runs nothing
+
+
+def test_setting_up_stops_with_a_sentence_on_an_image_without_the_environment(tmp_path: Path) -> None:
+    check = next(command for command in prepared()["worker_setup_commands"] if "ImageId" in command)
+    venv = "/opt/aws_neuronx_venv_pytorch_2_9"
+    assert prepared()["worker_setup_commands"].index(check) == 1, "before anything is installed"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/bin/sh")
+    for folder, code in ((tmp_path / "absent", 1), (tmp_path, 0)):
+        done = subprocess.run(
+            ["bash", "-c", check.replace(venv, str(folder))], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code
+        assert len(done.stderr.splitlines()) == code
+        assert (f"this image has no {folder}: set ImageId" in done.stderr) == bool(code)
 
 
 def test_every_start_command_sets_serves_flags_and_the_token() -> None:

@@ -1,6 +1,7 @@
 """What `tpray doctor` says of NeuronCores: packages, driver, devices, and who holds the cores.
 
-Sources: Neuron's set-up guide (packages, driver, tools), its runtime configuration guide (variables), neuron-ls's JSON.
+Sources: Neuron's set-up guide (packages, driver, tools), its runtime configuration guide (variables), neuron-ls's JSON,
+how Ray reads NEURON_RT_VISIBLE_CORES (``ray/_private/accelerators/neuron.py``).
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from tpray.commands.check import Check
 from tpray.platforms import PLATFORMS
@@ -24,19 +28,34 @@ TOOLS = Path("/opt/aws/neuron/bin")
 NEWEST_TORCH = (2, 13)
 """That tpray installs with; see pyproject.toml."""
 
+COMMANDS = {"neuronx-cc": "neuronx-cc", "libneuronpjrt-path": "libneuronxla"}
+"""What torch-neuronx calls by name, and which package brings it."""
+
+CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
+"""Files that Docker and Podman leave in a container."""
+
 PLACEHOLDERS = {"torch-neuronx": "1.0", "neuronx-cc": "1.0.post1", "neuronx-distributed": "0.1"}
 """Versions on the public index that only raise an error when they are imported."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to look. variables: those of the environment that Neuron or Ray read."""
+    """Where to look.
+
+    variables: of the environment. scripts: where the interpreter's environment has its commands.
+    """
 
     variables: Mapping[str, str]
     devices: Path = DEVICES
     driver: Path = DRIVER
     tools: Path = TOOLS
     product: Path = DMI
+    scripts: Path = Path(sys.executable).parent
+    container_marks: tuple[Path, ...] = CONTAINER_MARKS
+
+    @property
+    def in_container(self) -> bool:
+        return "KUBERNETES_SERVICE_HOST" in self.variables or any(mark.exists() for mark in self.container_marks)
 
 
 def examine(machine: Machine) -> Iterator[Check]:
@@ -54,9 +73,12 @@ def examine(machine: Machine) -> Iterator[Check]:
             "", f"{family} with the runtime {stack}",
             f"it does not know {family}'s cores: make an environment with the packages of {STACKS[family][0]}",
         )  # fmt: skip
+    if stack is not None:
+        yield from _commands(machine, stack)
+        yield from _numpy(found["neuronx-cc"])
     yield from _devices(machine, devices)
     yield from _cores(machine)
-    yield from _variables(machine, family)
+    yield from _variables(machine, family, stack)
 
 
 def _version(name: str) -> str | None:
@@ -98,6 +120,34 @@ def _packages(found: Mapping[str, str | None]) -> Generator[Check, None, str | N
 
 def _minor(found: str | None) -> str | None:
     return None if found is None else ".".join(found.split("+", maxsplit=1)[0].split(".")[:2])
+
+
+def _commands(machine: Machine, stack: str) -> Iterator[Check]:
+    """Whether a rank would find them: its PATH is this one, with the folder of the interpreter before it."""
+    path = os.pathsep.join((str(machine.scripts), machine.variables.get("PATH", "")))
+    for command, package in COMMANDS.items():
+        if package in PLATFORMS[stack].packages and shutil.which(command, path=path) is None:
+            yield Check(
+                "", f"no command {command} in {machine.scripts} or on PATH",
+                f"torch-neuronx calls it: pip install --force-reinstall --no-deps {package}, from {PIP_REPOSITORY}",
+            )  # fmt: skip
+
+
+def _numpy(compiler: str | None) -> Iterator[Check]:
+    """Whether numpy is one that the installed compiler asks for, by its own metadata."""
+    installed = _version("numpy")
+    if compiler is None or installed is None:
+        return
+    for requirement in map(Requirement, requires("neuronx-cc") or ()):
+        wanted, marker = requirement.specifier, requirement.marker
+        if requirement.name != "numpy" or (marker is not None and not marker.evaluate()):
+            continue
+        if not wanted.contains(installed, prereleases=True):
+            yield Check(
+                "numpy", installed,
+                f"neuronx-cc {compiler} asks for numpy{wanted}, and tpray for 2.2 or newer: pip install "
+                f"'numpy>=2.2,{wanted}', with neuronx-cc 2.22 or newer",
+            )  # fmt: skip
 
 
 def _devices(machine: Machine, devices: list[Path]) -> Iterator[Check]:
@@ -143,15 +193,22 @@ def _cores(machine: Machine) -> Iterator[Check]:
             )  # fmt: skip
 
 
-def _variables(machine: Machine, family: str | None) -> Iterator[Check]:
+def _variables(machine: Machine, family: str | None, stack: str | None) -> Iterator[Check]:
     set_to = machine.variables
-    if "NEURON_RT_VISIBLE_CORES" in set_to:
+    cores = set_to.get("NEURON_RT_VISIBLE_CORES")
+    if cores and not all(core.isdecimal() for core in cores.split(",")):
         yield Check(
-            "", f"NEURON_RT_VISIBLE_CORES={set_to['NEURON_RT_VISIBLE_CORES']}",
-            "unset it before Ray is started, which reads a range as one core and gives each rank its own cores",
+            "", f"NEURON_RT_VISIBLE_CORES={cores}",
+            "write each core, as in 2,3, before Ray is started, which reads a range as one core",
         )  # fmt: skip
-    if "TORCHELASTIC_RUN_ID" in set_to:
-        yield Check("", "TORCHELASTIC_RUN_ID is set", "unset it: torch-neuronx would wait for torchrun's agent")
+    elif cores:  # as Kubernetes' device plugin sets it
+        yield Check("", f"NEURON_RT_VISIBLE_CORES={cores}: Ray gives out these cores and no others")
+    if stack == "neuron-xla" and "TORCHELASTIC_RUN_ID" in set_to:
+        yield Check(
+            "", "TORCHELASTIC_RUN_ID is set: ranks do not get it, since torch-xla would choose their cores by it"
+        )
+    if stack == "neuron" and machine.in_container and "TORCH_NEURONX_ENABLE_HOST_CC" not in set_to:
+        yield Check("", "a container: should a start hang, set TORCH_NEURONX_ENABLE_HOST_CC=1 before Ray is started")
     logical = set_to.get("NEURON_LOGICAL_NC_CONFIG")
     if logical is not None and (logical not in ("1", "2") or (logical == "2" and family in ("inf2", "trn1"))):
         yield Check(

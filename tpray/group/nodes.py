@@ -1,6 +1,6 @@
 """Which nodes of this Ray could hold a group, and the wait for one that can.
 
-Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html
+Sources: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html and labels.html
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import ray
+from ray._private.label_utils import validate_label_selector
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from tpray.errors import PlacementError
+from tpray.errors import ConfigError, PlacementError
 from tpray.platforms.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -22,26 +24,48 @@ STRATEGY = "STRICT_PACK"
 """All ranks of a group on one node, or none: the wire does not cross nodes."""
 
 
-def shortfall(topology: Topology, nodes: list[dict[str, Any]] | None = None) -> str | None:
-    """Why no node could ever hold the group, in a sentence; None if one could. nodes: default, all that are alive."""
-    found = [node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
+def shortfall(
+    topology: Topology, nodes: list[dict[str, Any]] | None = None, labels: Mapping[str, str] | None = None
+) -> str | None:
+    """Why no node could ever hold the group, in a sentence; None if one could.
+
+    Args:
+        nodes: default, all that are alive.
+        labels: that the node must have; see `matches`.
+    """
+    alive = [node for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
+    found = [node["Resources"] for node in alive if not labels or matches(node["Labels"], labels)]
     needs = topology.resources()
     if any(_holds(has, needs) for has in found):
         return None
     names = {"CPU": "CPUs", topology.platform.resource: topology.platform.resource_label}
-    wanted = " and ".join(f"{amount:g} {names[name]}" for name, amount in needs.items())
+    amounts = " and ".join(f"{amount:g} {names[name]}" for name, amount in needs.items())
+    wanted = f"a group of {topology.tp} ranks with {topology.cores_per_rank} cores each needs {amounts} on one node"
+    if labels:
+        shown = ", ".join(f"{key}={value}" for key, value in labels.items())
+        if not found:
+            return f"{wanted} with the labels {shown}, and no node of this Ray has these: start one, or ask for others"
+        wanted += f" with the labels {shown}"
     each = {" and ".join(f"{has.get(name, 0.0):g} {names[name]}" for name in needs) for has in found}
     largest = " or ".join(sorted(each)) or "nothing"
-    return (
-        f"a group of {topology.tp} ranks with {topology.cores_per_rank} cores each needs {wanted} on one node, and no "
-        f"node of this Ray has more than {largest}: ask for fewer, or start Ray with more"
-    )
+    which = "such node" if labels else "node"
+    return f"{wanted}, and no {which} of this Ray has more than {largest}: ask for fewer, or start Ray with more"
 
 
-def has_room(topology: Topology) -> bool:
-    """Whether a node of this Ray could take the group now, beside what runs on it."""
+def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether a node's labels are what a selector wants: of each key ``a``, ``!a``, ``in(a,b)`` or ``!in(a,b)``."""
+    for key, wanted in selector.items():
+        values = wanted.removeprefix("!").removeprefix("in(").removesuffix(")").split(",")
+        if (labels.get(key) in values) == wanted.startswith("!"):
+            return False
+    return True
+
+
+def has_room(topology: Topology, labels: Mapping[str, str] | None = None) -> bool:
+    """Whether a node of this Ray, with ``labels``, could take the group now, beside what runs on it."""
+    suiting = {node["NodeID"] for node in ray.nodes() if not labels or matches(node["Labels"], labels)}
     available = cast(Any, ray)._private.state.available_resources_per_node()
-    return any(_holds(free, topology.resources()) for free in available.values())
+    return any(_holds(free, topology.resources()) for node, free in available.items() if node in suiting)
 
 
 def _holds(resources: dict[str, float], needs: dict[str, float]) -> bool:
@@ -53,19 +77,28 @@ NODE_LIMIT_S = 900.0
 """How long to wait for a node that can hold a group: while no autoscaler starts one, and at the longest."""
 
 
-def wait_for_node(topology: Topology) -> None:
+def wait_for_node(topology: Topology, labels: Mapping[str, str] | None = None) -> None:
     """Return when a node of this Ray could hold the group, were it idle; ask the autoscaler for one meanwhile.
 
     Without this a deployment whose group is too large for every node would wait for ever, and say so nowhere.
 
+    Args:
+        labels: that the node must have; see `matches`.
+
     Raises:
-        PlacementError: none has come, and the message says what is wanted and what there is.
+        ConfigError: ``labels`` are no label selector.
+        PlacementError: no node has come, and the message says what is wanted and what there is.
     """
-    reason = shortfall(topology)
+    mistake = validate_label_selector(dict(labels or {}))
+    if mistake is not None:
+        raise ConfigError(f"node_labels: {mistake}")
+    reason = shortfall(topology, labels=labels)
     if reason is None:
         return
     log.warning("%s; waiting for such a node", reason)
-    demand = placement_group([topology.resources()], strategy=STRATEGY)  # what an autoscaler goes by
+    selector = [dict(labels)] if labels else None
+    # What an autoscaler goes by.
+    demand = placement_group([topology.resources()], strategy=STRATEGY, bundle_label_selector=selector)
     started = time.monotonic()
     try:
         while reason is not None:
@@ -73,7 +106,7 @@ def wait_for_node(topology: Topology) -> None:
             if waited > NODE_LIMIT_S or (waited > NODE_PATIENCE_S and not _nodes_are_coming()):
                 raise PlacementError(f"{reason}; none has come in {waited:.0f} s")
             time.sleep(1)
-            reason = shortfall(topology)
+            reason = shortfall(topology, labels=labels)
     finally:
         remove_placement_group(demand)
 

@@ -4,18 +4,22 @@ Two stacks carry the distribution name ``torch-neuronx``, and one environment ho
 newer: Trn2, Trn3) is the runtime ``neuron``; the XLA one (up to 2.9: Inf2, Trn1, Trn2) is ``neuron-xla``.
 
 Sources: Neuron's runtime configuration guide (NEURON_RT_*) and runtime documentation (over which degrees collectives
-run), torch-xla's PJRT notes (NEURON_PJRT_*), https://docs.pytorch.org/docs/stable/elastic/run.html (RANK and its like).
+run), TorchNeuron's environment variables (TORCH_NEURONX_*), torch-xla's ``_internal/neuron.py`` (TORCHELASTIC_RUN_ID),
+https://docs.pytorch.org/docs/stable/elastic/run.html (RANK and its like).
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpray.config import AUTO, DtypeName, InstanceFamily
+from tpray.config import environment as own_environment
 from tpray.errors import ConfigError, DegreeError, UnsupportedModelError
 from tpray.platforms.base import ProcessCores, Shape
 from tpray.platforms.memory import available_bytes
@@ -124,10 +128,65 @@ def neff_folder(cache: Path, ports: tuple[int, int]) -> Path:
     return cache / f"group-{ports[0]}"
 
 
+def lock_folder(cache: Path, ports: tuple[int, int]) -> Path:
+    """The folder below ``cache`` of the locks that TorchNeuron takes for it; apart, since no artifact carries locks."""
+    return cache / f"locks-{ports[0]}"
+
+
+Variables = dict[str, str | None]
+"""Of a process's environment; None: must not be set."""
+
+
+def shared_variables(topology: Topology, process: ProcessCores) -> Variables:
+    """What both stacks read: the cores, where these meet, and where the compiler is.
+
+    NEURON_RT_NUM_CORES may stay set: the runtime lets the list of cores win over it.
+    """
+    return {
+        "NEURON_RT_VISIBLE_CORES": core_list(process.cores),
+        "NEURON_RT_ROOT_COMM_ID": f"127.0.0.1:{process.ports[0]}",
+        "NEURON_LOGICAL_NC_CONFIG": None if topology.lnc is None else str(topology.lnc),
+        "PATH": path_with_tools(),
+    }
+
+
+def path_with_tools() -> str:
+    """PATH with the interpreter's own folder first, where neuronx-cc is: both stacks look for it on PATH."""
+    return os.pathsep.join((str(Path(sys.executable).parent), own_environment().get("PATH", os.defpath)))
+
+
+def torchneuron_variables(topology: Topology, process: ProcessCores) -> Variables:
+    """The cache is the group's own, see `neff_folder`, since an artifact carries all that is in it."""
+    (rank,) = process.ranks
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(topology.tp),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(topology.tp),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(process.ports[1]),
+        "TORCH_NEURONX_NEFF_CACHE_DIR": str(neff_folder(process.cache, process.ports)),
+        # By default one folder of /tmp for all users of the machine.
+        "TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR": str(lock_folder(process.cache, process.ports)),
+        # Else a program that fails on the core is run operator by operator, with no more than a line in a log.
+        "TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION": "1",
+    }
+
+
+def xla_variables(topology: Topology, process: ProcessCores) -> Variables:
+    """A process loads programs and has no torch-xla device; the cache is the machine's, as artifacts carry programs."""
+    return {
+        # torch-xla would take the process for one of torchrun's, and choose its core anew, by LOCAL_RANK.
+        "TORCHELASTIC_RUN_ID": None,
+        "NEURON_COMPILE_CACHE_URL": str(process.cache),
+    }
+
+
 class NeuronPlatform:
     """NeuronCores with one of the two stacks; see `tpray.platforms.base.Platform`.
 
     Args:
+        variables: of the environment, those that only this stack reads.
         single_process: whether one process may hold all ranks of a group.
     """
 
@@ -138,9 +197,15 @@ class NeuronPlatform:
     loads_in_threads = True
 
     def __init__(
-        self, name: str, runtime_class: str, packages: tuple[str, ...], traces_alone: bool, single_process: bool
+        self,
+        name: str,
+        runtime_class: str,
+        packages: tuple[str, ...],
+        variables: Callable[[Topology, ProcessCores], Variables],
+        traces_alone: bool,
+        single_process: bool,
     ) -> None:
-        self.name, self.runtime_class, self.packages = name, runtime_class, packages
+        self.name, self.runtime_class, self.packages, self._variables = name, runtime_class, packages, variables
         self.traces_alone = self.traces_on_cpu = traces_alone  # the compiler alone needs no cores
         self._single_process = single_process
 
@@ -156,6 +221,10 @@ class NeuronPlatform:
         family = topology.instance_family
         if topology.layout == "single-process" and not self._single_process:
             raise ConfigError("the single-process layout is neuron-xla's: use --neuron-layout process-per-rank")
+        if (cores := topology.cores_per_rank) != 1:
+            raise ConfigError(
+                f"a rank of the runtime {self.name} has one NeuronCore, not {cores}: leave --cores-per-rank out"
+            )
         check_degree(topology.tp, family)
         if family is None and self.traces_on_cpu:
             raise ConfigError(
@@ -198,57 +267,31 @@ class NeuronPlatform:
         return max(1, min(tp, available_bytes() // COMPILER_BYTES)) if self.traces_alone else tp
 
     def prepare_machine(self, process: ProcessCores) -> None:
-        shutil.rmtree(neff_folder(process.cache, process.ports), ignore_errors=True)  # an earlier group's
+        for folder in (neff_folder, lock_folder):  # an earlier group's
+            shutil.rmtree(folder(process.cache, process.ports), ignore_errors=True)
 
-    def environment(self, topology: Topology, process: ProcessCores) -> dict[str, str | None]:
-        """TorchNeuron's cache is the group's own, see `neff_folder`, since an artifact carries all that is in it.
+    def environment(self, topology: Topology, process: ProcessCores) -> Variables:
+        return shared_variables(topology, process) | self._variables(topology, process)
 
-        The XLA stack's, whose artifacts carry it already, is the machine's.
-        """
-        first, second = process.ports
-        variables: dict[str, str | None] = {
-            "NEURON_RT_VISIBLE_CORES": core_list(process.cores),
-            "NEURON_RT_NUM_CORES": None,  # it would compete with the list
-            "NEURON_RT_ROOT_COMM_ID": f"127.0.0.1:{first}",
-            "NEURON_LOGICAL_NC_CONFIG": None if topology.lnc is None else str(topology.lnc),
-            "TORCHELASTIC_RUN_ID": None,  # would make torch-neuronx wait for an agent that is not there
-            "TORCH_NEURONX_NEFF_CACHE_DIR": str(neff_folder(process.cache, process.ports)),
-            "NEURON_COMPILE_CACHE_URL": str(process.cache),
-        }
-        if len(process.ranks) == 1:
-            (rank,) = process.ranks
-            variables |= {
-                "RANK": str(rank),
-                "WORLD_SIZE": str(topology.tp),
-                "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(topology.tp),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(second),
-                "PJRT_DEVICE": "NEURON",
-                "NEURON_PJRT_PROCESS_INDEX": str(rank),
-                "NEURON_PJRT_PROCESSES_NUM_DEVICES": ",".join(["1"] * topology.tp),
-            }
-        return variables
-
-    def tracing_environment(self, cache: Path) -> dict[str, str | None]:
-        """torch-xla's own CPU client takes the place of the cores, of which nothing is named.
+    def tracing_environment(self, cache: Path) -> Variables:
+        """torch-xla's own CPU client takes the place of the cores.
 
         Source: torch-xla's PJRT notes; neuronx-distributed traces so, too (``cpu_backend=True``).
         """
         return {
             "PJRT_DEVICE": "CPU",
-            "NEURON_RT_VISIBLE_CORES": None,
-            "NEURON_RT_NUM_CORES": None,
+            "PATH": path_with_tools(),
             "TORCHELASTIC_RUN_ID": None,
             "NEURON_COMPILE_CACHE_URL": str(cache),
         }
 
 
 NEURON = NeuronPlatform(
-    "neuron", "tpray.runtime.neuron.torchneuron:NeuronRuntime", ("torch-neuronx",),
-    traces_alone=False, single_process=False,
+    "neuron", "tpray.runtime.neuron.torchneuron:NeuronRuntime", ("torch-neuronx", "neuronx-cc"),
+    torchneuron_variables, traces_alone=False, single_process=False,
 )  # fmt: skip
 NEURON_XLA = NeuronPlatform(
     "neuron-xla", "tpray.runtime.neuron.xla:NeuronXlaRuntime",
-    ("torch-neuronx", "torch-xla", "neuronx-cc", "libneuronxla"), traces_alone=True, single_process=True,
+    ("torch-neuronx", "torch-xla", "neuronx-cc", "libneuronxla"),
+    xla_variables, traces_alone=True, single_process=True,
 )  # fmt: skip

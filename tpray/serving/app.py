@@ -124,8 +124,8 @@ def build(args: ServeConfig) -> serve.Application:
     topology = Topology.of(args.parallel, args.replicas)
     surge = False
     if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing
-        wait_for_node(topology)
-        surge = has_room(topology)
+        wait_for_node(topology, args.node_labels)
+        surge = has_room(topology, args.node_labels)
     return application(args, topology, surge=surge)
 
 
@@ -179,6 +179,7 @@ def application(
         **_scale(config),
         ray_actor_options={"num_cpus": 0},
         placement_group_bundles=[topology.resources()],
+        placement_group_bundle_label_selector=[config.node_labels] if config.node_labels else None,
         placement_group_strategy=STRATEGY,
         max_surge_percent=100 if surge else 0,
         # Admission is the batcher's, whose limit answers 429; Serve's own must not come first.

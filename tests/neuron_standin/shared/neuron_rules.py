@@ -1,7 +1,4 @@
-"""What both stand-ins check, as Neuron's runtime (NRT) does. Each rule names where it comes from.
-
-A process imports a stand-in, which remembers the environment as it is then: the runtime reads it once.
-"""
+"""What both stand-ins check, as Neuron's runtime (NRT) does. Each rule names where it comes from."""
 
 from __future__ import annotations
 
@@ -20,13 +17,9 @@ import torch.distributed as dist
 CLAIMS = Path(os.environ["NEURON_STANDIN_DIR"])
 CORES = int(os.environ.get("NEURON_STANDIN_CORES", "8"))
 
-# Read at import. Rule: "all env must be set before the first import of any torch_* Neuron package" (Neuron runtime
-# configuration guide; aws-neuron-sdk 1123 is what happens otherwise).
-ENV = {name: value for name, value in os.environ.items() if name.startswith(("NEURON_", "TORCH_NEURONX", "PJRT"))}
-
-# Rule: torch-neuronx takes TORCHELASTIC_RUN_ID to mean that torchrun started it, and waits for its agent.
-if "TORCHELASTIC_RUN_ID" in os.environ:
-    raise RuntimeError("TORCHELASTIC_RUN_ID is set, but there is no elastic agent")
+# Rule: the runtime reads its variables when it is initialised, not before: TorchNeuron itself sets some right before
+# that (its distributed/backend.py, _set_rt_visible_cores).
+ENV = os.environ
 
 _held: list[Any] = []
 _lock = threading.Lock()
@@ -37,15 +30,20 @@ class NrtError(RuntimeError):
 
 
 def visible_cores() -> list[int]:
-    """Rule: one number, or a range FIRST-LAST, or a list (NEURON_RT_VISIBLE_CORES, runtime configuration guide)."""
-    if "NEURON_RT_NUM_CORES" in ENV:
-        raise NrtError("NEURON_RT_NUM_CORES and NEURON_RT_VISIBLE_CORES are both set")
+    """Those of this process.
+
+    Rules of the runtime configuration guide: NEURON_RT_VISIBLE_CORES is a number or a range FIRST-LAST, and wins over
+    NEURON_RT_NUM_CORES; without either a process has all cores. (Its page on Kubernetes has a list, ``2,3``.)
+    """
+    wanted = ENV.get("NEURON_RT_VISIBLE_CORES")
+    if not wanted:
+        return list(range(int(ENV.get("NEURON_RT_NUM_CORES", CORES))))
     cores: list[int] = []
-    for part in ENV["NEURON_RT_VISIBLE_CORES"].split(","):
+    for part in wanted.split(","):
         first, _, last = part.partition("-")
         cores += range(int(first), int(last or first) + 1)
-    if not cores or max(cores) >= CORES:
-        raise NrtError(f"NEURON_RT_VISIBLE_CORES={ENV['NEURON_RT_VISIBLE_CORES']}, and there are {CORES} cores")
+    if max(cores) >= CORES:
+        raise NrtError(f"NEURON_RT_VISIBLE_CORES={wanted}, and there are {CORES} cores")
     return cores
 
 

@@ -4,7 +4,8 @@ A shard is exported on the CPU, one program for each bucket; what is compiled, o
 when it is traced and again, from the cache that the artifact carries, wherever it is loaded. A compile runs the program
 once, so that all ranks must trace together.
 
-Source: torch-neuronx 2.13's documentation; what only hardware can show is in the README.
+Sources: torch-neuronx 2.13's documentation, and TorchNeuron's public source: ``distributed/backend.py`` and
+``neuron_dynamo_backend``. What only hardware can show is in the README.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch.distributed._functional_collectives as functional
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tpray.config import compiler_cache, neff_cache
+from tpray.config import neff_cache
 from tpray.errors import ConfigError
 from tpray.parallel_layers import parallel_state
 from tpray.platforms.neuron import check_installed
@@ -32,7 +33,7 @@ from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_r
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.exported import as_module, export, inputs_of, load_programs, record_program, save_programs
 from tpray.runtime.neuron import graph
-from tpray.runtime.neuron.graph import Collectives, compile_error, remove_stale_locks
+from tpray.runtime.neuron.graph import Collectives, compile_error
 from tpray.runtime.records import ProgramRecord
 from tpray.runtime.shaped import ShapedProgram
 
@@ -58,9 +59,14 @@ def _all_gather(x: Tensor, dim: int, size: int) -> Tensor:
     return gathered
 
 
-def _broadcast(x: Tensor, source: int) -> Tensor:
-    copied: Tensor = functional.broadcast(x, source, _everyone())
-    return copied
+def _collectives() -> Collectives:
+    rank = dist.get_rank()
+
+    def broadcast(x: Tensor, source: int) -> Tensor:
+        """A sum to which only the source adds: there is no broadcast in ``fx/passes/collective_legalization.py``."""
+        return _all_reduce(x if rank == source else torch.zeros_like(x))
+
+    return Collectives(_all_reduce, _all_gather, broadcast)
 
 
 class NeuronRuntime:
@@ -150,7 +156,6 @@ def _compile(
     Raises:
         CompileError: the compiler failed.
     """
-    remove_stale_locks(compiler_cache())
     what = "its shard"
     try:
         compiled = _wrap(programs)
@@ -177,9 +182,10 @@ def _wrap(programs: Sequence[ExportedProgram]) -> list[Compiled]:
     compiled = []
     for program in programs:
         module = as_module(program)
-        graph.lower(module, torch.device(DEVICE), Collectives(_all_reduce, _all_gather, _broadcast))
+        graph.lower(module, torch.device(DEVICE), _collectives())
         module._apply(move)  # what Module.to does, with a move of our own
-        compiled.append(torch.compile(module, backend="neuron", fullgraph=True, dynamic=False))
+        # Its forward, not its call: that one catches an error to explain it, in code that Dynamo then stumbles over.
+        compiled.append(torch.compile(module.forward, backend="neuron", fullgraph=True, dynamic=False))
     return compiled
 
 
