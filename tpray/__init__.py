@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tpray.serving.launch import connect
     from tpray.serving.local import load
 
-_MODULES = ("parallel_layers", "trace")
+_MODULES = ("modules", "parallel_layers", "trace")
 
 
 def __getattr__(name: str) -> Any:

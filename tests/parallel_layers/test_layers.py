@@ -168,11 +168,12 @@ def test_the_sum_travels_in_the_dtype_that_was_asked_for(monkeypatch: pytest.Mon
         carried.append(y.dtype)
         return y
 
-    monkeypatch.setattr("tpray.parallel_layers.layers.collective.all_reduce", record)
+    monkeypatch.setattr("tpray.parallel_layers.collective.all_reduce", record)
     with parallel_state.use(0, 2):
-        row = RowParallelLinear(4, 4, dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        assert row(torch.ones(1, 4, dtype=torch.bfloat16)).dtype is torch.bfloat16
-    assert carried == [torch.float32]
+        for dtype in (torch.float64, torch.float32):
+            row = RowParallelLinear(4, 4, dtype=torch.bfloat16, reduce_dtype=dtype)
+            assert row(torch.ones(1, 4, dtype=torch.bfloat16)).dtype is torch.bfloat16
+    assert carried == [torch.float64, torch.bfloat16], "bfloat16 is summed in float32 in any case"
 
 
 def test_strides_deal_out_each_fused_part() -> None:
@@ -183,8 +184,8 @@ def test_combinations_that_mean_nothing_are_refused() -> None:
     with parallel_state.use(0, 4):
         with pytest.raises(ConfigError, match="stride"):
             ColumnParallelLinear(4, 10, stride=2, pad=True)
-        with pytest.raises(ConfigError, match="reduce_output"):
-            RowParallelLinear(4, 4, reduce_output=False, sequence_parallel_enabled=True)
+        with pytest.raises(ConfigError, match="input_is_parallel"):
+            RowParallelLinear(4, 4, sequence_parallel_enabled=True)
         with pytest.raises(ConfigError, match="gather"):
             ColumnParallelLinear(4, 4, bounds=[(0, 1)])
 

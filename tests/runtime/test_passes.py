@@ -92,7 +92,7 @@ def test_additions_move_before_the_all_reduce_on_rank_0_alone(rank: int, x: Tens
             nn.init.normal_(self.dense.bias)
 
         def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-            result: Tensor = self.dense(x) + residual
+            result: Tensor = self.dense(x.to(x.dtype)).to(x.dtype) + residual
             return result
 
     with parallel_state.use(rank, 2):

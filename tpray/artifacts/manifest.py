@@ -21,6 +21,7 @@ from tpray.parallel_layers.plan import Plan
 from tpray.platforms import PLATFORMS
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.records import Canary, ProgramRecord
+from tpray.runtime.structure import Structure
 
 FORMAT = 2
 MANIFEST_FILE = "manifest.json"
@@ -115,10 +116,13 @@ class Manifest(BaseManifest):
 class UserModelManifest(BaseManifest):
     """What vouches for a user's own traced model.
 
-    aliases: names of the state tensors -> which output of the program becomes their next value.
+    inputs: what holds the inputs of every program. outputs: what holds those of each. aliases: names of the state
+    tensors -> which output of the program becomes their next value.
     """
 
     programs: tuple[ProgramRecord, ...]
+    inputs: Structure
+    outputs: tuple[Structure, ...]
     aliases: dict[str, int]
 
 

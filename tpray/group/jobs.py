@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tpray.artifacts.manifest import RankRecord
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.records import ProgramRecord
+from tpray.runtime.structure import Structure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,11 +51,13 @@ class ShardJob:
 class UserModelJob:
     """One rank's part of a trace of a user's own model. folder: where ``make`` runs. directory: the rank's own.
 
-    compiler_args: what the user adds to the compiler's command line.
+    inputs: what holds the tensors of each of the examples. compiler_args: what the user adds to the compiler's command
+    line.
     """
 
     make: MakeModel
     examples: tuple[tuple[Tensor, ...], ...]
+    inputs: Structure
     folder: str
     directory: Path
     compiler_args: tuple[str, ...] = ()
@@ -62,8 +65,13 @@ class UserModelJob:
 
 @dataclass(frozen=True)
 class UserModelTrace:
-    """What a rank traced of a user's own model. aliases: names of its state -> the output that is their next value."""
+    """What a rank traced of a user's own model.
+
+    outputs: what holds the outputs of each of the programs. aliases: names of its state -> the output that is their
+    next value.
+    """
 
     record: RankRecord
     programs: tuple[ProgramRecord, ...]
+    outputs: tuple[Structure, ...]
     aliases: dict[str, int]

@@ -17,14 +17,20 @@ from tpray.group.executor import Executor
 from tpray.group.group import Group, PhaseReport
 from tpray.group.jobs import MakeModel, UserModelJob
 from tpray.group.wire import Array
+from tpray.runtime.structure import Structure
 
 
 @dataclass(frozen=True)
 class UserModelTask:
-    """What to trace, and the new folder that the artifact goes to. compiler_args: see `Runtime.trace_user_model`."""
+    """What to trace, and the new folder that the artifact goes to.
+
+    examples: flat, of each set of shapes. inputs: what holds each of them. compiler_args: see
+    `Runtime.trace_user_model`.
+    """
 
     make: MakeModel
     examples: Sequence[tuple[Tensor, ...]]
+    inputs: Structure
     directory: Path
     compiler_args: tuple[str, ...] = ()
 
@@ -82,7 +88,7 @@ class UserModelGroup(Group):
 
     async def _trace(self, task: UserModelTask) -> UserModelArtifact:
         folders = [task.directory / rank_folder(rank) for rank in range(self.tp)]
-        given = task.make, tuple(task.examples), os.getcwd()
+        given = task.make, tuple(task.examples), task.inputs, os.getcwd()
         jobs = [UserModelJob(*given, folder, task.compiler_args) for folder in folders]
         try:
             traced = await self.executor.trace_user_model(jobs)
@@ -98,6 +104,8 @@ class UserModelGroup(Group):
             tp=self.tp,
             ranks=tuple(outcome.record for outcome in traced),
             programs=traced[0].programs,
+            inputs=task.inputs,
+            outputs=traced[0].outputs,
             aliases=traced[0].aliases,
         )
         write_manifest(task.directory, manifest)

@@ -143,7 +143,7 @@ class ShardWorker:
             except Exception as e:
                 raise explain(e, f"rank {self.rank}: {getattr(job.make, '__name__', 'the function')} raised") from e
             model, aliases = made if isinstance(made, tuple) else (made, {})
-            flat = FlatModel(model, aliases).eval()
+            flat = FlatModel(model, job.inputs, aliases).eval()
             try:
                 programs = self._runtime.trace_user_model(
                     flat, job.examples, job.directory, job.compiler_args, flat.aliases
@@ -152,7 +152,8 @@ class ShardWorker:
                 raise
             except Exception as e:
                 raise explain(e, f"rank {self.rank}: {type(model).__name__} cannot be traced ({_TRACEABLE})") from e
-        return UserModelTrace(_record(flat, job.directory), tuple(programs), flat.aliases)
+        outputs = tuple(flat.outputs(program.inputs) for program in programs)
+        return UserModelTrace(_record(flat, job.directory), tuple(programs), outputs, flat.aliases)
 
     def try_trace_user_model(self, job: UserModelJob) -> UserModelTrace | TprayError:
         """`trace_user_model`, with what it raises returned, so that the group can choose whose words to show."""

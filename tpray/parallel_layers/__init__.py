@@ -9,12 +9,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpray.parallel_layers import layers, parallel_state
+    from tpray.parallel_layers import gqa, layers, mappings, pad, parallel_state, utils
+    from tpray.parallel_layers.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
+    from tpray.parallel_layers.mappings import (
+        copy_to_tensor_model_parallel_region,
+        gather_from_tensor_model_parallel_region,
+        reduce_from_tensor_model_parallel_region,
+        scatter_to_tensor_model_parallel_region,
+    )
+    from tpray.parallel_layers.parallel_state import initialize_model_parallel
     from tpray.parallel_layers.sharded import load, merge, save
+    from tpray.parallel_layers.utils import (
+        copy_tensor_model_parallel_attributes,
+        move_model_to_device,
+        set_defaults_if_not_set_tensor_model_parallel_attributes,
+        set_tensor_model_parallel_attributes,
+        split_tensor_along_last_dim,
+    )
 
-__all__ = ["layers", "load", "merge", "parallel_state", "save"]
+__all__ = [
+    "ColumnParallelLinear",
+    "ParallelEmbedding",
+    "RowParallelLinear",
+    "copy_tensor_model_parallel_attributes",
+    "copy_to_tensor_model_parallel_region",
+    "gather_from_tensor_model_parallel_region",
+    "gqa",
+    "initialize_model_parallel",
+    "layers",
+    "load",
+    "mappings",
+    "merge",
+    "move_model_to_device",
+    "pad",
+    "parallel_state",
+    "reduce_from_tensor_model_parallel_region",
+    "save",
+    "scatter_to_tensor_model_parallel_region",
+    "set_defaults_if_not_set_tensor_model_parallel_attributes",
+    "set_tensor_model_parallel_attributes",
+    "split_tensor_along_last_dim",
+    "utils",
+]
 
-_MODULES = ("layers", "parallel_state")
+_MODULES = ("gqa", "layers", "mappings", "pad", "parallel_state", "utils")
+_HOMES = ("sharded", "layers", "mappings", "parallel_state", "utils")
 
 
 def __getattr__(name: str) -> Any:
@@ -22,5 +61,6 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name in __all__:
-        return getattr(import_module(f"{__name__}.sharded"), name)
+        homes = (import_module(f"{__name__}.{home}") for home in _HOMES)
+        return next(vars(home)[name] for home in homes if name in vars(home))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tpray.errors import CollectiveError
+from tpray.errors import CollectiveError, ConfigError
 from tpray.parallel_layers import parallel_state
 
 log = logging.getLogger(__name__)
@@ -166,10 +166,25 @@ torch.library.register_fake("tpray::all_gather", _all_gather_shape, lib=_library
 torch.library.register_fake("tpray::broadcast", lambda x, source: torch.empty_like(x), lib=_library)
 
 
+def _no_gradient(context: object, *gradients: object) -> None:
+    raise ConfigError("tpray's layers are for inference: no gradient crosses a collective; use torch.no_grad()")
+
+
+for _name in ("all_reduce", "all_gather", "broadcast"):
+    torch.library.register_autograd(f"tpray::{_name}", _no_gradient, lib=_library)
+
+
 def all_reduce(x: Tensor) -> Tensor:
     """Sum x over the ranks of the calling thread's group; traces as one operator."""
     result: Tensor = torch.ops.tpray.all_reduce(x)
     return result
+
+
+def all_reduce_in(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`all_reduce`, summed in ``dtype`` and then converted back."""
+    if dtype in (x.dtype, accumulate_dtype(x.dtype)):
+        return all_reduce(x)
+    return all_reduce(x.to(dtype)).to(x.dtype)
 
 
 def all_gather(x: Tensor, dim: int = -1) -> Tensor:

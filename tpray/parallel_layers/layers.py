@@ -1,135 +1,66 @@
-"""Column- and row-parallel linear layers and the parallel embedding.
+"""Column- and row-parallel linear layers; with the other layers' modules, all that upstream's module of this name has.
 
-Legend: B batch, S sequence, I input features, O output features, V vocabulary, D embedding width,
-T tensor-parallel degree.
+Legend: B batch, S sequence, I input features, O output features, T tensor-parallel degree.
 
-Names, arguments and meaning follow neuronx-distributed's ``parallel_layers.layers``, which follows
-Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053). They are for inference: no gradient crosses a
-collective.
-
-A sharded parameter carries upstream's three attributes, ``tensor_model_parallel`` (True), ``partition_dim`` and
-``partition_stride``, and one of tpray's, ``partition``: all that reading and writing checkpoints needs.
+Names, arguments, their order and meaning follow neuronx-distributed's ``parallel_layers.layers``, which follows
+Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053). They are for inference: no gradient crosses a collective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tpray.errors import ConfigError, DegreeError
+from tpray.errors import ConfigError
 from tpray.parallel_layers import collective, parallel_state
+from tpray.parallel_layers.base import (
+    BaseParallelLayer,
+    BaseParallelLinear,
+    Device,
+    InitMethod,
+    Linear,
+    create_local_weight,
+    linear_with_async_allreduce,
+)
+from tpray.parallel_layers.conv import BaseParallelConv, InputChannelParallelConv2d, OutputChannelParallelConv2d
+from tpray.parallel_layers.embedding import ParallelEmbedding
+from tpray.parallel_layers.partition import (
+    Bounds,
+    Partition,
+    RankOrdering,
+    check_ordering,
+    is_sharded,
+    mark_sharded,
+    own_part,
+    partition,
+    partition_of,
+    shard_bounds,
+    take,
+)
+from tpray.parallel_layers.spmd_rank import SPMDRank
 
-InitMethod = Callable[[Tensor], object]
-Bounds = Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Which part of a whole tensor a parameter is: along ``dim`` of ``full`` elements, these [start, stop) pieces.
-
-    stride: see `shard_bounds`. transposed: checkpoints hold the whole tensor with its two dimensions exchanged.
-    padding: how many zeros follow, so that all ranks' parts are of one size.
-    """
-
-    dim: int
-    full: int
-    bounds: tuple[tuple[int, int], ...]
-    stride: int = 1
-    transposed: bool = False
-    padding: int = 0
-
-    @property
-    def own(self) -> int:
-        """How many elements along ``dim`` this part has."""
-        return sum(stop - start for start, stop in self.bounds) + self.padding
-
-    def cut(self, whole: Tensor) -> Tensor:
-        """This part of ``whole``, which is not transposed."""
-        return self.join([whole.narrow(self.dim, start, stop - start) for start, stop in self.bounds])
-
-    def join(self, pieces: list[Tensor]) -> Tensor:
-        """The part that its ``pieces``, one for each of the bounds, make up; the padding is added."""
-        part = pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dim)
-        if not self.padding:
-            return part
-        shape = list(part.shape)
-        shape[self.dim] = self.padding
-        return torch.cat([part, part.new_zeros(shape)], self.dim)
-
-
-def mark_sharded(parameter: nn.Parameter, partition: Partition) -> None:
-    """Say that ``parameter`` is this rank's part of a larger one."""
-    parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # upstream's way to carry this
-    parameter.partition_dim = partition.dim  # type: ignore[attr-defined]
-    parameter.partition_stride = partition.stride  # type: ignore[attr-defined]
-    parameter.partition = partition  # type: ignore[attr-defined]
-
-
-def partition_of(parameter: Tensor) -> Partition | None:
-    """What `mark_sharded` said; None for a parameter that is whole."""
-    return getattr(parameter, "partition", None)
+__all__ = [
+    "BaseParallelConv",
+    "BaseParallelLayer",
+    "BaseParallelLinear",
+    "ColumnParallelLinear",
+    "InputChannelParallelConv2d",
+    "OutputChannelParallelConv2d",
+    "ParallelEmbedding",
+    "Partition",
+    "RowParallelLinear",
+    "SPMDRank",
+    "create_local_weight",
+    "is_sharded",
+    "linear_with_async_allreduce",
+    "mark_sharded",
+    "partition_of",
+    "shard_bounds",
+]
 
 
-def is_sharded(parameter: Tensor) -> bool:
-    """Whether ``parameter`` is one rank's part of a larger one."""
-    return bool(getattr(parameter, "tensor_model_parallel", False))
-
-
-def shard_bounds(full: int, rank: int, size: int, stride: int = 1) -> tuple[tuple[int, int], ...]:
-    """Which [start, stop) pieces of a dimension of ``full`` elements belong to ``rank``, all ranks alike.
-
-    With stride s the dimension is cut into s * T chunks and a rank owns every T-th, so that fused
-    parameters (q, k and v in one) are cut inside each of their parts.
-    """
-    chunk = full // size // stride
-    starts = ((part * size + rank) * chunk for part in range(stride))
-    return tuple((start, start + chunk) for start in starts)
-
-
-class _ParallelLayer(nn.Module):
-    """What the three layers share: this rank, its group's size, and how parameters are made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
-        self.tp_size = parallel_state.get_tensor_model_parallel_size()
-
-    def _partition(
-        self, what: str, dim: int, full: int, stride: int = 1, bounds: Bounds | None = None, pad: bool = False
-    ) -> Partition:
-        if bounds is not None:
-            return Partition(dim, full, tuple(bounds))
-        if pad and full % self.tp_size:
-            if stride > 1:
-                raise ConfigError(f"{what} of {full} cannot be padded with stride {stride}: leave one of them out")
-            share = -(-full // self.tp_size)
-            start, stop = (min(full, share * rank) for rank in (self.tp_rank, self.tp_rank + 1))
-            return Partition(dim, full, ((start, stop),), padding=share - (stop - start))
-        if full % (self.tp_size * stride):
-            raise DegreeError(
-                f"{what} of {full} does not divide into {self.tp_size} ranks"
-                + (f" with stride {stride}" if stride > 1 else "")
-            )
-        return Partition(dim, full, shard_bounds(full, self.tp_rank, self.tp_size, stride), stride)
-
-    def _parameter(
-        self,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        device: torch.device | str | None,
-        partition: Partition | None,
-    ) -> nn.Parameter:
-        parameter = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
-        if partition is not None:
-            mark_sharded(parameter, partition)
-        return parameter
-
-
-class ColumnParallelLinear(_ParallelLayer):
+class ColumnParallelLinear(BaseParallelLinear):
     """``y = x W^T + b`` with the rows of W (the output features) shared out among the ranks.
 
     Args:
@@ -140,11 +71,17 @@ class ColumnParallelLinear(_ParallelLayer):
             ``[B, S, O/T]``, which is what a `RowParallelLinear` with ``input_is_parallel`` takes.
         dtype, device: of the parameters.
         stride: see `shard_bounds`.
-        init_method: called on the weight; the default is `torch.nn.Linear`'s.
+        init_method: called on the whole weight, of which each rank takes its part; the default is `torch.nn.Linear`'s.
+        sequence_parallel_enabled, sequence_dimension: x is this rank's part of the sequence, ``[B, S/T, I]`` if the
+            dimension is 1, and is gathered first; the default dimension is 0. Source: arXiv:2205.05198, section 4.2.2.
+        keep_master_weight: keep the whole weight as it was at first in ``master_weight``.
         skip_bias_add: return ``(x W^T, b)`` instead, for a caller that fuses the addition.
         pad: let T not divide O: zeros fill the last ranks' shares, and are cut off a gathered output.
-        sequence_parallel_enabled, sequence_dimension: x is this rank's part of the sequence, ``[B, S/T, I]`` if the
-            dimension is 1, and is gathered first. Source: arXiv:2205.05198, section 4.2.2.
+        pad_alignment_size_per_rank: with ``pad``, each share is a multiple of this number.
+        keep_padded_output: do not cut them off; with a bias the padded features are the dtype's lowest number.
+        tensor_model_parallel_group: None, or the group of all ranks.
+        reduce_dtype: of gradients, of which there are none here.
+        rank_ordering: item i is the number of the part that rank i holds. Not for a gathered output.
         bounds: this rank's [start, stop) pieces of the output features, where shares differ from rank to rank;
             then T need not divide O, and the output cannot be gathered.
 
@@ -153,9 +90,8 @@ class ColumnParallelLinear(_ParallelLayer):
 
     Raises:
         DegreeError: T does not divide O.
+        ConfigError: arguments that do not go together.
     """
-
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -164,42 +100,74 @@ class ColumnParallelLinear(_ParallelLayer):
         bias: bool = True,
         gather_output: bool = True,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
+        device: Device = None,
         stride: int = 1,
         init_method: InitMethod | None = None,
+        sequence_parallel_enabled: bool = False,
+        sequence_dimension: int | None = None,
+        keep_master_weight: bool = False,
         skip_bias_add: bool = False,
         pad: bool = False,
-        sequence_parallel_enabled: bool = False,
-        sequence_dimension: int = 0,
+        pad_alignment_size_per_rank: int = 1,
+        keep_padded_output: bool = False,
+        tensor_model_parallel_group: object = None,
+        reduce_dtype: torch.dtype | None = torch.float32,
+        rank_ordering: RankOrdering | None = None,
+        *,
         bounds: Bounds | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(device)
+        parallel_state.check_group(tensor_model_parallel_group)
+        self.rank_ordering = check_ordering(rank_ordering)
         if gather_output and bounds is not None:
             raise ConfigError("shares that differ cannot be gathered: bounds need gather_output=False")
-        self.input_size, self.output_size = input_size, output_size
-        self.gather_output, self.skip_bias_add = gather_output, skip_bias_add
-        self.sequence_parallel_enabled, self.sequence_dimension = sequence_parallel_enabled, sequence_dimension
-        part = self._partition("an output size", 0, output_size, stride, bounds, pad)
-        self.weight = self._parameter((part.own, input_size), dtype, device, part)
-        self.bias = None
-        if bias and gather_output:
-            self.bias = self._parameter((output_size,), dtype, device, None)
-        elif bias:
-            self.bias = self._parameter((part.own,), dtype, device, part)
-        _init(self.weight, self.bias, init_method)
+        if gather_output and self.rank_ordering is not None:
+            raise ConfigError("parts in another order are not gathered: rank_ordering needs gather_output=False")
+        if gather_output and sequence_parallel_enabled:
+            raise ConfigError("a sequence-parallel layer keeps its part of the output: give gather_output=False")
+        self.part = partition(
+            "an output size",
+            0,
+            output_size,
+            stride,
+            bounds,
+            pad_alignment_size_per_rank if pad else 0,
+            self.rank_ordering,
+        )
+        self.input_size, self.output_size_per_partition, self.stride = input_size, self.part.own, stride
+        self.pad, self.keep_padded_output = pad, keep_padded_output
+        self.output_size = self.part.own * self.tp_size if pad else output_size  # as upstream: with the padding
+        self.pad_size = self.output_size - output_size
+        self.gather_output, self.skip_bias_add, self.add_bias = gather_output, skip_bias_add, bias
+        self.sequence_parallel_enabled, self.sequence_dimension = sequence_parallel_enabled, sequence_dimension or 0
+        self.reduce_dtype = reduce_dtype or dtype
+        self._make_weight(
+            (self.part.own, input_size), (output_size, input_size), dtype, init_method, keep_master_weight
+        )
+        size = output_size if gather_output else self.part.own
+        self._make_bias(size if bias else None, dtype, None if gather_output else self.part)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
-        """x ``[..., I]``, the same on every rank -> ``[..., O]`` or ``[..., O/T]``."""
+    def forward(self, input: Tensor, slice_indices: Tensor | None = None) -> Linear:
+        """x ``[..., I]``, the same on every rank -> ``[..., O]`` or ``[..., O/T]``.
+
+        slice_indices: of the rows of this rank's weight, where only some outputs are wanted.
+        """
         if self.sequence_parallel_enabled and self.tp_size > 1:
-            x = collective.all_gather(x, dim=self.sequence_dimension)
-        late_bias = self.gather_output or self.skip_bias_add
-        y = F.linear(x, self.weight, None if late_bias else self.bias)
+            input = collective.all_gather(input, dim=self.sequence_dimension)
+        weight = self.weight if slice_indices is None else self.weight[slice_indices, :]
+        late_bias = self.gather_output or self.skip_bias_add or slice_indices is not None
+        y = F.linear(input, weight, None if late_bias else self.bias)
+        bias: Tensor | None = self.bias if late_bias else None
         if self.gather_output and self.tp_size > 1:
-            y = collective.all_gather(y, dim=-1)[..., : self.output_size]
-        return _add_bias(y, self.bias if late_bias else None, self.skip_bias_add)
+            y = collective.all_gather(y, dim=-1)
+        if self.gather_output and self.pad_size and self.keep_padded_output and bias is not None:
+            bias = F.pad(bias, (0, self.pad_size), value=torch.finfo(bias.dtype).min)
+        elif self.gather_output and self.pad_size and not self.keep_padded_output:
+            y = y[..., : self.output_size - self.pad_size]
+        return self._add_bias(y, bias)
 
 
-class RowParallelLinear(_ParallelLayer):
+class RowParallelLinear(BaseParallelLinear):
     """``y = x W^T + b`` with the columns of W (the input features) shared out among the ranks.
 
     Args:
@@ -209,13 +177,14 @@ class RowParallelLinear(_ParallelLayer):
         input_is_parallel: True: x is this rank's ``[..., I/T]`` (the output of a `ColumnParallelLinear`
             with ``gather_output=False``); False: x is ``[..., I]`` and each rank takes its part.
         dtype, device: of the parameters.
-        stride, init_method, skip_bias_add: as in `ColumnParallelLinear`.
-        reduce_output: False leaves the partial sum of this rank, for a caller that reduces later.
-        reduce_dtype: what the all-reduce carries, when wider than x; sums of narrower tensors are
-            accumulated in float32 in any case.
-        pad: let T not divide I: zeros fill the last ranks' shares, of the weight and of a whole x.
+        stride, init_method, keep_master_weight, skip_bias_add, tensor_model_parallel_group, rank_ordering: as in
+            `ColumnParallelLinear`.
         sequence_parallel_enabled, sequence_dimension: y is this rank's part of the sequence, ``[B, S/T, O]`` if the
             dimension is 1; T must divide S. The sum is all-reduced and cut: more moves than a reduce-scatter needs.
+        pad: let T not divide I: zeros fill the last ranks' shares, of the weight and of a whole x.
+        reduce_output: False leaves the partial sum of this rank, for a caller that reduces later.
+        reduce_dtype: what the all-reduce sums in. Narrower tensors are summed in float32 without being converted.
+        tile_cc: how Neuron's compiler splits collectives; not used.
         bounds: this rank's [start, stop) pieces of the input features, where shares differ from rank to rank;
             then T need not divide I.
 
@@ -223,9 +192,8 @@ class RowParallelLinear(_ParallelLayer):
 
     Raises:
         DegreeError: T does not divide I.
+        ConfigError: arguments that do not go together.
     """
-
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -234,115 +202,50 @@ class RowParallelLinear(_ParallelLayer):
         bias: bool = True,
         input_is_parallel: bool = False,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
+        device: Device = None,
         stride: int = 1,
         init_method: InitMethod | None = None,
-        skip_bias_add: bool = False,
-        reduce_output: bool = True,
-        reduce_dtype: torch.dtype | None = None,
-        pad: bool = False,
         sequence_parallel_enabled: bool = False,
-        sequence_dimension: int = 0,
+        sequence_dimension: int | None = None,
+        keep_master_weight: bool = False,
+        skip_bias_add: bool = False,
+        pad: bool = False,
+        reduce_output: bool = True,
+        tensor_model_parallel_group: object = None,
+        reduce_dtype: torch.dtype | None = torch.float32,
+        tile_cc: bool = False,
+        rank_ordering: RankOrdering | None = None,
+        *,
         bounds: Bounds | None = None,
     ) -> None:
-        super().__init__()
-        self.input_size, self.output_size = input_size, output_size
-        self.input_is_parallel, self.skip_bias_add = input_is_parallel, skip_bias_add
-        self.reduce_output, self.reduce_dtype, self.stride = reduce_output, reduce_dtype, stride
-        self.sequence_parallel_enabled, self.sequence_dimension = sequence_parallel_enabled, sequence_dimension
-        if sequence_parallel_enabled and not reduce_output:
-            raise ConfigError("a sequence-parallel output is a reduced one: leave reduce_output=True")
-        self.part = self._partition("an input size", 1, input_size, stride, bounds, pad)
-        self.weight = self._parameter((output_size, self.part.own), dtype, device, self.part)
-        self.bias = self._parameter((output_size,), dtype, device, None) if bias else None
-        _init(self.weight, self.bias, init_method)
+        super().__init__(device)
+        parallel_state.check_group(tensor_model_parallel_group)
+        if sequence_parallel_enabled and not input_is_parallel:
+            raise ConfigError("a sequence-parallel layer takes its part of the input: give input_is_parallel=True")
+        self.rank_ordering = check_ordering(rank_ordering)
+        self.part = partition("an input size", 1, input_size, stride, bounds, int(pad), self.rank_ordering)
+        self.output_size, self.input_size_per_partition, self.stride = output_size, self.part.own, stride
+        self.pad, self.input_is_parallel = pad, input_is_parallel
+        self.input_size = self.part.own * self.tp_size if pad else input_size  # as upstream: with the padding
+        self.pad_size = self.input_size - input_size
+        self.skip_bias_add, self.add_bias = skip_bias_add, bias
+        self.sequence_parallel_enabled, self.sequence_dimension = sequence_parallel_enabled, sequence_dimension or 0
+        self.reduce_output, self.reduce_dtype, self.tile_cc = reduce_output, reduce_dtype or dtype, tile_cc
+        self._make_weight(
+            (output_size, self.part.own), (output_size, input_size), dtype, init_method, keep_master_weight
+        )
+        self._make_bias(output_size if bias else None, dtype, None)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
-        """x ``[..., I/T]`` or ``[..., I]`` -> ``[..., O]``, the same on every rank when reduced."""
+    def forward(self, input_: Tensor, slice_indices: Tensor | None = None) -> Linear:
+        """x ``[..., I/T]`` or ``[..., I]`` -> ``[..., O]``, the same on every rank when reduced.
+
+        slice_indices: of the columns of this rank's weight, which x has only these features of.
+        """
         if not self.input_is_parallel and self.tp_size > 1:
-            x = F.pad(torch.cat([x[..., start:stop] for start, stop in self.part.bounds], -1), (0, self.part.padding))
-        y = F.linear(x, self.weight)
+            input_ = F.pad(take(input_, -1, self.part.bounds), (0, self.part.padding))
+        y = F.linear(input_, self.weight if slice_indices is None else self.weight[:, slice_indices])
         if self.reduce_output and self.tp_size > 1:
-            wide = self.reduce_dtype or y.dtype
-            y = collective.all_reduce(y.to(wide)).to(y.dtype)
+            y = collective.all_reduce_in(y, self.reduce_dtype)
             if self.sequence_parallel_enabled:
-                y = y.chunk(self.tp_size, self.sequence_dimension)[self.tp_rank]
-        return _add_bias(y, self.bias, self.skip_bias_add)
-
-
-class ParallelEmbedding(_ParallelLayer):
-    """A lookup table shared out among the ranks, by vocabulary or by embedding width.
-
-    Args:
-        num_embeddings: V.
-        embedding_dim: D.
-        padding_idx: kept for `torch.nn.Embedding`'s sake; it has no effect on inference.
-        shard_across_embedding: False: each rank holds V/T rows, looks up the ids that are its own, and an
-            all-reduce adds the zeros of the others; True: each holds D/T columns and an all-gather joins
-            them.
-        dtype, device, init_method: as in `ColumnParallelLinear`; the default start is normal(0, 1).
-        bounds: this rank's [start, stop) of the vocabulary, one piece, where shares differ from rank to rank.
-
-    Parameters: weight ``[V/T, D]`` or ``[V, D/T]``. Buffer: first int64 ``[1]``, the rank's first id, of a vocabulary.
-
-    Raises:
-        DegreeError: T does not divide V, or D.
-    """
-
-    first: Tensor
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        init_method: InitMethod | None = None,
-        shard_across_embedding: bool = False,
-        bounds: Bounds | None = None,
-    ) -> None:
-        super().__init__()
-        if shard_across_embedding and bounds is not None:
-            raise ConfigError("shares that differ cannot be gathered: bounds are of the vocabulary")
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.padding_idx, self.shard_across_embedding = padding_idx, shard_across_embedding
-        if shard_across_embedding:
-            part = self._partition("an embedding width", 1, embedding_dim)
-            self.weight = self._parameter((num_embeddings, part.own), dtype, device, part)
-        else:
-            part = self._partition("a vocabulary", 0, num_embeddings, bounds=bounds)
-            ((first, _),) = part.bounds
-            # Not a number, so that the ranks' programs are the same; nor a scalar, of which torch-xla makes a number.
-            self.register_buffer("first", torch.tensor([first], device=torch.device("cpu")), persistent=False)
-            self.weight = self._parameter((part.own, embedding_dim), dtype, device, part)
-        self.part = part
-        with torch.no_grad():
-            (init_method or nn.init.normal_)(self.weight)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids int64 ``[B, S]``, the same on every rank -> ``[B, S, D]`` on every rank."""
-        if self.tp_size == 1:
-            return F.embedding(ids, self.weight)
-        if self.shard_across_embedding:
-            return collective.all_gather(F.embedding(ids, self.weight), dim=-1)
-        own = ids - self.first
-        foreign = (own < 0) | (own >= len(self.weight))
-        found = F.embedding(own.masked_fill(foreign, 0), self.weight)
-        return collective.all_reduce(found.masked_fill(foreign.unsqueeze(-1), 0.0))
-
-
-@torch.no_grad()
-def _init(weight: Tensor, bias: Tensor | None, init_method: InitMethod | None) -> None:
-    if init_method is not None:
-        init_method(weight)
-    else:
-        nn.init.kaiming_uniform_(weight, a=5**0.5)  # torch.nn.Linear's
-    if bias is not None:
-        bias.zero_()
-
-
-def _add_bias(y: Tensor, bias: Tensor | None, skip: bool) -> Tensor | tuple[Tensor, Tensor | None]:
-    if skip:
-        return y, bias
-    return y if bias is None else y + bias
+                y = own_part(y, self.sequence_dimension)
+        return self._add_bias(y, self.bias)

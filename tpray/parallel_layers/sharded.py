@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from tpray.errors import CheckpointError
 from tpray.parallel_layers import parallel_state
-from tpray.parallel_layers.layers import Partition, partition_of, shard_bounds
+from tpray.parallel_layers.partition import Partition, part_number, partition_of, shard_bounds
 
 _PART = re.compile(r"tp_rank_(\d+)_pp_rank_(\d+)(_dp_rank_\d+)?")
 
@@ -232,17 +232,27 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: b
 
 
 def _join(name: str, parts: list[Tensor], model: nn.Module) -> Tensor:
-    """The whole of which every rank saved a part, evenly shared, as upstream's layers do."""
+    """The whole of which every rank saved a part, evenly shared, as upstream's layers do.
+
+    Raises:
+        CheckpointError: the parts overlap or differ in size.
+    """
     target = model.state_dict(keep_vars=True).get(name)
     part: Partition | None = None if target is None else partition_of(target)
-    if part is None:
+    if target is None or part is None:
         return parts[0]
     shape = list(parts[0].shape)
     shape[part.dim] = sum(piece.shape[part.dim] for piece in parts)
+    if not part.even:
+        raise CheckpointError(
+            f"{name} is held by {len(parts)} ranks in parts that overlap or differ in size, which are not put "
+            "together: load it with as many ranks as saved it, or load a whole checkpoint"
+        )
     whole = parts[0].new_empty(shape)
     for rank, piece in enumerate(parts):
         offset = 0
-        for start, stop in shard_bounds(shape[part.dim], rank, len(parts), part.stride):
+        number = part_number(target, rank) if len(parts) == getattr(target, "num_partitions", 0) else rank
+        for start, stop in shard_bounds(shape[part.dim], number, len(parts), part.stride):
             whole.narrow(part.dim, start, stop - start).copy_(piece.narrow(part.dim, offset, stop - start))
             offset += stop - start
     return whole.narrow(part.dim, 0, min(part.full, shape[part.dim]))  # without what was padded

@@ -1,4 +1,4 @@
-"""A user's own model: how it is flattened, which of its tensors are state, and how its errors are shown.
+"""A user's own model: how it becomes one of flat tensors, which of these are state, and how its errors are shown.
 
 The semantics are neuronx-distributed's: ``io_aliases`` maps a state tensor (a parameter or buffer of the model) to the
 number of the output that becomes its next value. Such an output stays on the rank; the others are returned.
@@ -14,10 +14,10 @@ from typing import Any
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from tpray.errors import ConfigError, TraceError
 from tpray.runtime.records import TensorRecord
+from tpray.runtime.structure import Structure, take_apart
 
 
 def record_of(tensor: Tensor) -> TensorRecord:
@@ -33,20 +33,22 @@ def as_array(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 class FlatModel(nn.Module):
-    """``model`` with its outputs, whatever holds them, as one flat tuple of tensors.
+    """``model`` with its inputs and outputs, whatever holds them, as flat tuples of tensors.
 
     Args:
+        inputs: what holds the model's positional inputs.
         aliases: the user's io_aliases, from state tensors to numbers of outputs. `aliases` has the tensors' names. They
             are compared with the outputs while these are traced, which is before anything is compiled.
 
     Raises:
         ConfigError: a key of ``aliases`` is not a parameter or buffer of the model; from `forward`: an output cannot
-            become its state's next value.
+            become its state's next value, or is no tensor.
     """
 
-    def __init__(self, model: nn.Module, aliases: Mapping[Any, int] | None = None) -> None:
+    def __init__(self, model: nn.Module, inputs: Structure, aliases: Mapping[Any, int] | None = None) -> None:
         super().__init__()
         self.model = model
+        self._inputs, self._outputs = inputs, _Outputs()
         self.aliases = {self._name_of(tensor): number for tensor, number in (aliases or {}).items()}
         self._states = {self._name_of(tensor): record_of(tensor) for tensor in aliases or ()}
         for name in self.aliases:  # the exporter shares among programs what belongs to the state_dict, and only that
@@ -54,9 +56,15 @@ class FlatModel(nn.Module):
             self.get_submodule(parent)._non_persistent_buffers_set.discard(leaf)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        leaves = [leaf for leaf in pytree.tree_leaves(self.model(*inputs)) if isinstance(leaf, Tensor)]
-        self._check_aliases(leaves)
-        return tuple(leaves)
+        made = self.model(*self._inputs.build(iter(inputs)))
+        tensors, structure = take_apart(made, "what the model returns")
+        self._check_aliases(tensors)
+        self._outputs.by_shapes[tuple(map(record_of, inputs))] = structure
+        return tuple(tensors)
+
+    def outputs(self, inputs: Sequence[TensorRecord]) -> Structure:
+        """What held the outputs when the model was traced with such inputs."""
+        return self._outputs.by_shapes[tuple(inputs)]
 
     def _name_of(self, state: Any) -> str:
         for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
@@ -77,6 +85,13 @@ class FlatModel(nn.Module):
                     f"io_aliases: the state {shown} is {_described(state)} and output {number} is "
                     f"{_described(record_of(outputs[number]))}; they must be the same"
                 )
+
+
+class _Outputs:
+    """A place to write down structures that is no attribute of the module's own: these must not change in a trace."""
+
+    def __init__(self) -> None:
+        self.by_shapes: dict[tuple[TensorRecord, ...], Structure] = {}
 
 
 def _described(record: TensorRecord) -> str:
