@@ -84,6 +84,8 @@ class UserModelGroup(Group):
         if isinstance(self._work, UserModelTask):
             task = self._work
             self._work = await self._trace_phase(lambda: self._trace(task))
+        if self._topology.tracing:
+            return
         await self._phase("load", self.executor.load_user_model(self._work))
 
     async def _trace(self, task: UserModelTask) -> UserModelArtifact:

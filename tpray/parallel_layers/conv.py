@@ -179,7 +179,7 @@ class InputChannelParallelConv2d(BaseParallelConv):
     def forward(self, in_tensor: Tensor) -> Tensor:
         """``[N, C/T, H, W]`` or ``[N, C, H, W]`` -> ``[N, O, H', W']``, the same on every rank."""
         if not self.input_is_parallel and self.tp_size > 1:
-            in_tensor = F.pad(take(in_tensor, 1, self.part.bounds), (0, 0, 0, 0, 0, self.part.padding))
+            in_tensor = take(in_tensor, 1, self.part)
         y = self._convolve(in_tensor, None)
         if self.tp_size > 1:
             y = collective.all_reduce(y)

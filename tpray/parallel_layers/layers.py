@@ -242,7 +242,7 @@ class RowParallelLinear(BaseParallelLinear):
         slice_indices: of the columns of this rank's weight, which x has only these features of.
         """
         if not self.input_is_parallel and self.tp_size > 1:
-            input_ = F.pad(take(input_, -1, self.part.bounds), (0, self.part.padding))
+            input_ = take(input_, -1, self.part)
         y = F.linear(input_, self.weight if slice_indices is None else self.weight[:, slice_indices])
         if self.reduce_output and self.tp_size > 1:
             y = collective.all_reduce_in(y, self.reduce_dtype)

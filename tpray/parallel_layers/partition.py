@@ -59,19 +59,24 @@ class Partition:
         return torch.cat([part, part.new_zeros(shape)], self.dim)
 
 
-def take(x: Tensor, dim: int, bounds: Bounds) -> Tensor:
-    """These [start, stop) pieces of x along ``dim``, one after another.
+def take(x: Tensor, dim: int, part: Partition) -> Tensor:
+    """This rank's part of an x that is whole along ``dim``: what `Partition.cut` is for weights.
 
     Which they are goes into a traced program as a tensor: the ranks' programs are the same then, and one compiled by
     Neuron's compiler is found in its cache by the others.
     """
-    wanted = torch.tensor([i for start, stop in bounds for i in range(start, stop)])
-    return x.index_select(dim, wanted.to(x.device))
+    items = [i for start, stop in part.bounds for i in range(start, stop)]
+    if part.even and part.own * parallel_state.current().size > part.full:  # what pads it lies behind the whole
+        x = torch.cat([x, x.new_zeros([1 if i == dim % x.dim() else size for i, size in enumerate(x.shape)])], dim)
+        items += [part.full] * part.padding
+    return x.index_select(dim, torch.tensor(items).to(x.device))
 
 
 def own_part(x: Tensor, dim: int) -> Tensor:
     """This rank's of the T equal parts of x along ``dim``; see `take`."""
-    return take(x, dim, shard_bounds(x.shape[dim], parallel_state.current().rank, parallel_state.current().size))
+    state = parallel_state.current()
+    full = x.shape[dim]
+    return take(x, dim, Partition(dim, full, shard_bounds(full, state.rank, state.size)))
 
 
 def shard_bounds(full: int, rank: int, size: int, stride: int = 1) -> tuple[tuple[int, int], ...]:

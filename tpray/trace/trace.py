@@ -115,7 +115,9 @@ def parallel_model_trace(
     task = UserModelTask(make, [tuple(tensors) for tensors, _ in taken], inputs, directory, tuple(arguments))
     loop = LoopThread("tpray-trace")
     try:
-        group = UserModelGroup(task, (executor or ray_executor)(tp_degree))
+        ranks = (executor or ray_executor)(tp_degree)
+        ranks.topology = ranks.topology.for_tracing()  # nothing is run here: where that takes no cores, none are taken
+        group = UserModelGroup(task, ranks)
         try:
             loop.run(group.start())
         finally:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tpray.config import variable_set
 from tpray.errors import CompileError
 
 _LISTED = """
@@ -65,6 +67,25 @@ def device() -> torch.device:
     return torch.device("xla", 0)
 
 
+@contextmanager
+def nothing_left_out() -> Iterator[None]:
+    """Within the block torch-xla lowers what it would simplify elsewhere.
+
+    It leaves out all-reduces where its own world has one process, as it has here (torch_xla/core/xla_model.py,
+    ``all_reduce``); and it takes an input without dimensions, whose example is 0 or 1, for that number
+    (XLA_NO_SPECIAL_SCALARS).
+    """
+    import torch_xla
+
+    before = torch_xla._XLAC._get_xla_handle_special_scalars()
+    torch_xla._XLAC._set_xla_handle_special_scalars(False)
+    try:
+        with variable_set("XLA_ALWAYS_ALLREDUCE", "1"):
+            yield
+    finally:
+        torch_xla._XLAC._set_xla_handle_special_scalars(before)
+
+
 def forget_collectives() -> None:
     """Let the next program begin anew.
 
@@ -77,7 +98,7 @@ def forget_collectives() -> None:
 
 
 def lower(module: nn.Module, example: Sequence[Tensor]) -> Lowered:
-    """The HLO of a module on the CPU for inputs like ``example``; nothing is computed."""
+    """The HLO of a module on the CPU for inputs like ``example``; nothing is computed. See `nothing_left_out`."""
     import torch_xla
     from torch_xla.debug import metrics
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from tpray.config import compiler_cache, variable_set
+from tpray.config import compiler_cache
 from tpray.errors import ArtifactError, ConfigError
 from tpray.parallel_layers import parallel_state
 from tpray.platforms.neuron import check_installed
@@ -111,7 +111,7 @@ class NeuronXlaRuntime:
             ready, collectives = prepare(program.module(check_guards=False), state.rank, state.size)
             work = directory.parent / WORK_DIR / f"rank_{state.rank:02d}_{number}"
             work.mkdir(parents=True, exist_ok=True)
-            with all_reduces_stay():
+            with hlo.nothing_left_out():
                 hlo.check(hlo.lower(ready, example), collectives, state.size, f"rank {state.rank}: {what}")
                 own = dict(ready.named_parameters()) | dict(ready.named_buffers())
                 try:
@@ -204,16 +204,6 @@ def _without(module: Any, kept: set[int], outputs: int) -> Module:
         return [by_number[number] for number in range(outputs) if number not in kept]
 
     return run
-
-
-@contextmanager
-def all_reduces_stay() -> Iterator[None]:
-    """torch-xla leaves an all-reduce out where its own world has one process, as every process here has.
-
-    Source: torch_xla/core/xla_model.py, ``all_reduce``.
-    """
-    with variable_set("XLA_ALWAYS_ALLREDUCE", "1"):
-        yield
 
 
 class _Together:
