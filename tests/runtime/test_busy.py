@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tpray.runtime.neuron.busy import BUSY_LIMIT_S, LONGEST_PAUSE_S, is_busy, retry_busy
+from tpray.platforms.busy import BUSY_LIMIT_S, is_busy
+from tpray.runtime.neuron.busy import LONGEST_PAUSE_S, retry_busy
 
 REFUSED = (
     "NRT:nrt_allocate_neuron_cores  Logical Neuron Core(s) not available - Requested:lnc0-lnc0 Available:0 "

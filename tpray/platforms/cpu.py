@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpray.config import AUTO, DtypeName, InstanceFamily
+from tpray.config import AUTO, DtypeName, InstanceFamily, ProcessLayout
 from tpray.errors import ConfigError
 from tpray.platforms.base import ProcessCores, Shape
 from tpray.platforms.cores import share_of_cores, usable_cores
@@ -48,12 +48,18 @@ class CpuPlatform:
     ray_assigns_cores = False
     traces_alone = True
     loads_in_threads = False  # it uses torch.export, which is not safe in two threads
+    layouts: tuple[ProcessLayout, ...] = ("process-per-rank",)
+    busy_limit_s = 0.0
 
     def is_here(self) -> bool:
         return True
 
     def check(self, topology: Topology) -> None:
         """Any degree and layout works; the model's own limits are checked with the model."""
+
+    def is_busy(self, error: BaseException) -> bool:
+        """Never: CPU cores are leased before they are used, and shared where that is not possible."""
+        return False
 
     def instance_family(self) -> InstanceFamily | None:
         return None

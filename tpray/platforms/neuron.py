@@ -15,9 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpray.config import AUTO, DtypeName, InstanceFamily
+from tpray.config import AUTO, DtypeName, InstanceFamily, ProcessLayout
 from tpray.errors import ConfigError, DegreeError
 from tpray.platforms.base import ProcessCores, Shape
+from tpray.platforms.busy import BUSY_LIMIT_S, is_busy
 from tpray.platforms.memory import available_bytes
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class NeuronPlatform:
     """NeuronCores with one of the two stacks; see `tpray.platforms.base.Platform`.
 
     Args:
-        single_process: whether one process may hold all ranks of a group.
+        layouts: see there; TorchNeuron has no single process, the XLA stack no public example of a process per rank.
     """
 
     resource = "neuron_cores"  # Ray counts logical cores, gives whole ones, and their ids to the actors
@@ -129,12 +130,18 @@ class NeuronPlatform:
     backends: tuple[str, ...] = ("torch_neuronx", "torch_xla", "libneuronxla")
     ray_assigns_cores = True
     loads_in_threads = True
+    busy_limit_s = BUSY_LIMIT_S
 
     def __init__(
-        self, name: str, runtime_class: str, packages: tuple[str, ...], traces_alone: bool, single_process: bool
+        self,
+        name: str,
+        runtime_class: str,
+        packages: tuple[str, ...],
+        traces_alone: bool,
+        layouts: tuple[ProcessLayout, ...],
     ) -> None:
         self.name, self.runtime_class, self.packages = name, runtime_class, packages
-        self.traces_alone, self._single_process = traces_alone, single_process
+        self.traces_alone, self.layouts = traces_alone, layouts
 
     def is_here(self) -> bool:
         if not (DEVICES / "neuron0").exists():
@@ -146,11 +153,14 @@ class NeuronPlatform:
 
     def check(self, topology: Topology) -> None:
         family = topology.instance_family
-        if topology.layout == "single-process" and not self._single_process:
+        if topology.layout not in self.layouts:
             raise ConfigError("the single-process layout is neuron-xla's: use --neuron-layout process-per-rank")
         check_degree(topology.tp, family)
         if family is not None and self.name not in (known := STACKS[family]):
             raise ConfigError(f"the runtime {self.name} does not know {family}'s cores: use --runtime {known[0]}")
+
+    def is_busy(self, error: BaseException) -> bool:
+        return is_busy(error)
 
     def instance_family(self) -> InstanceFamily | None:
         return instance_family()
@@ -214,9 +224,10 @@ class NeuronPlatform:
 
 NEURON = NeuronPlatform(
     "neuron", "tpray.runtime.neuron.torchneuron:NeuronRuntime", ("torch-neuronx",),
-    traces_alone=False, single_process=False,
+    traces_alone=False, layouts=("process-per-rank",),
 )  # fmt: skip
 NEURON_XLA = NeuronPlatform(
     "neuron-xla", "tpray.runtime.neuron.xla:NeuronXlaRuntime",
-    ("torch-neuronx", "torch-xla", "neuronx-cc", "libneuronxla"), traces_alone=True, single_process=True,
+    ("torch-neuronx", "torch-xla", "neuronx-cc", "libneuronxla"), traces_alone=True,
+    layouts=("process-per-rank", "single-process"),
 )  # fmt: skip
