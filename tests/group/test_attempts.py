@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
+from click import Command, Context
 
 from tests.group.conftest import INPUTS, PlainGroup
 from tpray.artifacts.folder import Artifact
-from tpray.config import ModelConfig, NeuronLayout, ParallelConfig
+from tpray.commands.cli import app
+from tpray.config import BatchConfig, ModelConfig, NeuronLayout, ParallelConfig
 from tpray.errors import (
     ArtifactError,
     CompileError,
@@ -27,7 +33,7 @@ from tpray.errors import (
     StartTimeoutError,
     TprayError,
 )
-from tpray.group import attempts
+from tpray.group import attempts, wire
 from tpray.group.attempts import TRIAL_S
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.fake_executor import FakeExecutor
@@ -170,6 +176,37 @@ def test_a_runtime_that_does_not_start_counts_too() -> None:
         await group.start()
         assert group.layout_failure == "process-per-rank failed in the phase connect: rank 0 cannot start the runtime"
         assert executor.topology.layout == "single-process"
+        await group.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("short")
+def test_nothing_of_an_attempt_waits_for_ranks_while_the_next_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a thread that waits on a descriptor finds another socket there."""
+    waiting: list[wire.Listener] = []
+    accept = wire.Listener.accept
+
+    def watched(self: wire.Listener, ranks: int, fds: Sequence[int], timeout_s: float) -> list[socket.socket]:
+        waiting.append(self)
+        try:
+            return accept(self, ranks, fds, timeout_s)
+        finally:
+            time.sleep(0.05)
+            waiting.remove(self)
+
+    class Watched(FakeExecutor):
+        async def kill(self) -> None:
+            assert not waiting
+            await super().kill()
+
+    monkeypatch.setattr(wire.Listener, "accept", watched)
+
+    async def main() -> None:
+        executor = Watched(TWO_LAYOUTS)
+        executor.fail("connect", RankError("rank 0 cannot start the runtime"))
+        group = PlainGroup(executor)
+        await group.start()
         await group.stop()
 
     asyncio.run(main())
@@ -348,3 +385,14 @@ def test_both_layouts_need_the_same_of_ray() -> None:
     assert first.resources() == second.resources()
     assert first.compiled_for == second.compiled_for
     assert [len(first.processes), len(second.processes)] == [8, 1]
+
+
+def test_the_help_and_the_readme_state_the_limits() -> None:
+    serve = typer.main.get_command(app).get_command(Context(Command("tpray")), "serve")  # type: ignore[attr-defined]
+    help_ = next(option.help for option in serve.params if option.name == "neuron_layout")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for told in (help_, readme):
+        words = " ".join(told.split())
+        assert f"{TRIAL_S['load']:.0f} s" in words
+        assert f"{BatchConfig().step_timeout_s:.0f} s" in words
+    assert f"for up to {BUSY_LIMIT_S:.0f} s" in " ".join(readme.split())

@@ -225,6 +225,83 @@ def test_a_step_past_its_deadline_ends_the_group_which_is_rebuilt_on_its_cores(
     assert cores == "[(0,), (1,)]"
 
 
+LAYOUTS = """
+import asyncio, json, sys
+import numpy as np
+from tpray.config import ModelConfig, ParallelConfig
+from tpray.local_ray.local import start_ray, stop_ray
+from tpray.group.attempts import TRIAL_S
+from tpray.group.classifier import ClassifierGroup
+from tpray.platforms.topology import Topology
+from tpray.group.ray_executor import RayExecutor
+
+TRIAL_S["load"] = 10.0
+
+async def main(checkpoint):
+    topology = Topology.of(ParallelConfig(tp=2, runtime="neuron-xla", instance_family="trn2"))
+    model = ModelConfig(source=checkpoint, dtype="float32", buckets=((1, 16),))
+    group = ClassifierGroup(model, RayExecutor(topology))
+    await group.start()
+    ids = np.full((1, 5), 7)
+    await group.step([ids, np.ones_like(ids), np.zeros_like(ids)])
+    cores, processes = [info.cores for info in group.workers], len({info.pid for info in group.workers})
+    print("found", json.dumps([group.layout_failure, cores, processes]))
+    await group.stop()
+
+start_ray(4)
+try:
+    asyncio.run(main(sys.argv[1]))
+finally:
+    stop_ray()
+"""
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("way", "words"), [("exit", "rank "), ("hang", "start-up phase 7 (load) did not finish within 10 s")]
+)
+def test_ranks_that_die_or_hang_in_loading_give_their_cores_to_one_process(
+    way: str, words: str, neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    environ = environment("neuron-xla", tmp_path, neuron_device) | {"NEURON_STANDIN_PROCESS_PER_RANK": way}
+    done = subprocess.run(
+        [sys.executable, "-c", LAYOUTS, str(make_checkpoint())], timeout=240, check=False,
+        env=os.environ | environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = [line for line in done.stdout.splitlines() if line.startswith("found ")]  # Ray writes there, too
+    failure, *rest = json.loads(found.removeprefix("found "))
+    assert failure.startswith(f"process-per-rank failed in the phase load: {words}")
+    assert "the group goes on with single-process" in done.stderr
+    assert rest == [[[0], [1]], 1]
+
+
+@SLOW
+def test_a_server_says_which_layout_runs_and_why(
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path], free_port: Callable[[], int]
+) -> None:
+    """In a Serve replica, whose placement group both layouts share; a restart does not try the first one again."""
+    environ = environment("neuron-xla", tmp_path, neuron_device) | {"NEURON_STANDIN_PROCESS_PER_RANK": "raise"}
+    arguments = [
+        str(make_checkpoint()), "--tp", "2", "--runtime", "neuron-xla", "--buckets", "1x16",
+        "--instance-family", "trn2", "--port", str(free_port()),
+    ]  # fmt: skip
+    with serving(environ, *arguments) as url:
+        info = httpx.get(f"{url}/info", timeout=30).json()
+        assert info["layout"] == "single-process"
+        assert info["layout_failure"].startswith("process-per-rank failed in the phase load: ")
+        assert "nrt_load_collectives status=2" in info["layout_failure"]
+        assert [phase["phase"] for phase in info["startup"]].count("load") == 2
+        said = run(environ, "status", url)
+        assert "single-process (process-per-rank failed in the phase load: " in " ".join(said.stdout.split())
+        os.kill(info["ranks"][0]["pid"], signal.SIGKILL)
+        assert httpx.post(f"{url}/predict", json={"inputs": "a b"}, timeout=60).status_code == 200
+        after = httpx.get(f"{url}/info", timeout=30).json()
+        assert (after["restarts"], after["layout"], after["layout_failure"]) == (
+            1, "single-process", info["layout_failure"],
+        )  # fmt: skip
+
+
 OWN = """
 import sys
 import torch, tpray.trace

@@ -340,14 +340,18 @@ class Group(ABC):
         listener = wire.Listener()
         limit_s = PHASES["connect"]
         memory, store = os.memfd_create("tpray-memory"), os.memfd_create("tpray-store")
+        accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept, self.tp, [memory, store], limit_s))
+        # It raises what `gather` has raised already, or is let go of.
+        accepting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
-            accepting = asyncio.to_thread(listener.accept, self.tp, [memory, store], limit_s)
             wait_s = self.step_timeout_s + limit_s
             joining = self.executor.connect(listener.address, listener.token, limit_s, wait_s)
-            sockets = (await asyncio.gather(accepting, joining))[0]
+            sockets = (await asyncio.gather(asyncio.shield(accepting), joining))[0]
             await self._channel.open(sockets, os.dup(memory))
         finally:
             listener.close()
+            # The next attempt may be given the same numbers for its descriptors: the thread must use them no longer.
+            await asyncio.wait({accepting}, timeout=1.0)
             os.close(memory)
             os.close(store)
 

@@ -81,6 +81,18 @@ def nrt_init(rank: int, world: int) -> None:
                 _held.append(listener)
 
 
+def fail_process_per_rank(world: int) -> None:
+    """Fail to load in a process that holds some of a group's cores only, in the way that a test asks for."""
+    way = os.environ.get("NEURON_STANDIN_PROCESS_PER_RANK")
+    if way is None or len(visible_cores()) >= world:
+        return
+    if way == "exit":
+        os._exit(139)
+    if way == "hang":
+        time.sleep(600)
+    raise NrtError("nrt_load_collectives status=2")
+
+
 def check_process_rank(rank: int, world: int) -> None:
     """Rule: torch.distributed's variables agree with what the process is (sdk 1123, KeyError: LOCAL_WORLD_SIZE)."""
     for name, wanted in (
