@@ -36,10 +36,13 @@ from tpray.errors import (
 from tpray.group import attempts, wire
 from tpray.group.attempts import TRIAL_S
 from tpray.group.classifier import ClassifierGroup
+from tpray.group.executor import Executor
 from tpray.group.fake_executor import FakeExecutor
 from tpray.group.group import PHASES, PhaseReport
 from tpray.group.lifecycle import State
+from tpray.group.thread_executor import ThreadExecutor
 from tpray.group.wire import Frame, Kind
+from tpray.group.worker import ShardWorker
 from tpray.platforms.busy import BUSY_LIMIT_S
 from tpray.platforms.neuron import NEURON_XLA
 from tpray.platforms.topology import Topology
@@ -109,7 +112,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "PAUSE_S", 0.01)
 
 
-def classifier(executor: FakeExecutor, seen: list[PhaseReport] | None = None) -> ClassifierGroup:
+def classifier(executor: Executor, seen: list[PhaseReport] | None = None) -> ClassifierGroup:
     progress = None if seen is None else seen.append
     group = ClassifierGroup(ModelConfig(dtype="float32"), executor, 0.5, progress)
     group._supervisor._pause_s = 0.01
@@ -176,6 +179,30 @@ def test_a_runtime_that_does_not_start_counts_too() -> None:
         await group.start()
         assert group.layout_failure == "process-per-rank failed in the phase connect: rank 0 cannot start the runtime"
         assert executor.topology.layout == "single-process"
+        await group.stop()
+
+    asyncio.run(main())
+
+
+def test_real_ranks_load_in_the_next_layout_what_they_traced_in_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made anew with the other topology, and answer the canary."""
+    load, loaded = ShardWorker.load, list[int]()
+
+    def fail_alone(self: ShardWorker, artifact: Artifact) -> bool:
+        if self.topology.layout == "process-per-rank":
+            raise RuntimeError("nrt_load_collectives status=2")
+        loaded.append(self.rank)
+        return load(self, artifact)
+
+    monkeypatch.setattr(ShardWorker, "load", fail_alone)
+
+    async def main() -> None:
+        group = classifier(ThreadExecutor(TWO_LAYOUTS))
+        group.step_timeout_s = 30
+        await group.start()
+        assert group.layout_failure == "process-per-rank failed in the phase load: nrt_load_collectives status=2"
+        assert sorted(loaded) == [0, 1]
+        assert group.parity < 1e-4
         await group.stop()
 
     asyncio.run(main())

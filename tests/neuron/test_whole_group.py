@@ -173,6 +173,37 @@ def test_cores_that_are_taken_are_named(
     assert "4711" in done.stderr
 
 
+@SLOW
+def test_cores_that_are_freed_late_are_waited_for(
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """As those of a killed process: refused ranks are ended, and new ones get the cores."""
+    import fcntl
+
+    environ = environment("neuron", tmp_path, neuron_device) | {"COLUMNS": "200"}
+    with (tmp_path / "nc-1").open("w") as held:
+        held.write("4711")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tpray", "classify", "a", "--model", str(make_checkpoint()), "--tp", "2",
+             "--runtime", "neuron", "--instance-family", "trn2", "--buckets", "1x16"],
+            env=os.environ | environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        too_long = threading.Timer(240, process.terminate)
+        too_long.start()
+        assert process.stderr is not None
+        said = ""
+        while "the NeuronCores are busy, and are tried again" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        fcntl.flock(held, fcntl.LOCK_UN)
+        said += process.stderr.read()
+        too_long.cancel()
+    assert process.wait() == 0, said
+
+
 LATE = """
 import asyncio, sys
 from pathlib import Path

@@ -79,7 +79,7 @@ Layout = Annotated[
         "--neuron-layout",
         envvar="TPRAY_NEURON_LAYOUT",
         help="On NeuronCores: a process for each rank, or one for all. auto: the first; on neuron-xla the second where "
-        "that fails, or hangs: loading for 240 s, or a step for 60 s.",
+        "that fails, or hangs: loading for 300 s, or a step for 60 s.",
     ),
 ]
 
