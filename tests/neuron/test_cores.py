@@ -19,6 +19,7 @@ from tpray.artifacts.manifest import write_manifest
 from tpray.artifacts.resolve import find_model
 from tpray.config import DtypeName, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, DegreeError, PlacementError
+from tpray.group import ray_executor
 from tpray.group.nodes import shortfall
 from tpray.group.ray_executor import RayExecutor
 from tpray.group.thread_executor import ThreadExecutor
@@ -126,6 +127,22 @@ def test_a_group_that_no_node_can_hold_is_named() -> None:
     assert "no node of this Ray has more than 64 CPUs and 2 NeuronCores:" in str(shortfall(topology, [node, dead]))
     other = node | {"Resources": {"CPU": 4.0, "neuron_cores": 8.0}}
     assert "4 CPUs and 8 NeuronCores or 64 CPUs and 2 NeuronCores" in str(shortfall(topology, [node, other]))
+
+
+@pytest.mark.parametrize(("runtime", "limit_s"), [("neuron", 60.0), ("neuron-xla", 60.0), ("cpu", 10.0)])
+def test_the_end_of_a_killed_rank_is_waited_for_as_long_as_its_cores_may_be_busy(
+    runtime: str, limit_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    async def gone(pid: int, fd: int, timeout_s: float) -> None:
+        limits.append(timeout_s)
+
+    monkeypatch.setattr(ray_executor, "_wait_gone", gone)
+    executor = RayExecutor(Topology(2, runtime))
+    executor._remember([os.getpid()])
+    asyncio.run(executor.kill())
+    assert limits == [limit_s]
 
 
 def test_a_configuration_becomes_a_topology() -> None:

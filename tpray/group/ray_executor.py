@@ -216,7 +216,7 @@ class RayExecutor(WorkerExecutor):
         try:
             for actor in actors:
                 ray.kill(actor)  # not __ray_terminate__: it waits for the task that may be what hangs
-            # Within a process's end the driver frees its cores, which may take it long.
+            # A process ends when the driver has freed its cores, which may take long.
             limit_s = max(KILL_S, self.topology.platform.busy_limit_s)
             await asyncio.gather(*(_wait_gone(pid, fd, limit_s) for pid, fd in self._processes.items()))
             for fd in self._processes.values():
