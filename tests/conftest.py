@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,10 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those with Ray run one after another."""
+    """Where tests run side by side, those with Ray run one after another; without torch-xla its tests are skipped."""
     for item in items:
+        if item.get_closest_marker("xla") is not None and find_spec("torch_xla") is None:
+            item.add_marker(pytest.mark.skip(reason="torch-xla is not installed here: `make test-xla`"))
         if item.get_closest_marker("ray") is not None:
             item.add_marker(pytest.mark.xdist_group("ray"))
 
@@ -174,7 +177,9 @@ def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="session")
 def neuron_device(session_folder: Path) -> Path:
-    """The library with the stand-in for Neuron's device, compiled once."""
+    """The library with the stand-in for TorchNeuron's device, compiled once; the XLA stack has none."""
+    if find_spec("torch_xla") is not None:
+        return Path("none")
     folder = session_folder / "device"
     with (session_folder / "device.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

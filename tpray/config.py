@@ -25,7 +25,8 @@ from tpray.errors import ConfigError
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 InstanceFamily = Literal["inf2", "trn1", "trn2"]
-NeuronLayout = Literal["process-per-rank", "single-process"]
+ProcessLayout = Literal["process-per-rank", "single-process"]
+NeuronLayout = Literal["auto", "process-per-rank", "single-process"]
 
 AUTO: Final = "auto"
 """The runtime or dtype that suits this machine; `tpray.platforms` has the names of the runtimes."""
@@ -61,7 +62,9 @@ class ParallelConfig(Frozen):
     cores_per_rank: int | None = Field(None, ge=1, description="None: one NeuronCore; of CPU cores an even share")
     runtime: str = Field(AUTO, description="the kind of core: auto, or a name that `tpray.platforms` lists")
     instance_family: InstanceFamily | None = Field(None, description="of the NeuronCores; None: this machine's")
-    neuron_layout: NeuronLayout = Field("process-per-rank", description="how ranks and processes go together")
+    neuron_layout: NeuronLayout = Field(
+        AUTO, description="how ranks and processes go together; auto: a process for each rank, or one if that fails"
+    )
     lnc: Literal[1, 2] | None = Field(None, description="physical NeuronCores in a logical one; None: the default")
 
 

@@ -20,6 +20,7 @@ from tpray.artifacts.resolve import find_model
 from tpray.config import DtypeName, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, DegreeError, PlacementError
 from tpray.group import nodes as ray_nodes
+from tpray.group import ray_executor
 from tpray.group.nodes import matches, shortfall
 from tpray.group.ray_executor import RayExecutor
 from tpray.group.thread_executor import ThreadExecutor
@@ -156,6 +157,22 @@ def test_labels_that_no_node_has_are_named() -> None:
     assert "on one node with the labels family=trn1, and no such node of this Ray has more than 8 CPUs" in too_small
     assert "and no node of this Ray has these" in str(shortfall(topology, nodes, {"family": "in(trn2,trn3)"}))
     assert ServeConfig(node_labels={"family": "in(trn2, trn3)"}).node_labels == {"family": "in(trn2,trn3)"}
+
+
+@pytest.mark.parametrize(("runtime", "limit_s"), [("neuron", 60.0), ("neuron-xla", 60.0), ("cpu", 10.0)])
+def test_the_end_of_a_killed_rank_is_waited_for_as_long_as_its_cores_may_be_busy(
+    runtime: str, limit_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    async def gone(pid: int, fd: int, timeout_s: float) -> None:
+        limits.append(timeout_s)
+
+    monkeypatch.setattr(ray_executor, "_wait_gone", gone)
+    executor = RayExecutor(Topology(2, runtime))
+    executor._remember([os.getpid()])
+    asyncio.run(executor.kill())
+    assert limits == [limit_s]
 
 
 def test_a_configuration_becomes_a_topology() -> None:

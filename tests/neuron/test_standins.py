@@ -19,19 +19,22 @@ from tests.neuron_standin import environment
 RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 GROUP = RANK | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "NEURON_RT_VISIBLE_CORES": "0"}
 FAIL = {"NEURON_STANDIN_FAIL_EXECUTION": "1"}
-PJRT = GROUP | {"NEURON_PJRT_PROCESS_INDEX": "0", "NEURON_PJRT_PROCESSES_NUM_DEVICES": "1"}
 
 IMPORT = "import os, torch, torch.distributed as dist, torch_neuronx\nfrom torch import nn\n"
 JOIN = "dist.init_process_group('neuron', rank=0, world_size=1, store=dist.HashStore())\n"
 EXECUTE = "x = torch.compile(lambda x: x * 2, backend='neuron')(torch.ones(2))\n"
 ALL_GOOD = "assert x.device.type == 'neuron' and x.to('cpu').tolist() == [2, 2]\n"
 COMPILE = "run = torch.compile(nn.Linear(2, 2).eval().to('neuron'), backend='neuron', fullgraph=True, dynamic=False)\n"
-TRACE = "import torch_xla.core.xla_model as xm\nexample = (torch.ones(1, 2),)\nmodel = nn.Linear(2, 2).eval()\n"
-SAVE = TRACE + "torch.jit.save(torch_neuronx.trace(model, example), os.environ['NEURON_STANDIN_DIR'] + '/m.pt')\n"
+TRACE = (
+    "example = (torch.ones(1, 2),)\nmodel = nn.Linear(2, 2).eval()\n"
+    "traced = torch_neuronx.trace(model, example, cpu_backend=True, compiler_args=['--target=trn1'])\n"
+)
+SAVE = TRACE + "torch.jit.save(traced, os.environ['NEURON_STANDIN_DIR'] + '/m.pt')\n"
 LOAD = SAVE + (
     "with torch_neuronx.contexts.disable_nrt_load():\n"
     "    m = torch.jit.load(os.environ['NEURON_STANDIN_DIR'] + '/m.pt')\n"
 )
+CORE = {"PJRT_DEVICE": "CPU", "NEURON_RT_VISIBLE_CORES": "0"}
 BIND = "torch.ops.neuron._load_collectives_neuron(m.model, 0, 1, 0, 1)\n"
 
 
@@ -126,24 +129,37 @@ def test_what_torchneuron_allows(code: str, variables: dict[str, str], run: Run,
     assert (tmp_path / "nc-0").is_file(), "it has taken its core"
 
 
+BOTH = """
+import threading
+left, opened = threading.Event(), threading.Event()
+def other():
+    with torch_neuronx.contexts.disable_nrt_load():
+        opened.wait()
+    left.set()
+threading.Thread(target=other).start()
+with torch_neuronx.contexts.disable_nrt_load():
+    opened.set()
+    left.wait()
+    torch.jit.load(os.environ['NEURON_STANDIN_DIR'] + '/m.pt')
+"""
+
+
+@pytest.mark.xla
 @pytest.mark.parametrize(
     ("code", "variables", "words"),
     [
-        (LOAD + BIND + "torch_neuronx.move_trace_to_device(m, 0)\nm(*example)\n", GROUP, "no error"),
-        ("import torch_xla.distributed.xla_backend\ndist.init_process_group('xla', rank=0, world_size=1, "
-         "store=dist.HashStore())\n", PJRT | {"NEURON_PJRT_PROCESS_INDEX": "1"}, "NEURON_PJRT_PROCESS_INDEX is 1"),
-        (SAVE + "torch.jit.load(os.environ['NEURON_STANDIN_DIR'] + '/m.pt')\n", GROUP, "disable_nrt_load"),
-        (LOAD + "m(*example)\n", GROUP, "not loaded with its collectives"),
-        (LOAD + BIND + "m(*example)\n", GROUP, "weights are not on the device"),
-        (LOAD + BIND.replace("0, 1, 0, 1", "3, 1, 0, 1"), GROUP, "core 3 of 1"),
-        (LOAD + BIND.replace("m.model", "m"), GROUP, "takes the traced module's .model"),
-        (LOAD + BIND + "torch_neuronx.move_trace_to_device(m, 1)\n", GROUP, "the model is not on core 1"),
-        (LOAD + BIND.replace("0, 1, 0, 1", "0, 1, 0, 2"), GROUP, "NEURON_RT_ROOT_COMM_ID is not set"),
-        (TRACE + "torch_neuronx.trace(model.train(), example)\n", GROUP, "traced in eval mode"),
-        (TRACE + "torch_neuronx.trace(model, example, compiler_args=['--lnc=1'])\n",
-         GROUP | {"NEURON_LOGICAL_NC_CONFIG": "2"}, "NEURON_LOGICAL_NC_CONFIG is 2"),
-        (TRACE + "torch_neuronx.trace(model, example, compiler_args=['--frobnicate'])\n", GROUP, "unknown argument"),
-        (TRACE + "xm.all_reduce('sum', example[0], groups=[[1, 0]])\n", GROUP, "replica groups"),
+        (LOAD + BIND + "m(*example)\n", CORE, "no error"),
+        (LOAD + BIND + "torch_neuronx.move_trace_to_device(m, 0)\nm(*example)\n", CORE, "no error"),
+        (SAVE + "torch.jit.load(os.environ['NEURON_STANDIN_DIR'] + '/m.pt')\n", CORE, "disable_nrt_load"),
+        (SAVE + BOTH, CORE, "disable_nrt_load"),
+        (LOAD + "m(*example)\n", CORE, "not loaded with its collectives"),
+        (LOAD + BIND.replace("0, 1, 0, 1", "3, 1, 0, 1"), CORE, "core 3 of 1"),
+        (LOAD + BIND.replace("m.model", "m"), CORE, "takes the traced module's .model"),
+        (LOAD + BIND.replace("0, 1, 0, 1", "0, 1, 0, 2"), CORE, "NEURON_RT_ROOT_COMM_ID is not set"),
+        (TRACE.replace("'--target=trn1'", ""), CORE, "takes the family of the cores"),
+        (TRACE, CORE | {"NEURON_LOGICAL_NC_CONFIG": "2"}, "NCC_EARG001"),
+        (TRACE.replace("=trn1'", "=trn1', '--frobnicate'"), CORE, "unknown argument --frobnicate"),
+        (TRACE.replace("nn.Linear(2, 2)", "nn.GELU()"), CORE, "Unsupported operator: erf"),
     ],
 )  # fmt: skip
 def test_torch_neuronx_on_xla(code: str, variables: dict[str, str], words: str, run: Run, tmp_path: Path) -> None:

@@ -16,15 +16,17 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import tpray
 from tests.neuron_standin import environment
 from tpray.config import cache_dir
-from tpray.group.thread_executor import ThreadExecutor
 from tpray.platforms.lease import GROUP_PORTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("own_cache")]
 SLOW = pytest.mark.slow
+XLA = pytest.mark.xla
+RUNTIMES = [pytest.param("neuron", marks=SLOW), pytest.param("neuron-xla", marks=XLA)]
 TEXTS = [["a b c"], ["b", "c d"], ["f g h i j k"]]
 BUCKETS = "1x16,4x16,4x48"
 
@@ -63,6 +65,16 @@ def scores(url: str) -> list[list[float]]:
     return [[p["score"] for p in sorted(row, key=lambda p: p["label"])] for row in answer.json()]
 
 
+def stock_scores(checkpoint: Path) -> list[list[float]]:
+    """What transformers answers to `TEXTS`, by label."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        rows = [model(**tokenizer(*text, return_tensors="pt")).logits[0].tolist() for text in TEXTS]
+    order = sorted(range(len(rows[0])), key=lambda i: model.config.id2label[i])
+    return [[row[i] for i in order] for row in rows]
+
+
 def run(environ: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tpray", *args], capture_output=True, text=True, timeout=240, check=False,
@@ -74,8 +86,8 @@ def run(environ: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]
     ("runtime", "layout"),
     [
         ("neuron", "process-per-rank"),
-        pytest.param("neuron-xla", "process-per-rank", marks=SLOW),
-        pytest.param("neuron-xla", "single-process", marks=SLOW),
+        pytest.param("neuron-xla", "process-per-rank", marks=XLA),
+        pytest.param("neuron-xla", "single-process", marks=XLA),
     ],
 )
 def test_a_group_serves_http_and_is_rebuilt(
@@ -84,11 +96,7 @@ def test_a_group_serves_http_and_is_rebuilt(
 ) -> None:  # fmt: skip
     """The CPU runtime's logits, from ranks on neighbouring cores, before and after one of them is killed."""
     checkpoint = make_checkpoint()
-    with tpray.load(checkpoint, tp=2, dtype="float32", executor=ThreadExecutor(2)) as reference:
-        rows = reference.classify(
-            [text[0] if len(text) == 1 else (text[0], text[1]) for text in TEXTS], raw_scores=True
-        )
-    wanted = [[p["score"] for p in sorted(row, key=lambda p: p["label"])] for row in rows]
+    wanted = stock_scores(checkpoint)
     environ = environment(runtime, tmp_path, neuron_device)
     arguments = [
         str(checkpoint), "--tp", "2", "--dtype", "float32", "--runtime", runtime, "--neuron-layout", layout,
@@ -146,8 +154,7 @@ def test_traced_on_one_machine_and_served_by_two_groups_of_another(
     assert (tmp_path / "compiled").read_text() == compiled
 
 
-@SLOW
-@pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_what_the_compiler_says_is_shown(
     runtime: str, neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -184,6 +191,37 @@ def test_cores_that_are_taken_are_named(
     assert done.returncode == 1
     assert "core" in done.stderr
     assert "4711" in done.stderr
+
+
+@SLOW
+def test_cores_that_are_freed_late_are_waited_for(
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """As those of a killed process: refused ranks are ended, and new ones get the cores."""
+    import fcntl
+
+    environ = environment("neuron", tmp_path, neuron_device) | {"COLUMNS": "200"}
+    with (tmp_path / "nc-1").open("w") as held:
+        held.write("4711")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tpray", "classify", "a", "--model", str(make_checkpoint()), "--tp", "2",
+             "--runtime", "neuron", "--instance-family", "trn2", "--buckets", "1x16"],
+            env=os.environ | environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        too_long = threading.Timer(240, process.terminate)
+        too_long.start()
+        assert process.stderr is not None
+        said = ""
+        while "the NeuronCores are busy, and are tried again" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        fcntl.flock(held, fcntl.LOCK_UN)
+        said += process.stderr.read()
+        too_long.cancel()
+    assert process.wait() == 0, said
 
 
 LATE = """
@@ -238,6 +276,83 @@ def test_a_step_past_its_deadline_ends_the_group_which_is_rebuilt_on_its_cores(
     assert cores == "[(0,), (1,)]"
 
 
+LAYOUTS = """
+import asyncio, json, sys
+import numpy as np
+from tpray.config import ModelConfig, ParallelConfig
+from tpray.local_ray.local import start_ray, stop_ray
+from tpray.group.attempts import TRIAL_S
+from tpray.group.classifier import ClassifierGroup
+from tpray.platforms.topology import Topology
+from tpray.group.ray_executor import RayExecutor
+
+TRIAL_S["load"] = 10.0
+
+async def main(checkpoint):
+    topology = Topology.of(ParallelConfig(tp=2, runtime="neuron-xla", instance_family="trn2"))
+    model = ModelConfig(source=checkpoint, dtype="float32", buckets=((1, 16),))
+    group = ClassifierGroup(model, RayExecutor(topology))
+    await group.start()
+    ids = np.full((1, 5), 7)
+    await group.step([ids, np.ones_like(ids), np.zeros_like(ids)])
+    cores, processes = [info.cores for info in group.workers], len({info.pid for info in group.workers})
+    print("found", json.dumps([group.layout_failure, cores, processes]))
+    await group.stop()
+
+start_ray(4)
+try:
+    asyncio.run(main(sys.argv[1]))
+finally:
+    stop_ray()
+"""
+
+
+@XLA
+@pytest.mark.parametrize(
+    ("way", "words"), [("exit", "rank "), ("hang", "start-up phase 7 (load) did not finish within 10 s")]
+)
+def test_ranks_that_die_or_hang_in_loading_give_their_cores_to_one_process(
+    way: str, words: str, neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    environ = environment("neuron-xla", tmp_path, neuron_device) | {"NEURON_STANDIN_PROCESS_PER_RANK": way}
+    done = subprocess.run(
+        [sys.executable, "-c", LAYOUTS, str(make_checkpoint())], timeout=240, check=False,
+        env=os.environ | environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = [line for line in done.stdout.splitlines() if line.startswith("found ")]  # Ray writes there, too
+    failure, *rest = json.loads(found.removeprefix("found "))
+    assert failure.startswith(f"process-per-rank failed in the phase load: {words}")
+    assert "the group goes on with single-process" in done.stderr
+    assert rest == [[[0], [1]], 1]
+
+
+@XLA
+def test_a_server_says_which_layout_runs_and_why(
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path], free_port: Callable[[], int]
+) -> None:
+    """In a Serve replica, whose placement group both layouts share; a restart does not try the first one again."""
+    environ = environment("neuron-xla", tmp_path, neuron_device) | {"NEURON_STANDIN_PROCESS_PER_RANK": "raise"}
+    arguments = [
+        str(make_checkpoint()), "--tp", "2", "--runtime", "neuron-xla", "--buckets", "1x16",
+        "--instance-family", "trn2", "--port", str(free_port()),
+    ]  # fmt: skip
+    with serving(environ, *arguments) as url:
+        info = httpx.get(f"{url}/info", timeout=30).json()
+        assert info["layout"] == "single-process"
+        assert info["layout_failure"].startswith("process-per-rank failed in the phase load: ")
+        assert "nrt_load_collectives status=2" in info["layout_failure"]
+        assert [phase["phase"] for phase in info["startup"]].count("load") == 2
+        said = run(environ, "status", url)
+        assert "single-process (process-per-rank failed in the phase load: " in " ".join(said.stdout.split())
+        os.kill(info["ranks"][0]["pid"], signal.SIGKILL)
+        assert httpx.post(f"{url}/predict", json={"inputs": "a b"}, timeout=60).status_code == 200
+        after = httpx.get(f"{url}/info", timeout=30).json()
+        assert (after["restarts"], after["layout"], after["layout_failure"]) == (
+            1, "single-process", info["layout_failure"],
+        )  # fmt: skip
+
+
 OWN = """
 import sys
 import torch, tpray.trace
@@ -273,8 +388,7 @@ finally:
 """
 
 
-@SLOW
-@pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_model_of_ones_own_is_traced_and_run(runtime: str, neuron_device: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OWN, runtime], env=os.environ | environment(runtime, tmp_path, neuron_device),
@@ -285,12 +399,11 @@ def test_a_model_of_ones_own_is_traced_and_run(runtime: str, neuron_device: Path
     assert list(map(float, done.stdout.split())) == pytest.approx([wanted] * 8, abs=1e-5)
 
 
-@SLOW
 @pytest.mark.parametrize(
     ("runtime", "tests", "reported", "part"),
     [
-        ("neuron", "2-float32", "parity tp 2 float32", {"cores": [[0], [1]]}),
-        ("neuron-xla", "kill", "cores are free after kill -9", {"tp": 2}),
+        pytest.param("neuron", "2-float32", "parity tp 2 float32", {"cores": [[0], [1]]}, marks=SLOW),
+        pytest.param("neuron-xla", "kill", "cores are free after kill -9", {"tp": 2}, marks=XLA),
     ],
 )
 def test_the_device_suite_runs(

@@ -28,6 +28,8 @@ from tpray.runtime.buckets import Bucket
 from tpray.runtime.neuron.hlo import OPCODES, Lowered
 from tpray.runtime.neuron.xla import NeuronXlaRuntime
 
+pytestmark = pytest.mark.xla
+
 BUCKETS = ((2, 16), (4, 48))
 TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2}
 

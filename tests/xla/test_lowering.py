@@ -23,6 +23,8 @@ from tpray.runtime.neuron.xla import NeuronXlaRuntime, prepare
 from tpray.runtime.records import ProgramRecord
 from tpray.runtime.user_model import record_of
 
+pytestmark = pytest.mark.xla
+
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
 RECORD = ProgramRecord(inputs=(record_of(X),), outputs=(record_of(X),))
 

@@ -15,6 +15,8 @@ from tpray.platforms.topology import Topology
 from tpray.runtime.neuron.hlo import OPCODES, Lowered
 from tpray.trace import parallel_model_load, parallel_model_save, parallel_model_trace
 
+pytestmark = pytest.mark.xla
+
 
 def on_cores(tp: int) -> Executor:
     return ThreadExecutor(Topology(tp, "neuron-xla", layout="single-process", instance_family="trn1"))

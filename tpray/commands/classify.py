@@ -37,7 +37,7 @@ def classify(
     plan: PlanFile = None,
     cores_per_rank: CoresPerRank = None,
     instance_family: Family = None,
-    neuron_layout: Layout = "process-per-rank",
+    neuron_layout: Layout = AUTO,
     lnc: LogicalCores = None,
     pair: Annotated[bool, typer.Option("--pair", help="The two texts are one pair.")] = False,
     input_file: Annotated[

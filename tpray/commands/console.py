@@ -109,6 +109,9 @@ def print_status(info: dict[str, Any], healthy: bool) -> None:
     table.add_row("[bold]health[/]", "[green]healthy[/]" if healthy else "[red]unhealthy[/]")
     for key in ("model_id", "model_type", "model_dtype", "tp_degree", "runtime", "labels", "restarts", "version"):
         table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(str(info.get(key))))
+    if info.get("layout"):
+        why = f" ({info['layout_failure']})" if info.get("layout_failure") else ""
+        table.add_row("[bold]layout[/]", escape(f"{info['layout']}{why}"))
     for rank in info.get("ranks", []):
         size = (rank["sharded_bytes"] + rank["replicated_bytes"]) / 2**20
         pinned = f"cores {rank['cores']}" if rank["cores"] else "unpinned"

@@ -76,7 +76,10 @@ LogicalCores = Annotated[
 Layout = Annotated[
     NeuronLayout,
     typer.Option(
-        "--neuron-layout", envvar="TPRAY_NEURON_LAYOUT", help="On NeuronCores: a process for each rank, or one for all."
+        "--neuron-layout",
+        envvar="TPRAY_NEURON_LAYOUT",
+        help="On NeuronCores: a process for each rank, or one for all. auto: the first; on neuron-xla the second where "
+        "that fails, or hangs: loading for 300 s, or a step for 60 s.",
     ),
 ]
 

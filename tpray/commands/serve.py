@@ -40,7 +40,7 @@ def serve(
     store: Store = None,
     cores_per_rank: CoresPerRank = None,
     instance_family: Family = None,
-    neuron_layout: Layout = "process-per-rank",
+    neuron_layout: Layout = AUTO,
     lnc: LogicalCores = None,
     host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,

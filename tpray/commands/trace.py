@@ -36,7 +36,7 @@ def trace(
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
     instance_family: Family = None,
-    neuron_layout: Layout = "process-per-rank",
+    neuron_layout: Layout = AUTO,
     lnc: LogicalCores = None,
     buckets: Annotated[
         str | None,

@@ -30,7 +30,7 @@ class Executor(Protocol):
     Every call that reaches a rank raises what the rank raised, if that is a `TprayError`, and else `RankError`.
     """
 
-    topology: Topology
+    topology: Topology  # a group puts another one here between `kill` and `spawn`, of the same cores
 
     async def place(self) -> None:
         """Reserve what the ranks need; nothing, if it is reserved."""

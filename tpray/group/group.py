@@ -19,11 +19,12 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from tpray.errors import GroupError, ParityError, RankError, StartTimeoutError, StepError, TprayError
 from tpray.group import wire
+from tpray.group.attempts import TRIAL_S, Attempts
 from tpray.group.channel import Channel, StepResult
 from tpray.group.executor import Executor
 from tpray.group.jobs import WorkerInfo
@@ -53,7 +54,8 @@ PHASES: dict[str, float] = {
 
 @dataclass(frozen=True)
 class PhaseReport:
-    """One phase of a start: its number from 1, how long it took, and what it found; or, if not ``done``, so far."""
+    """One phase of a start: its number from 1, how long it took, and what it found, or how it failed where the start
+    goes on all the same; or, if not ``done``, so far."""
 
     number: int
     name: str
@@ -87,11 +89,13 @@ class Group(ABC):
         progress: Callable[[PhaseReport], None] | None = None,
     ) -> None:
         self.executor = executor
-        self._topology = executor.topology
+        self._topology = executor.topology  # the executor's is that of the ranks it has just now
         self.lifecycle = Lifecycle()
         self.phases: list[PhaseReport] = []
         self.workers: list[WorkerInfo] = []
         self.step_timeout_s = step_timeout_s
+        self.layout_failure: str | None = None
+        """How the layout that was tried first has failed; None: it runs, or there is but one."""
         self.answered = 0  # steps of others than the group itself
         self._pace = Pace()
         self._progress = progress
@@ -100,6 +104,7 @@ class Group(ABC):
         self._current: _CurrentPhase | None = None
         self._failure: asyncio.Future[None] | None = None  # of a start that is under way
         self._end: asyncio.Task[None] | None = None  # of `stop`, whoever asks for it
+        self._ending = asyncio.Lock()  # of ranks: a start that fails and `stop` may both want that
 
     @property
     def tp(self) -> int:
@@ -253,16 +258,51 @@ class Group(ABC):
             raise error from e
 
     async def _bring_up(self, first: bool) -> None:
+        attempts = Attempts(self._topology)
         self._failure = asyncio.get_running_loop().create_future()
         try:
             if first:
                 await self._phase("resolve", self._resolve())
-            await self._phase("place", self.executor.place())
-            await self._join(self._topology.for_tracing() if self._must_trace else self._topology)
-            await self._prepare()
+            while not await self._attempt(attempts):
+                pass
+            # What has worked is kept: a restart that fails is no reason to doubt the layout.
+            self._topology = self.executor.topology = replace(attempts.topology, fallback=None)
         finally:
             self._failure.cancel()
             self._failure = self._current = None
+
+    async def _attempt(self, attempts: Attempts) -> bool:
+        """Bring the ranks up once; whether that succeeded. False: what is left is ended, and another try is to come."""
+        assert self._failure is not None, "attempts belong to a start"
+        try:
+            self.executor.topology = self._topology
+            await self._phase("place", self.executor.place())
+            await self._join(self._topology.for_tracing() if self._must_trace else self._topology)
+            await self._prepare()
+            return True
+        except Exception as e:
+            if self.lifecycle.state is not State.STARTING:  # it was stopped
+                raise
+            current = self._current
+            assert current is not None, "a phase sets it"
+            seconds = time.perf_counter() - current.started
+            attempt = attempts.after(e, current.name, seconds)
+            if attempt is None:
+                explained = attempts.explain(e)
+                if explained is e:
+                    raise
+                raise explained from e
+        log.warning("%s", attempt.reason)
+        self._reported(PhaseReport(list(PHASES).index(current.name) + 1, current.name, seconds, attempt.reason))
+        self.layout_failure = attempts.layout_failure or self.layout_failure
+        self._failure.cancel()  # that ranks are gone now is no failure
+        await self._tear_down()
+        await asyncio.sleep(attempt.pause_s)
+        if self.lifecycle.state is not State.STARTING:
+            raise self.lifecycle.why_not_ready()
+        self._failure = asyncio.get_running_loop().create_future()
+        self._topology = attempt.topology
+        return False
 
     async def _join(self, topology: Topology) -> None:
         """Bring up ranks that lie so, and have them connect."""
@@ -289,11 +329,13 @@ class Group(ABC):
     async def _phase(self, name: str, work: Coroutine[Any, Any, T]) -> T:
         """Run one phase of a start: within its limit, and until a rank fails."""
         assert self._failure is not None, "phases belong to a start"
+        self._current = _CurrentPhase(name, time.perf_counter())
         if self._failure.done():  # between two phases
             work.close()
             self._failure.result()
         number, limit_s = list(PHASES).index(name) + 1, PHASES[name]
-        self._current = _CurrentPhase(name, time.perf_counter())
+        if self.executor.topology.fallback is not None:
+            limit_s = min(limit_s, TRIAL_S.get(name, limit_s))
         task = asyncio.ensure_future(work)
         waiting: set[asyncio.Future[Any]] = {task, self._failure}
         try:
@@ -309,12 +351,15 @@ class Group(ABC):
         result = task.result()
         if self._failure.done():
             self._failure.result()
-        report = PhaseReport(number, name, time.perf_counter() - self._current.started, self._note(name))
+        self._reported(PhaseReport(number, name, time.perf_counter() - self._current.started, self._note(name)))
+        return result
+
+    def _reported(self, report: PhaseReport) -> None:
+        """Keep the report of a phase that has ended, and pass it on."""
         self.phases.append(report)
         log.info("phase %d %s: %.2f s %s", report.number, report.name, report.seconds, report.note)
         if self._progress is not None:
             self._progress(report)
-        return result
 
     async def _pin(self) -> None:
         self.workers = await self.executor.pin()
@@ -323,14 +368,18 @@ class Group(ABC):
         listener = wire.Listener()
         limit_s = PHASES["connect"]
         memory, store = os.memfd_create("tpray-memory"), os.memfd_create("tpray-store")
+        accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept, self.tp, [memory, store], limit_s))
+        # It raises what `gather` has raised already, or is let go of.
+        accepting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
-            accepting = asyncio.to_thread(listener.accept, self.tp, [memory, store], limit_s)
             wait_s = self.step_timeout_s + limit_s
             joining = self.executor.connect(listener.address, listener.token, limit_s, wait_s)
-            sockets = (await asyncio.gather(accepting, joining))[0]
+            sockets = (await asyncio.gather(asyncio.shield(accepting), joining))[0]
             await self._channel.open(sockets, os.dup(memory))
         finally:
             listener.close()
+            # The next attempt may be given the same numbers for its descriptors: the thread must use them no longer.
+            await asyncio.wait({accepting}, timeout=1.0)
             os.close(memory)
             os.close(store)
 
@@ -361,8 +410,9 @@ class Group(ABC):
         self._channel.fail(error if isinstance(error, GroupError) else GroupError(str(error)))
 
     async def _tear_down(self) -> None:
-        try:
-            # Killed first: a rank that exits by itself when its wire closes looks like a crash to Ray.
-            await self.executor.kill()
-        finally:
-            self._channel.close()
+        async with self._ending:
+            try:
+                # Killed first: a rank that exits by itself when its wire closes looks like a crash to Ray.
+                await self.executor.kill()
+            finally:
+                self._channel.close()

@@ -30,6 +30,8 @@ PLACE_ATTEMPTS = 8
 PLACE_WAIT_S = 5.0
 OBEY_S = 1.0
 """How long a rank may take to end when Ray asks it to, which one that is stopped does not hear."""
+KILL_S = 10.0
+"""How long one may take to end when the kernel kills it; see also `Platform.busy_limit_s`."""
 
 
 class RayExecutor(WorkerExecutor):
@@ -215,7 +217,9 @@ class RayExecutor(WorkerExecutor):
         try:
             for actor in actors:
                 ray.kill(actor)  # not __ray_terminate__: it waits for the task that may be what hangs
-            await asyncio.gather(*(_wait_gone(pid, fd) for pid, fd in self._processes.items()))
+            # A process ends when the driver has freed its cores, which may take long.
+            limit_s = max(KILL_S, self.topology.platform.busy_limit_s)
+            await asyncio.gather(*(_wait_gone(pid, fd, limit_s) for pid, fd in self._processes.items()))
             for fd in self._processes.values():
                 os.close(fd)
             self._processes = {}  # not before they have gone: a kill that was interrupted is asked for again
@@ -243,7 +247,7 @@ async def _gather(refs: Sequence[Any], method: str) -> list[Any]:
         raise RankError(f"a rank died in its phase {method!r}: {_first_sentence(e)}") from e
 
 
-async def _wait_gone(pid: int, fd: int, timeout_s: float = 10.0) -> None:
+async def _wait_gone(pid: int, fd: int, timeout_s: float) -> None:
     """Wait until the process has ended, and see to it. fd: its pidfd. Source: pidfd_open(2).
 
     On the event loop and not on a thread: at the end of a script, when groups are stopped, no thread can be started.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tpray.config import DtypeName, InstanceFamily
+from tpray.config import DtypeName, InstanceFamily, ProcessLayout
 
 if TYPE_CHECKING:
     from tpray.platforms.topology import Topology
@@ -58,6 +58,11 @@ class Platform(Protocol):
     loads_in_threads: bool
     """Whether several ranks of one process may load their programs at once."""
 
+    layouts: tuple[ProcessLayout, ...]
+    """How ranks and processes may go together; where nobody says, the first is tried, and then the next."""
+    busy_limit_s: float
+    """How long cores may stay busy after the process that had them was killed, seconds."""
+
     def is_here(self) -> bool:
         """Whether this machine has such cores and what they need; the first such platform is ``auto``."""
         ...
@@ -77,6 +82,10 @@ class Platform(Protocol):
         Raises:
             UnsupportedModelError: with the reason.
         """
+        ...
+
+    def is_busy(self, error: BaseException) -> bool:
+        """Whether an error of a rank says that another process has its cores."""
         ...
 
     def instance_family(self) -> InstanceFamily | None:

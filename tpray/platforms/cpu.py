@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpray.config import AUTO, DtypeName, InstanceFamily
+from tpray.config import AUTO, DtypeName, InstanceFamily, ProcessLayout
 from tpray.errors import ConfigError
 from tpray.platforms.base import ProcessCores, Shape
 from tpray.platforms.cores import share_of_cores, usable_cores
@@ -49,6 +49,8 @@ class CpuPlatform:
     traces_alone = True
     traces_on_cpu = False
     loads_in_threads = False  # it uses torch.export, which is not safe in two threads
+    layouts: tuple[ProcessLayout, ...] = ("process-per-rank",)
+    busy_limit_s = 0.0
 
     def is_here(self) -> bool:
         return True
@@ -58,6 +60,10 @@ class CpuPlatform:
 
     def check_model(self, model_type: str) -> None:
         """Every architecture works."""
+
+    def is_busy(self, error: BaseException) -> bool:
+        """Never: CPU cores are leased before they are used, and shared where that is not possible."""
+        return False
 
     def instance_family(self) -> InstanceFamily | None:
         return None

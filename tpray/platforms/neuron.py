@@ -18,10 +18,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpray.config import AUTO, DtypeName, InstanceFamily
+from tpray.config import AUTO, DtypeName, InstanceFamily, ProcessLayout
 from tpray.config import environment as own_environment
 from tpray.errors import ConfigError, DegreeError, UnsupportedModelError
 from tpray.platforms.base import ProcessCores, Shape
+from tpray.platforms.busy import BUSY_LIMIT_S, is_busy
 from tpray.platforms.memory import available_bytes
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class NeuronPlatform:
 
     Args:
         variables: of the environment, those that only this stack reads.
-        single_process: whether one process may hold all ranks of a group.
+        layouts: see there; TorchNeuron has no single process, the XLA stack no public example of a process per rank.
     """
 
     resource = "neuron_cores"  # Ray counts logical cores, gives whole ones, and their ids to the actors
@@ -195,6 +196,7 @@ class NeuronPlatform:
     backends: tuple[str, ...] = ("torch_neuronx", "torch_xla", "libneuronxla")
     ray_assigns_cores = True
     loads_in_threads = True
+    busy_limit_s = BUSY_LIMIT_S
 
     def __init__(
         self,
@@ -203,11 +205,11 @@ class NeuronPlatform:
         packages: tuple[str, ...],
         variables: Callable[[Topology, ProcessCores], Variables],
         traces_alone: bool,
-        single_process: bool,
+        layouts: tuple[ProcessLayout, ...],
     ) -> None:
         self.name, self.runtime_class, self.packages, self._variables = name, runtime_class, packages, variables
         self.traces_alone = self.traces_on_cpu = traces_alone  # the compiler alone needs no cores
-        self._single_process = single_process
+        self.layouts = layouts
 
     def is_here(self) -> bool:
         if not (DEVICES / "neuron0").exists():
@@ -219,7 +221,7 @@ class NeuronPlatform:
 
     def check(self, topology: Topology) -> None:
         family = topology.instance_family
-        if topology.layout == "single-process" and not self._single_process:
+        if topology.layout not in self.layouts:
             raise ConfigError("the single-process layout is neuron-xla's: use --neuron-layout process-per-rank")
         if (cores := topology.cores_per_rank) != 1:
             raise ConfigError(
@@ -239,6 +241,9 @@ class NeuronPlatform:
             raise UnsupportedModelError(
                 f"{model_type} does not run on {self.name}: {reason}; serve it with --runtime cpu"
             )
+
+    def is_busy(self, error: BaseException) -> bool:
+        return is_busy(error)
 
     def instance_family(self) -> InstanceFamily | None:
         return instance_family()
@@ -288,10 +293,10 @@ class NeuronPlatform:
 
 NEURON = NeuronPlatform(
     "neuron", "tpray.runtime.neuron.torchneuron:NeuronRuntime", ("torch-neuronx", "neuronx-cc"),
-    torchneuron_variables, traces_alone=False, single_process=False,
+    torchneuron_variables, traces_alone=False, layouts=("process-per-rank",),
 )  # fmt: skip
 NEURON_XLA = NeuronPlatform(
     "neuron-xla", "tpray.runtime.neuron.xla:NeuronXlaRuntime",
     ("torch-neuronx", "torch-xla", "neuronx-cc", "libneuronxla"),
-    xla_variables, traces_alone=True, single_process=True,
+    xla_variables, traces_alone=True, layouts=("process-per-rank", "single-process"),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tpray.config import InstanceFamily, NeuronLayout, ParallelConfig
+from tpray.config import AUTO, InstanceFamily, ParallelConfig, ProcessLayout
 from tpray.platforms import platform_for
 from tpray.platforms.base import Platform
 
@@ -22,6 +22,7 @@ class Topology:
         runtime: the name of the platform, never ``auto``.
         cores_per_rank: cores of each rank.
         layout: a process for each rank, or one for all.
+        fallback: the layout to go on with if ``layout`` fails when the group starts; None: there is none.
         instance_family: of the cores, where programs are compiled for one; None: not known, or not needed.
         lnc: physical NeuronCores in a logical one; None: Neuron's default.
         tracing: its ranks only trace, on CPUs, and take none of the cores; see `for_tracing`.
@@ -31,7 +32,8 @@ class Topology:
     tp: int
     runtime: str = "cpu"
     cores_per_rank: int = 1
-    layout: NeuronLayout = "process-per-rank"
+    layout: ProcessLayout = "process-per-rank"
+    fallback: ProcessLayout | None = None
     instance_family: InstanceFamily | None = None
     lnc: int | None = None
     tracing: bool = False
@@ -48,11 +50,14 @@ class Topology:
             DegreeError, ConfigError: it cannot work on these cores; see `Platform.check`.
         """
         platform = platform_for(parallel.runtime)
+        asked = parallel.neuron_layout if platform.ray_assigns_cores else AUTO
+        layout, *others = platform.layouts if asked == AUTO else (asked,)
         topology = cls(
             tp=parallel.tp,
             runtime=platform.name,
             cores_per_rank=parallel.cores_per_rank or platform.cores_per_rank(parallel.tp * replicas),
-            layout=parallel.neuron_layout,
+            layout=layout,
+            fallback=others[0] if others and parallel.tp > 1 else None,  # a single rank is a single process
             instance_family=parallel.instance_family or platform.instance_family(),
             lnc=parallel.lnc,
         )

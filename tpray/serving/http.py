@@ -98,6 +98,8 @@ def describe(engine: Engine) -> dict[str, Any]:
         "model_dtype": manifest.dtype,
         "tp_degree": manifest.tp,
         "runtime": manifest.runtime,
+        "layout": group.executor.topology.layout,
+        "layout_failure": group.layout_failure,
         "max_input_length": engine.codec.max_length,
         "max_batch_tokens": limits.max_batch_tokens,
         "max_concurrent_requests": limits.max_concurrent_requests,

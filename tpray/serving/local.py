@@ -201,7 +201,7 @@ def load(
     progress: Callable[[PhaseReport], None] | None = None,
     executor: Executor | None = None,
     instance_family: InstanceFamily | None = None,
-    neuron_layout: NeuronLayout = "process-per-rank",
+    neuron_layout: NeuronLayout = AUTO,
     lnc: Literal[1, 2] | None = None,
     store: str | None = None,
     revision: str | None = None,

@@ -18,7 +18,6 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_r
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.exported import export, inputs_of, record_program
 from tpray.runtime.neuron import graph, hlo
-from tpray.runtime.neuron.busy import retry_busy
 from tpray.runtime.neuron.graph import Collectives, compile_error, remove_stale_locks
 from tpray.runtime.neuron.operators import REPLACEMENTS
 from tpray.runtime.records import ProgramRecord
@@ -157,8 +155,7 @@ class NeuronXlaRuntime:
         together.wait()
         with together.at_once():
             for module in modules:
-                load = partial(torch.ops.neuron._load_collectives_neuron, module.model, core, 1, rank, tp)
-                retry_busy(load)  # the first takes the cores
+                torch.ops.neuron._load_collectives_neuron(module.model, core, 1, rank, tp)  # the first takes the core
         together.wait()
         with together.in_turn():
             for module in modules:

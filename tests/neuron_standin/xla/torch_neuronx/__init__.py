@@ -176,6 +176,7 @@ def _load_collectives(model: Any, start_core: int, count: int, rank: int, world:
     if count != 1 or not 0 <= start_core < len(cores) or not 0 <= rank < world:
         raise NrtError(f"core {start_core} of {len(cores)}, {count} cores, rank {rank} of {world}")
     neuron_rules.nrt_init(rank, 1)
+    neuron_rules.fail_process_per_rank(world)
     key = bytes(model.key.tolist()).decode()
     _loaded[key] = rank, world
     # Rule: collective ranks load together (nxd loads in one thread a rank).
