@@ -187,7 +187,7 @@ def test_cores_that_are_freed_late_are_waited_for(
         fcntl.flock(held, fcntl.LOCK_EX)
         process = subprocess.Popen(
             [sys.executable, "-m", "tpray", "classify", "a", "--model", str(make_checkpoint()), "--tp", "2",
-             "--runtime", "neuron", "--instance-family", "trn2", "--buckets", "1x16"],
+             "--runtime", "neuron", "--instance-family", "trn2"],
             env=os.environ | environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         too_long = threading.Timer(240, process.terminate)
