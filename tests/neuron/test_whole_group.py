@@ -207,7 +207,7 @@ def test_cores_that_are_freed_late_are_waited_for(
         fcntl.flock(held, fcntl.LOCK_EX)
         process = subprocess.Popen(
             [sys.executable, "-m", "tpray", "classify", "a", "--model", str(make_checkpoint()), "--tp", "2",
-             "--runtime", "neuron", "--instance-family", "trn2", "--buckets", "1x16"],
+             "--runtime", "neuron", "--instance-family", "trn2"],
             env=os.environ | environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         too_long = threading.Timer(240, process.terminate)
@@ -309,7 +309,7 @@ finally:
 
 @XLA
 @pytest.mark.parametrize(
-    ("way", "words"), [("exit", "rank "), ("hang", "start-up phase 7 (load) did not finish within 10 s")]
+    ("way", "words"), [("exit", "died"), ("hang", "start-up phase 7 (load) did not finish within 10 s")]
 )
 def test_ranks_that_die_or_hang_in_loading_give_their_cores_to_one_process(
     way: str, words: str, neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
@@ -322,7 +322,8 @@ def test_ranks_that_die_or_hang_in_loading_give_their_cores_to_one_process(
     assert done.returncode == 0, done.stderr
     (found,) = [line for line in done.stdout.splitlines() if line.startswith("found ")]  # Ray writes there, too
     failure, *rest = json.loads(found.removeprefix("found "))
-    assert failure.startswith(f"process-per-rank failed in the phase load: {words}")
+    assert failure.startswith("process-per-rank failed in the phase load: ")
+    assert words in failure
     assert "the group goes on with single-process" in done.stderr
     assert rest == [[[0], [1]], 1]
 
