@@ -159,7 +159,10 @@ def test_what_the_compiler_says_is_shown(
     runtime: str, neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
     environ = environment(runtime, tmp_path, neuron_device) | {"NEURON_STANDIN_FAIL_COMPILE": "1"}
-    done = run(environ, "classify", "a", "--model", str(make_checkpoint()), "--runtime", runtime, "--tp", "2")
+    done = run(
+        environ, "classify", "a", "--model", str(make_checkpoint()), "--runtime", runtime, "--tp", "2",
+        "--instance-family", "trn2",
+    )  # fmt: skip
     assert done.returncode == 1
     assert "NCC_EVRF004" in done.stderr
     assert "Traceback" not in done.stderr
