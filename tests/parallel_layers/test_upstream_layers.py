@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.ranks import filled, on_ranks
 from tpray.errors import ConfigError, DegreeError
 from tpray.modules.qkv_linear import GQAQKVColumnParallelLinear
-from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers import layers, mappings, parallel_state
 from tpray.parallel_layers.base import create_local_weight, linear_with_async_allreduce
 from tpray.parallel_layers.collective import all_reduce
 from tpray.parallel_layers.layers import (
@@ -356,6 +356,27 @@ def test_what_layers_of_ones_own_are_made_of() -> None:
         return linear_with_async_allreduce(x.chunk(2)[rank], weight, None, False, True)
 
     close(torch.cat(on_ranks(2, work), -1) + whole.bias, whole(x))
+
+
+def test_what_convolutions_of_ones_own_are_made_of() -> None:
+    whole, x = nn.Conv2d(4, 6, (3, 2)), torch.randn(2, 4, 7, 7)
+    kernel = layers._as_tuple2((3, 2))
+
+    def work(rank: int) -> Tensor:
+        weight, other = (nn.Parameter(torch.empty(3, 4, *kernel)) for _ in range(2))
+        init = whole.weight.detach().clone()
+        dim = layers.CONV_KERNEL_OUTPUT_CHANNEL_DIMENSION
+        master = layers._initialize_parameter_cpu(weight, dim, 2, lambda tensor: tensor.copy_(init), True)
+        assert master is not None
+        close(master.data, init)
+        layers._initialize_affine_weight_neuron(other, lambda tensor: tensor.copy_(init), dim, 2)
+        close(other, weight)
+        y = layers.conv2d_with_weight_grad_allreduce(x, weight, None, 1, 0, True)
+        return mappings.gather_from_tensor_model_parallel_region_with_dim(y, 1)
+
+    assert whole.bias is not None
+    for y in on_ranks(2, work):
+        close(y + whole.bias[:, None, None], whole(x), atol=1e-5, rtol=1e-5)
 
 
 def test_a_backward_pass_is_refused_where_it_meets_a_collective() -> None:
