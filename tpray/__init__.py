@@ -21,6 +21,7 @@ artifact        a traced model on disk, one program per rank, with a manifest th
 plan            which layer of an architecture is split, and how (`parallel_layers.plan`)
 collective      how ranks combine tensors within a step (`parallel_layers.collective`)
 user model      a user's own model with parallel layers, traced by `tpray.trace`
+structure       the tuples, lists and dicts that hold a user model's inputs or outputs (`runtime.structure`)
 step            one run of the program on all ranks
 row             one tokenised text or pair; packed rows lie end to end, so that no padding is computed
 item            a text or a pair, as a client sends it
