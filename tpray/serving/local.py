@@ -17,8 +17,8 @@ from tpray.config import AUTO, BatchConfig, DtypeName, InstanceFamily, ModelConf
 from tpray.errors import ConfigError, GroupError, ItemError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.executor import Executor
-from tpray.group.group import PhaseReport
 from tpray.group.loop_thread import LoopThread
+from tpray.group.phases import PhaseReport
 from tpray.group.wire import Array
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.topology import Topology
