@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.ranks import fill, on_ranks
 from tpray.errors import CollectiveError, ConfigError, DegreeError
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.collective import ThreadCollective, all_reduce
@@ -16,38 +14,8 @@ from tpray.parallel_layers.layers import (
     ColumnParallelLinear,
     ParallelEmbedding,
     RowParallelLinear,
-    partition_of,
     shard_bounds,
 )
-
-
-def on_ranks(tp: int, work: Callable[[int], Tensor]) -> list[Tensor]:
-    """What ``work(rank)`` returns on each of tp threads that share a collective."""
-    members, results, errors = ThreadCollective.create(tp, 20), [torch.empty(0)] * tp, []
-
-    def run(rank: int) -> None:
-        try:
-            with parallel_state.use(rank, tp, members[rank]), torch.no_grad():
-                results[rank] = work(rank)
-        except Exception as e:  # noqa: BLE001  # raised again below, in the test's own thread
-            members[rank].close()
-            errors.append(e)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(tp)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return results
-
-
-def fill(layer: nn.Module, full: dict[str, Tensor]) -> None:
-    for name, parameter in layer.named_parameters():
-        value = full[name]
-        part = partition_of(parameter)
-        parameter.copy_(value if part is None else part.cut(value))
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])

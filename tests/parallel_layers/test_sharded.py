@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tpray.errors import CheckpointError
+from tpray.modules.qkv_linear import GQAQKVColumnParallelLinear
 from tpray.parallel_layers import load, merge, parallel_state, save
-from tpray.parallel_layers.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
+from tpray.parallel_layers.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear, partition_of
 from tpray.parallel_layers.sharded import find_parts
 
 
@@ -132,3 +133,41 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="weights_only"):
             load(tmp_path / "evil.pt", sharded=False, weights_only=False)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_parts_that_ranks_share_load_where_they_were_saved_and_nowhere_else(fused: bool, tmp_path: Path) -> None:
+    """Two ranks hold each key/value head: put together, the parts would be twice the whole."""
+
+    def make() -> GQAQKVColumnParallelLinear:
+        return GQAQKVColumnParallelLinear(3, [8, 4], False, False, kv_size_multiplier=2, fuse_qkv=fused)
+
+    for rank in range(4):
+        with parallel_state.use(rank, 4):
+            layer = make()
+            for parameter in layer.parameters():
+                parameter.data.fill_(rank + 1)
+            save({"model": layer.state_dict()}, tmp_path)
+    for rank in range(4):
+        with parallel_state.use(rank, 4):
+            layer = make()
+            load(tmp_path, layer)
+            assert all((parameter == rank + 1).all() for parameter in layer.parameters())
+    with parallel_state.use(0, 2), pytest.raises(CheckpointError, match=r"overlap or differ in size"):
+        load(tmp_path, make())
+
+
+def test_parts_in_another_order_are_put_together_in_the_usual_one(tmp_path: Path) -> None:
+    order, whole = [1, 2, 0], torch.arange(12.0).view(6, 2)
+    for rank in range(3):
+        with parallel_state.use(rank, 3):
+            layer = ColumnParallelLinear(2, 6, bias=False, gather_output=False, rank_ordering=order)
+            part = partition_of(layer.weight)
+            assert part is not None
+            layer.weight.data.copy_(part.cut(whole))
+            save({"model": layer.state_dict()}, tmp_path)
+    with parallel_state.use(0, 3):
+        merge(
+            tmp_path, tmp_path / "whole.pt", ColumnParallelLinear(2, 6, False, gather_output=False, rank_ordering=order)
+        )
+    assert torch.equal(torch.load(tmp_path / "whole.pt")["model"]["weight"], whole)

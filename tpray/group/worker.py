@@ -144,9 +144,11 @@ class ShardWorker:
                 raise explain(e, f"rank {self.rank}: {getattr(job.make, '__name__', 'the function')} raised") from e
             model, aliases = made if isinstance(made, tuple) else (made, {})
             flat = FlatModel(model, job.inputs, aliases).eval()
+            # A tensor that is given twice would be traced as one input: each gets a copy of its own.
+            examples = [tuple(x.clone() for x in example) for example in job.examples]
             try:
                 programs = self._runtime.trace_user_model(
-                    flat, job.examples, job.directory, job.compiler_args, flat.aliases
+                    flat, examples, job.directory, job.compiler_args, flat.aliases
                 )
             except TprayError:  # its compiler's words
                 raise

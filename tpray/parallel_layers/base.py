@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tpray.errors import CheckpointError, ConfigError
 from tpray.parallel_layers import collective, parallel_state
 from tpray.parallel_layers.partition import Partition, RankOrdering, fill, mark_sharded, partition_of, shard_bounds
+from tpray.parallel_layers.utils import set_tensor_model_parallel_attributes
 
 InitMethod = Callable[[Tensor], object]
 Device = torch.device | str | None
@@ -161,6 +162,34 @@ def create_local_weight(
         return part
     with torch.no_grad():
         return out_weight.copy_(part)
+
+
+def _initialize_parameter_cpu(
+    param: nn.Parameter,
+    partition_dim: int,
+    num_partitions: int,
+    init_method: InitMethod,
+    return_master_param: bool = False,
+    *,
+    param_dtype: torch.dtype = torch.float32,
+    stride: int = 1,
+) -> nn.Parameter | None:
+    """Mark a parameter as this rank's part, and give it its part of a whole that ``init_method`` is called on.
+
+    Scripts with layers of their own import this and the next function, under upstream's names.
+    """
+    set_tensor_model_parallel_attributes(param, True, partition_dim, stride, num_partitions)
+    shape = list(param.shape)
+    shape[partition_dim] *= num_partitions
+    whole = fill(param, init_method, shape)
+    return whole if return_master_param else None
+
+
+def _initialize_affine_weight_neuron(
+    weight: nn.Parameter, init_method: InitMethod, partition_dim: int, num_partitions: int, stride: int = 1
+) -> None:
+    """The same, of which nothing is returned."""
+    _initialize_parameter_cpu(weight, partition_dim, num_partitions, init_method, stride=stride)
 
 
 def linear_with_async_allreduce(

@@ -69,7 +69,7 @@ class BaseParallelConv(BaseParallelLayer):
         self.in_channels = in_channels + (0 if by_output else self.partition_pad_size)  # as upstream: with the padding
         self.out_channels = out_channels + (self.partition_pad_size if by_output else 0)
         self.kernel_size, self.stride, self.padding, self.dilation = map(
-            _pair, (kernel_size, stride, padding, dilation)
+            _as_tuple2, (kernel_size, stride, padding, dilation)
         )
         self.dtype, self.add_bias, self.arg_init_method = dtype, bias, init_method
         shape, full_shape = (
@@ -186,8 +186,20 @@ class InputChannelParallelConv2d(BaseParallelConv):
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
-def _pair(size: Pair) -> tuple[int, int]:
+def _as_tuple2(size: Pair) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def conv2d_with_weight_grad_allreduce(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    allreduce_weight_grad: bool,
+) -> Tensor:
+    """``[N, C, H, W]`` -> ``[N, O, H', W']``. allreduce_weight_grad: about gradients; not used."""
+    return F.conv2d(input, weight, bias, stride, padding)
 
 
 def _conv_init(weight: Tensor) -> None:

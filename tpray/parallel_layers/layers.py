@@ -20,10 +20,20 @@ from tpray.parallel_layers.base import (
     Device,
     InitMethod,
     Linear,
+    _initialize_affine_weight_neuron,
+    _initialize_parameter_cpu,
     create_local_weight,
     linear_with_async_allreduce,
 )
-from tpray.parallel_layers.conv import BaseParallelConv, InputChannelParallelConv2d, OutputChannelParallelConv2d
+from tpray.parallel_layers.conv import (
+    CONV_KERNEL_INPUT_CHANNEL_DIMENSION,
+    CONV_KERNEL_OUTPUT_CHANNEL_DIMENSION,
+    BaseParallelConv,
+    InputChannelParallelConv2d,
+    OutputChannelParallelConv2d,
+    _as_tuple2,
+    conv2d_with_weight_grad_allreduce,
+)
 from tpray.parallel_layers.embedding import ParallelEmbedding
 from tpray.parallel_layers.partition import (
     Bounds,
@@ -41,6 +51,8 @@ from tpray.parallel_layers.partition import (
 from tpray.parallel_layers.spmd_rank import SPMDRank
 
 __all__ = [
+    "CONV_KERNEL_INPUT_CHANNEL_DIMENSION",
+    "CONV_KERNEL_OUTPUT_CHANNEL_DIMENSION",
     "BaseParallelConv",
     "BaseParallelLayer",
     "BaseParallelLinear",
@@ -51,6 +63,10 @@ __all__ = [
     "Partition",
     "RowParallelLinear",
     "SPMDRank",
+    "_as_tuple2",
+    "_initialize_affine_weight_neuron",
+    "_initialize_parameter_cpu",
+    "conv2d_with_weight_grad_allreduce",
     "create_local_weight",
     "is_sharded",
     "linear_with_async_allreduce",

@@ -46,6 +46,9 @@ __all__ = [
     "shard_children",
 ]
 
+__SUPPORTED_SHARDED_MODULES: tuple[type, ...] = ()
+"""Scripts add their own layers here; `shard_children` asks each parameter, whatever module it is of."""
+
 LoadCheckpoint = Callable[[], dict[str, Tensor]]
 
 
