@@ -290,6 +290,8 @@ class Group(ABC):
 
     async def _replace_ranks(self, topology: Topology) -> None:
         await self._tear_down()
+        if self.lifecycle.state is not State.STARTING:  # it was stopped meanwhile
+            raise self.lifecycle.why_not_ready()
         self._failure = asyncio.get_running_loop().create_future()  # the end of those ranks was no failure
         await self._join(topology)
 
