@@ -84,22 +84,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 
+TABLES = {
+    "fault": "| fault | sent | answered | refused honestly | lost | wrong | longest time without an answer |",
+    "architecture": "| architecture | tp | dtype | all-reduces | all-gathers | difference from transformers |",
+    "script": "| script | tp | all-reduces | all-gathers |",
+}
+"""What tests record, and the head of the table of it that is printed at the end."""
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what became of the requests in each fault; the README has the table from here."""
-    rows = [
-        value
-        for outcome in ("passed", "failed")
-        for test in terminalreporter.stats.get(outcome, [])
-        for name, value in test.user_properties
-        if name == "fault" and test.when == "call"
-    ]
-    if rows:
-        terminalreporter.section("faults")
-        terminalreporter.write_line(
-            "| fault | sent | answered | refused honestly | lost | wrong | longest time without an answer |"
-        )
-        for row in rows:
-            terminalreporter.write_line(row)
+    """Print what became of the requests in each fault, and what is in each program that torch-xla has lowered."""
+    for table, head in TABLES.items():
+        rows = [
+            value
+            for outcome in ("passed", "failed")
+            for test in terminalreporter.stats.get(outcome, [])
+            for name, value in test.user_properties
+            if name == table and test.when == "call"
+        ]
+        if rows:
+            terminalreporter.section(f"by {table}")
+            terminalreporter.write_line(head)
+            for row in sorted(rows) if table != "fault" else rows:
+                terminalreporter.write_line(row)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.skipif(RUNTIME == "cpu", reason="this machine has no /dev/neuron0, or no torch-neuronx"),
 ]
 REPORT = Path("neuron-report.json")
-FAMILY = instance_family()
+FAMILY = cast(Any, environment().get("TPRAY_TEST_FAMILY", instance_family()))  # of the stand-ins, too
 CORES = int(environment().get("TPRAY_TEST_CORES", "2"))
 DEGREES = [tp for tp in FAMILY_DEGREES[FAMILY or "inf2"] if tp <= CORES]
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest logit; a guess until hardware has been seen
@@ -69,7 +69,7 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
 
 
 def start(checkpoint: Path, tp: int, dtype: Any = "float32") -> LocalClassifier:
-    return tpray.load(checkpoint, tp=tp, runtime=RUNTIME, dtype=dtype, buckets="1x16,8x64")
+    return tpray.load(checkpoint, tp=tp, runtime=RUNTIME, dtype=dtype, buckets="1x16,8x64", instance_family=FAMILY)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

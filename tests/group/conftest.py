@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tpray.group.fake_executor import FakeExecutor, fake_logits
-from tpray.group.group import Group, PhaseReport
+from tpray.group.group import Group
+from tpray.group.phases import PhaseReport
 from tpray.group.wire import Array
 
 IDS = np.array([[3, 1, 4], [1, 5, 0]])

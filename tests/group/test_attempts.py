@@ -38,8 +38,8 @@ from tpray.group.attempts import TRIAL_S
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.executor import Executor
 from tpray.group.fake_executor import FakeExecutor
-from tpray.group.group import PHASES, PhaseReport
 from tpray.group.lifecycle import State
+from tpray.group.phases import PHASES, PhaseReport
 from tpray.group.thread_executor import ThreadExecutor
 from tpray.group.wire import Frame, Kind
 from tpray.group.worker import ShardWorker

@@ -25,11 +25,10 @@ from tpray.errors import (
     StepError,
     StepTimeoutError,
 )
-from tpray.group import group as groups
 from tpray.group.fake_executor import Answer, FakeExecutor, fake_logits
-from tpray.group.group import PhaseReport
 from tpray.group.lifecycle import State
 from tpray.group.pace import GRACE_S, MEASURED
+from tpray.group.phases import PHASES, PhaseReport
 from tpray.group.supervisor import RESTARTS_WITHOUT_A_STEP
 from tpray.group.wire import Array, Frame, Kind
 from tpray.parallel_layers.counters import LINE
@@ -371,7 +370,7 @@ def test_a_start_that_fails_leaves_nothing(call: str) -> None:
 
 def test_a_phase_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setitem(groups.PHASES, "spawn", 0.05)
+        monkeypatch.setitem(PHASES, "spawn", 0.05)
         executor = FakeExecutor(2)
         executor.block("spawn")
         with pytest.raises(StartTimeoutError, match=r"phase 3 \(spawn\) did not finish within 0 s"):

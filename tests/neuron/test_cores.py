@@ -18,7 +18,7 @@ from tpray import load
 from tpray.artifacts.manifest import write_manifest
 from tpray.artifacts.resolve import find_model
 from tpray.config import DtypeName, ModelConfig, ParallelConfig, ServeConfig
-from tpray.errors import ConfigError, DegreeError, PlacementError
+from tpray.errors import ConfigError, DegreeError, PlacementError, UnsupportedModelError
 from tpray.group import nodes as ray_nodes
 from tpray.group import ray_executor
 from tpray.group.nodes import matches, shortfall
@@ -27,7 +27,7 @@ from tpray.group.thread_executor import ThreadExecutor
 from tpray.platforms import lease
 from tpray.platforms.base import ProcessCores
 from tpray.platforms.cores import is_aligned, is_run
-from tpray.platforms.neuron import NEURON, NEURON_XLA, check_degree, instance_family, stack_of
+from tpray.platforms.neuron import NEURON, NEURON_XLA, NOT_LOWERED, check_degree, instance_family, stack_of
 from tpray.platforms.topology import Topology
 from tpray.runtime.neuron import graph as neuron_graph
 from tpray.runtime.neuron.graph import remove_stale_locks
@@ -72,9 +72,10 @@ def test_the_environment_of_a_rank_and_of_a_process_of_all(monkeypatch: pytest.M
         rank = platform.environment(Topology(2, platform.name, lnc=2), process)
         assert rank["NEURON_RT_VISIBLE_CORES"] == "5"
         assert rank["NEURON_RT_ROOT_COMM_ID"] == "127.0.0.1:61100"
-        assert (rank["RANK"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_PORT"]) == ("1", "2", "61101")
         assert rank["NEURON_LOGICAL_NC_CONFIG"] == "2"
         assert rank["PATH"] == "/venv/bin:/usr/bin", "where the compiler of this environment is"
+    rank = NEURON.environment(Topology(2, "neuron"), process)
+    assert (rank["RANK"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_PORT"]) == ("1", "2", "61101")
     both = NEURON_XLA.environment(Topology(2, "neuron-xla"), ProcessCores(range(2), [4, 5], (61100, 61101), Path("/c")))
     assert both["NEURON_RT_VISIBLE_CORES"] == "4-5"
     assert "RANK" not in both
@@ -83,7 +84,7 @@ def test_the_environment_of_a_rank_and_of_a_process_of_all(monkeypatch: pytest.M
 def test_each_stack_has_variables_of_its_own() -> None:
     process = ProcessCores(range(1, 2), [5], (61100, 61101), Path("/c"))
     native, xla = (p.environment(Topology(2, p.name), process) for p in (NEURON, NEURON_XLA))
-    own = {name: native[name] for name in native.keys() - xla.keys()}
+    own = {name: value for name, value in native.items() if name.startswith("TORCH_NEURONX")}
     assert own == {
         "TORCH_NEURONX_NEFF_CACHE_DIR": "/c/group-61100",
         "TORCH_NEURONX_NEFF_LOCAL_CACHE_DIR": "/c/locks-61100",
@@ -91,6 +92,10 @@ def test_each_stack_has_variables_of_its_own() -> None:
     }
     assert xla["TORCHELASTIC_RUN_ID"] is None
     assert "TORCHELASTIC_RUN_ID" not in native
+    assert not any("PJRT" in name or name.startswith(("RANK", "TORCH_NEURONX")) for name in xla), "it only loads"
+    tracing = NEURON_XLA.tracing_environment(Path("/c"))
+    assert tracing["PJRT_DEVICE"] == "CPU"
+    assert "NEURON_RT_VISIBLE_CORES" not in tracing
 
 
 def test_a_lock_that_nobody_can_hold_is_removed_and_others_stay(
@@ -208,8 +213,23 @@ def test_what_cannot_work_is_refused_before_anything_is_placed(
 @pytest.mark.parametrize("runtime", ["neuron", "neuron-xla"])
 def test_several_cores_for_a_rank_are_refused(runtime: str) -> None:
     with pytest.raises(ConfigError, match=f"a rank of the runtime {runtime} has one NeuronCore, not 2"):
-        Topology.of(ParallelConfig(tp=2, runtime=runtime, cores_per_rank=2))
-    assert Topology.of(ParallelConfig(tp=2, runtime=runtime, cores_per_rank=1)).cores_per_rank == 1
+        Topology.of(ParallelConfig(tp=2, runtime=runtime, cores_per_rank=2, instance_family="trn2"))
+    single = ParallelConfig(tp=2, runtime=runtime, cores_per_rank=1, instance_family="trn2")
+    assert Topology.of(single).cores_per_rank == 1
+
+
+def test_an_unknown_family_and_architectures_that_torch_xla_cannot_lower_are_refused(
+    make_checkpoint: Callable[..., Path],
+) -> None:
+    """Before anything is placed or traced."""
+    with pytest.raises(ConfigError, match="name it with --instance-family inf2, trn1 or trn2"):
+        Topology.of(ParallelConfig(tp=2, runtime="neuron-xla"))
+    topology = Topology(2, "neuron-xla", instance_family="trn1")
+    for model_type, reason in NOT_LOWERED.items():
+        with pytest.raises(UnsupportedModelError, match=f"{model_type} does not run on neuron-xla: {reason}"):
+            find_model(ModelConfig(source=str(make_checkpoint(model_type))), topology)
+    with pytest.raises(ConfigError, match="reads padding, so that its rows cannot be padded to buckets: serve it with"):
+        find_model(ModelConfig(source=str(make_checkpoint("nystromformer"))), topology)
 
 
 def test_an_artifact_for_another_family_or_runtime_is_refused(

@@ -48,6 +48,7 @@ for line in sys.stdin:
         continue
     os.environ.clear()
     os.environ.update(environ)
+    os.chdir(environ["NEURON_STANDIN_DIR"])
     sys.path[:0] = environ["PYTHONPATH"].split(os.pathsep)
     with open(target + ".part", "w") as file:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)

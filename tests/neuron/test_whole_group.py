@@ -311,6 +311,27 @@ finally:
 
 
 @XLA
+def test_a_machine_without_cores_traces_for_those_that_have_them(
+    neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    environ = environment("neuron-xla", tmp_path, neuron_device)
+    cores = environ.pop("RAY_OVERRIDE_RESOURCES")
+    traced = ["trace", str(make_checkpoint()), "--tp", "2", "--runtime", "neuron-xla", "--dtype", "float32"]
+    unnamed = run(environ, *traced, "--buckets", "1x16")
+    assert unnamed.returncode == 2
+    assert "name it with --instance-family inf2, trn1 or trn2" in unnamed.stderr
+    out = tmp_path / "artifact"
+    done = run(environ, *traced, "--buckets", "1x16", "--instance-family", "trn1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "There are no cores here to check it on" in done.stderr
+    assert not list(tmp_path.glob("nc-*")), "no core was taken"
+    there = environ | {"RAY_OVERRIDE_RESOURCES": cores}
+    arguments = ["--tp", "2", "--runtime", "neuron-xla", "--instance-family", "trn1"]
+    answered = run(there, "classify", TEXTS[0][0], "--model", str(out), *arguments)
+    assert answered.returncode == 0, answered.stderr
+
+
+@XLA
 @pytest.mark.parametrize(
     ("way", "words"), [("exit", "died"), ("hang", "start-up phase 7 (load) did not finish within 10 s")]
 )
@@ -415,6 +436,7 @@ def test_the_device_suite_runs(
 ) -> None:
     """What a person with hardware runs passes on the stand-ins, and writes its report."""
     environ = environment(runtime, tmp_path, neuron_device) | {"TPRAY_TEST_RUNTIME": runtime, "TPRAY_TEST_CORES": "2"}
+    environ |= {"TPRAY_TEST_FAMILY": "trn2"}
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--rootdir", str(root), "-c", str(root / "pyproject.toml"),

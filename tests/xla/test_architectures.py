@@ -103,6 +103,6 @@ def test_the_programs_are_whole_and_give_the_stock_models_logits(
         assert len({rank.text.replace("\n", "") for rank in ranks}) == 1
     counts = programs[0].opcodes
     collectives = f"{counts['all-reduce']} | {counts['all-gather']}"
-    record_property("program", f"| {model_type} | {tp} | {dtype} | {collectives} | {worst:.1e} |")
+    record_property("architecture", f"| {model_type} | {tp} | {dtype} | {collectives} | {worst:.1e} |")
     assert set(counts) <= OPCODES
     assert worst < TOLERANCE[dtype]

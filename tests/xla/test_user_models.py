@@ -33,5 +33,5 @@ def test_a_script_gives_what_the_unsharded_model_gives(
     programs = [Lowered(path.read_text()) for path in sorted(loaded_programs.iterdir())]
     assert len(programs) == tp
     counts = programs[0].opcodes
-    record_property("program", f"| {script.name} | {tp} | {counts['all-reduce']} | {counts['all-gather']} |")
+    record_property("script", f"| {script.name} | {tp} | {counts['all-reduce']} | {counts['all-gather']} |")
     assert set(counts) <= OPCODES

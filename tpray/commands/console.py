@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tpray.commands.check import Check
     from tpray.commands.load_generator import Outcome
     from tpray.commands.plan_report import PlanLine
-    from tpray.group.group import PhaseReport
+    from tpray.group.phases import PhaseReport
 
 out, err = Console(), Console(stderr=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tpray.commands.console import show_progress, spinner
-from tpray.group.group import PhaseReport
+from tpray.group.phases import PhaseReport
 from tpray.serving.local import LocalClassifier
 
 

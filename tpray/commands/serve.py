@@ -23,7 +23,7 @@ from tpray.commands.flags import (
     lnc_number,
 )
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
-from tpray.group.group import PhaseReport
+from tpray.group.phases import PhaseReport
 
 
 def serve(

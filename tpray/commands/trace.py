@@ -82,11 +82,14 @@ def trace(
         neuron_layout=neuron_layout,
         lnc=lnc_number(lnc),
         store=store,
+        trace_only=True,
     ) as classifier:
-        artifact = classifier.group.artifact
-        url = classifier.group.url
+        artifact, url = classifier.group.artifact, classifier.group.url
+        checked = bool(classifier.group.workers)
     if store is not None and url is None:
         raise StoreError(f"the artifact is in {artifact.directory}, but could not be put into the store; see above")
+    if not checked:
+        err.print("There are no cores here to check it on: that is done wherever it is loaded.")
     out.print(url or str(artifact.directory), soft_wrap=True, highlight=False, markup=False)
 
 

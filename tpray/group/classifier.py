@@ -17,8 +17,9 @@ from tpray.config import ModelConfig
 from tpray.errors import ArtifactError, ParityError, RankError, StepError
 from tpray.group.channel import StepResult
 from tpray.group.executor import Executor
-from tpray.group.group import Group, PhaseReport
+from tpray.group.group import Group
 from tpray.group.jobs import ShardJob
+from tpray.group.phases import PhaseReport
 from tpray.group.wire import Array
 from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.runtime.buckets import Bucket, fitting, largest_batch, pad_to
@@ -123,6 +124,8 @@ class ClassifierGroup(Group):
         if self._resolution.artifact is None:
             await self._trace_phase(self._trace)
         if self._topology.tracing:
+            await self._tear_down()  # nothing is left for the ranks to do
+            self.workers = []
             return
         try:
             self.packs_rows = await self._phase("load", self.executor.load(self.artifact))

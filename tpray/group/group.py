@@ -19,7 +19,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from tpray.errors import GroupError, ParityError, RankError, StartTimeoutError, StepError, TprayError
@@ -30,6 +30,7 @@ from tpray.group.executor import Executor
 from tpray.group.jobs import WorkerInfo
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.pace import Pace
+from tpray.group.phases import PHASES, CurrentPhase, PhaseReport
 from tpray.group.supervisor import Supervisor
 from tpray.group.wire import Array
 from tpray.platforms.cores import describe
@@ -37,40 +38,6 @@ from tpray.platforms.topology import Topology
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-PHASES: dict[str, float] = {
-    "resolve": 3600.0,  # a Hub model may have to be downloaded
-    "place": 120.0,
-    "spawn": 120.0,
-    "pin": 10.0,
-    "connect": 60.0,
-    "trace": 3600.0,
-    "load": 600.0,
-    "check": 120.0,
-    "warm up": 300.0,
-}
-"""The start-up phases in their order, and how long each may take, seconds."""
-
-
-@dataclass(frozen=True)
-class PhaseReport:
-    """One phase of a start: its number from 1, how long it took, and what it found, or how it failed where the start
-    goes on all the same; or, if not ``done``, so far."""
-
-    number: int
-    name: str
-    seconds: float
-    note: str = ""
-    done: bool = True
-
-
-@dataclass
-class _CurrentPhase:
-    """The phase that is going on: since when, and how many reports have come of it."""
-
-    name: str
-    started: float
-    reports: int = 0
 
 
 class Group(ABC):
@@ -101,7 +68,7 @@ class Group(ABC):
         self._progress = progress
         self._supervisor = Supervisor(self)
         self._channel = Channel(self._fail, self._on_report)
-        self._current: _CurrentPhase | None = None
+        self._current: CurrentPhase | None = None
         self._failure: asyncio.Future[None] | None = None  # of a start that is under way
         self._end: asyncio.Task[None] | None = None  # of `stop`, whoever asks for it
         self._ending = asyncio.Lock()  # of ranks: a start that fails and `stop` may both want that
@@ -323,13 +290,15 @@ class Group(ABC):
 
     async def _replace_ranks(self, topology: Topology) -> None:
         await self._tear_down()
+        if self.lifecycle.state is not State.STARTING:  # it was stopped meanwhile
+            raise self.lifecycle.why_not_ready()
         self._failure = asyncio.get_running_loop().create_future()  # the end of those ranks was no failure
         await self._join(topology)
 
     async def _phase(self, name: str, work: Coroutine[Any, Any, T]) -> T:
         """Run one phase of a start: within its limit, and until a rank fails."""
         assert self._failure is not None, "phases belong to a start"
-        self._current = _CurrentPhase(name, time.perf_counter())
+        self._current = CurrentPhase(name, time.perf_counter())
         if self._failure.done():  # between two phases
             work.close()
             self._failure.result()

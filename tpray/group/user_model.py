@@ -14,8 +14,9 @@ from tpray.artifacts.folder import UserModelArtifact, rank_folder
 from tpray.artifacts.manifest import UserModelManifest, machine, now, versions, write_manifest
 from tpray.errors import ConfigError
 from tpray.group.executor import Executor
-from tpray.group.group import Group, PhaseReport
+from tpray.group.group import Group
 from tpray.group.jobs import MakeModel, UserModelJob
+from tpray.group.phases import PhaseReport
 from tpray.group.wire import Array
 from tpray.runtime.structure import Structure
 

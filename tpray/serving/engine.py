@@ -24,8 +24,8 @@ from tpray.errors import (
 )
 from tpray.group.channel import StepResult
 from tpray.group.classifier import ClassifierGroup
-from tpray.group.group import PhaseReport
 from tpray.group.lifecycle import State
+from tpray.group.phases import PhaseReport
 from tpray.group.wire import Array
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch

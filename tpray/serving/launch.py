@@ -20,7 +20,7 @@ from urllib.request import ProxyHandler, build_opener
 from tpray.artifacts.resolve import find_model
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
-from tpray.group.group import PhaseReport
+from tpray.group.phases import PhaseReport
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology

@@ -17,8 +17,8 @@ from tpray.config import AUTO, BatchConfig, DtypeName, InstanceFamily, ModelConf
 from tpray.errors import ConfigError, GroupError, ItemError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.executor import Executor
-from tpray.group.group import PhaseReport
 from tpray.group.loop_thread import LoopThread
+from tpray.group.phases import PhaseReport
 from tpray.group.wire import Array
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.topology import Topology
@@ -205,6 +205,7 @@ def load(
     lnc: Literal[1, 2] | None = None,
     store: str | None = None,
     revision: str | None = None,
+    trace_only: bool = False,
 ) -> LocalClassifier:
     """Bring up one group on this machine, starting Ray here if there is none.
 
@@ -222,6 +223,8 @@ def load(
         instance_family, neuron_layout, lnc: on NeuronCores; see `tpray.config.ParallelConfig`.
         store: URL of a folder that machines share: what one of them traced, the others fetch.
         revision: branch, tag or commit of a Hub id.
+        trace_only: where this Ray has no cores that could run the model, trace it all the same, if its runtime can; the
+            classifier has an artifact then, and no ranks.
 
     Raises:
         TprayError: the model, the degree or the machine does not fit; the message says what would.
@@ -241,10 +244,13 @@ def load(
     found = find_model(config, topology, out)  # before anything is started
     owns_ray = False
     if executor is None:
+        from tpray.group.nodes import shortfall
         from tpray.group.ray_executor import RayExecutor
         from tpray.local_ray.local import ensure_ray
 
         owns_ray = ensure_ray(max(len(usable_cores()), tp * topology.threads))
+        if trace_only and shortfall(topology) is not None:
+            topology = topology.for_tracing()
         executor = RayExecutor(topology)
     group = ClassifierGroup(config, executor, BatchConfig().step_timeout_s, progress, found, out)
     # Nobody else asks, and who asks for much is ready to wait for it.

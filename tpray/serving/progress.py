@@ -12,7 +12,7 @@ import socket
 from dataclasses import asdict
 
 from tpray import errors
-from tpray.group.group import PhaseReport
+from tpray.group.phases import PhaseReport
 
 
 class Receiver:

@@ -180,11 +180,13 @@ def prepare(exported: Any, rank: int, ranks: int) -> tuple[GraphModule, int]:
         return gathered
 
     def broadcast(x: Tensor, source: int) -> Tensor:
-        return all_reduce(x if rank == source else torch.zeros_like(x))
+        return all_reduce(torch.where(ready._tpray_rank == source, x, 0).reshape(x.shape))
 
     found = graph.lower(exported, hlo.device(), Collectives(all_reduce, all_gather, broadcast), REPLACEMENTS)
     # Made anew as a plain module: an exported one refuses eval(), and what is not a parameter would not be moved.
-    return GraphModule(exported, exported.graph), found
+    ready: Any = GraphModule(exported, exported.graph)
+    ready.register_buffer("_tpray_rank", torch.tensor([rank]))  # not a number: the ranks' programs are the same
+    return ready, found
 
 
 def _without(module: Any, kept: set[int], outputs: int) -> Module:
