@@ -1,8 +1,8 @@
 """What tensor parallelism is: layers, their collectives, the plan that places them, their checkpoints.
 
 Knows no Ray and no HTTP. Read `plan`, then `partition`, `base`, `layers`, `collective`, `checkpoint`, `shard` and
-`sharded`. What scripts from neuronx-distributed call besides is in `conv`, `embedding`, `gqa`, `mappings`, `pad`, `utils`
-and `preshard`.
+`sharded`. `conv`, `embedding`, `gqa`, `mappings`, `pad`, `utils` and `preshard` are what scripts from
+neuronx-distributed call besides.
 """
 
 from __future__ import annotations
