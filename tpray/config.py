@@ -200,12 +200,13 @@ def set_default_variables(variables: Mapping[str, str]) -> None:
 
 @contextmanager
 def variable_set(name: str, value: str) -> Iterator[None]:
-    """Have a variable set within the block, for the processes that are started there."""
+    """Have a variable set within the block, for the processes that are started there; what it was comes back."""
+    before = os.environ.get(name)
     os.environ[name] = value
     try:
         yield
     finally:
-        del os.environ[name]
+        set_variables({name: before})
 
 
 def compiler_cache() -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,13 +14,21 @@ if find_spec("torch_xla") is None or find_spec("jax") is None:
     collect_ignore_glob = ["test_*"]  # `make test-xla` has an environment of its own
 else:
     sys.path[:0] = [str(HERE / STACKS["neuron-xla"]), str(HERE / "shared")]
-    folder = tempfile.mkdtemp(prefix="tpray-test-xla-")
-    os.environ |= {
-        "PJRT_DEVICE": "CPU",
-        "NEURON_RT_VISIBLE_CORES": "0-7",
-        "NEURON_STANDIN_DIR": folder,
-        "NEURON_COMPILE_CACHE_URL": f"{folder}/compiler-cache",
-    }
+
+
+@pytest.fixture(scope="session")
+def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stand-in, which is imported once, marks cores as taken."""
+    return tmp_path_factory.mktemp("claims")
+
+
+@pytest.fixture(autouse=True)
+def _environment(claims: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of these tests alone: others beside them start Ray, which reads some of it, too."""
+    monkeypatch.setenv("PJRT_DEVICE", "CPU")
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "0-7")
+    monkeypatch.setenv("NEURON_STANDIN_DIR", str(claims))
+    monkeypatch.setenv("NEURON_COMPILE_CACHE_URL", str(claims / "compiler-cache"))
 
 
 @pytest.fixture

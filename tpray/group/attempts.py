@@ -72,6 +72,7 @@ class Attempts:
                     pause_s,
                     f"the {platform.resource_label} are busy, and are tried again: {_line(error)}",
                 )
+            # Still busy: the layout's own process of one core may keep the next from its core of the same device.
         fallback = self.topology.fallback
         if fallback is None or phase not in PROVING or not _may_be_the_layouts(error):
             return None

@@ -179,6 +179,8 @@ class Group(ABC):
             GroupError: the group failed during this step; the supervisor restarts it.
         """
         self.lifecycle.check_ready()
+        if self._topology.tracing:
+            raise GroupError("this model was traced, and has no ranks here: load its artifact where its cores are")
         try:
             result = await self._run(inputs, timeout_s)
         except StepError:

@@ -68,6 +68,12 @@ def has_room(topology: Topology, labels: Mapping[str, str] | None = None) -> boo
     return any(_holds(free, topology.resources()) for node, free in available.items() if node in suiting)
 
 
+def has_room_here(topology: Topology) -> bool:
+    """Whether this node could take the group now, beside what runs on it."""
+    free = cast(Any, ray)._private.state.available_resources_per_node()
+    return _holds(free.get(ray.get_runtime_context().get_node_id(), {}), topology.resources())
+
+
 def _holds(resources: dict[str, float], needs: dict[str, float]) -> bool:
     return all(resources.get(name, 0.0) >= amount for name, amount in needs.items())
 

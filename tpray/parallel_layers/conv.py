@@ -53,6 +53,8 @@ class BaseParallelConv(BaseParallelLayer):
         super().__init__(device)
         if groups != 1:
             raise ConfigError(f"a parallel convolution has no groups, and {groups} were given: use torch.nn.Conv2d")
+        if isinstance(padding, str):
+            raise ConfigError(f"a parallel convolution takes its padding as numbers, not as {padding!r}")
         if padding_mode != "zeros":
             raise ConfigError(
                 f"a parallel convolution pads with zeros, not by {padding_mode!r}: pad its input before it"

@@ -82,6 +82,8 @@ class ParallelEmbedding(BaseParallelLayer):
             raise ConfigError("parts in another order are not gathered: rank_ordering needs a split by vocabulary")
         if by_width and max_norm is not None and not collect_output:
             raise ConfigError("the length of a row is known only when it is whole: max_norm needs collect_output=True")
+        if use_spmd_rank and (self.rank_ordering is not None or bounds is not None):
+            raise ConfigError("use_spmd_rank is for parts in the usual order: leave rank_ordering and bounds out")
         what = "an embedding width" if by_width else "a vocabulary"
         full = embedding_dim if by_width else num_embeddings
         self.part = partition(what, int(by_width), full, 1, bounds, int(pad), self.rank_ordering)
@@ -101,10 +103,10 @@ class ParallelEmbedding(BaseParallelLayer):
         if self.shard_across_embedding:
             return self._from_columns(input_)
         found = self._summand(input_)
-        if not self.collect_output or self.tp_size == 1:
+        if not self.collect_output or (self.sequence_parallel_enabled and self.sequence_dim):
             return found
-        if self.sequence_parallel_enabled and self.sequence_dim:
-            return found
+        if self.tp_size == 1:
+            return found.transpose(0, 1) if self.sequence_parallel_enabled else found
         if self.sequence_parallel_enabled:
             total = collective.all_reduce(found.transpose(0, 1).contiguous())
             return own_part(total, 0)

@@ -139,6 +139,8 @@ class ColumnParallelLinear(BaseParallelLinear):
             raise ConfigError("shares that differ cannot be gathered: bounds need gather_output=False")
         if gather_output and self.rank_ordering is not None:
             raise ConfigError("parts in another order are not gathered: rank_ordering needs gather_output=False")
+        if gather_output and stride > 1 and self.tp_size > 1:
+            raise ConfigError("parts of a fused weight are not gathered in its order: stride needs gather_output=False")
         if gather_output and sequence_parallel_enabled:
             raise ConfigError("a sequence-parallel layer keeps its part of the output: give gather_output=False")
         self.part = partition(

@@ -73,9 +73,15 @@ def take(x: Tensor, dim: int, part: Partition) -> Tensor:
 
 
 def own_part(x: Tensor, dim: int) -> Tensor:
-    """This rank's of the T equal parts of x along ``dim``; see `take`."""
+    """This rank's of the T equal parts of x along ``dim``; see `take`.
+
+    Raises:
+        DegreeError: T does not divide it.
+    """
     state = parallel_state.current()
     full = x.shape[dim]
+    if full % state.size:
+        raise DegreeError(f"a dimension of {full} does not divide into {state.size} ranks")
     return take(x, dim, Partition(dim, full, shard_bounds(full, state.rank, state.size)))
 
 

@@ -87,7 +87,7 @@ def shard_children(
         return
     if is_lora_cpu_shard:
         raise ConfigError("tpray does not shard LoRA weights: merge them into the model first")
-    for path, parameter in module.named_parameters():
+    for path, parameter in module.named_parameters(remove_duplicate=False):
         name = prefix + path
         if name not in checkpoint or not is_sharded(parameter):
             continue

@@ -223,7 +223,7 @@ def load(
         instance_family, neuron_layout, lnc: on NeuronCores; see `tpray.config.ParallelConfig`.
         store: URL of a folder that machines share: what one of them traced, the others fetch.
         revision: branch, tag or commit of a Hub id.
-        trace_only: where this Ray has no cores that could run the model, trace it all the same, if its runtime can; the
+        trace_only: where no cores are free here to run the model, trace it all the same, if its runtime can; the
             classifier has an artifact then, and no ranks.
 
     Raises:
@@ -244,12 +244,12 @@ def load(
     found = find_model(config, topology, out)  # before anything is started
     owns_ray = False
     if executor is None:
-        from tpray.group.nodes import shortfall
+        from tpray.group.nodes import has_room_here
         from tpray.group.ray_executor import RayExecutor
         from tpray.local_ray.local import ensure_ray
 
         owns_ray = ensure_ray(max(len(usable_cores()), tp * topology.threads))
-        if trace_only and shortfall(topology) is not None:
+        if trace_only and not has_room_here(topology):
             topology = topology.for_tracing()
         executor = RayExecutor(topology)
     group = ClassifierGroup(config, executor, BatchConfig().step_timeout_s, progress, found, out)

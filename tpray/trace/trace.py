@@ -112,6 +112,8 @@ def parallel_model_trace(
         raise ConfigError("compiler_args is a list of strings, or one string")
     taken = [take_apart(example, "example_inputs", constants=False) for example in _examples(example_inputs)]
     inputs = same_structure([structure for _, structure in taken])
+    if len({tuple(tensor.dtype for tensor in tensors) for tensors, _ in taken}) > 1:
+        raise ConfigError("all example tuples have the same dtypes, one after another: trace a model for each set")
     make = func if checkpoint_loader_callable is None else _filled(func, checkpoint_loader_callable)
     directory = Path(tempfile.mkdtemp(prefix="tpray-trace-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)

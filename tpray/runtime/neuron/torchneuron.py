@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 from tpray.config import neff_cache
 from tpray.errors import ConfigError
 from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.collective import accumulate_dtype
 from tpray.platforms.neuron import check_installed
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_report
@@ -49,7 +50,7 @@ def _everyone() -> Any:
 
 
 def _all_reduce(x: Tensor) -> Tensor:
-    wide = torch.float32 if x.dtype is torch.bfloat16 else x.dtype  # neuronx-distributed's reduce_dtype
+    wide = accumulate_dtype(x.dtype)  # neuronx-distributed's reduce_dtype
     total: Tensor = functional.all_reduce(x.to(wide), "sum", _everyone())
     return total.to(x.dtype)
 
@@ -103,6 +104,8 @@ class NeuronRuntime:
         compiler_args: tuple[str, ...] = (),
         aliases: Mapping[str, int] | None = None,
     ) -> list[ProgramRecord]:
+        if aliases:
+            raise ConfigError("io_aliases are not supported on the runtime neuron: trace on neuron-xla, or on cpu")
         if compiler_args:
             raise ConfigError(
                 f"the runtime neuron compiles with torch.compile, which takes no compiler_args such as "
@@ -113,8 +116,6 @@ class NeuronRuntime:
         return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]
 
     def load_user_model(self, saved: SavedUserModel) -> Program:
-        if saved.aliases:
-            raise ConfigError("io_aliases are not supported on the runtime neuron: trace with runtime='cpu'")
         programs = self._open(saved.directory, len(saved.programs))
         return ShapedProgram.of_records(saved.programs, [_on_device(f) for f in _wrap(programs)])
 

@@ -23,11 +23,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from tpray.config import compiler_cache
 from tpray.errors import ArtifactError, ConfigError
 from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.collective import accumulate_dtype
 from tpray.platforms.neuron import check_installed
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_report
@@ -87,8 +89,8 @@ class NeuronXlaRuntime:
     def load_user_model(self, saved: SavedUserModel) -> Program:
         modules = self._load(saved.directory, saved.rank, saved.tp, len(saved.programs))
         kept = set(saved.aliases.values())
-        outputs = len(saved.programs[0].outputs)
-        return ShapedProgram.of_records(saved.programs, [_without(module, kept, outputs) for module in modules])
+        whole = zip(saved.programs, modules, strict=True)
+        return ShapedProgram.of_records(saved.programs, [_without(m, kept, len(p.outputs)) for p, m in whole])
 
     def _trace(
         self,
@@ -104,13 +106,20 @@ class NeuronXlaRuntime:
         state = parallel_state.current()
         remove_stale_locks(compiler_cache())
         records = []
-        for number, (program, example) in enumerate(zip(export(module, examples), examples, strict=True)):
+        programs = export(module, examples)
+        if aliases is not None:
+            _check_states(programs[0].run_decompositions({}), aliases)
+        for number, (program, example) in enumerate(zip(programs, examples, strict=True)):
             what = f"the program for {', '.join(str(list(x.shape)) for x in example)}"
             ready, collectives = prepare(program.module(check_guards=False), state.rank, state.size)
             work = directory.parent / WORK_DIR / f"rank_{state.rank:02d}_{number}"
             work.mkdir(parents=True, exist_ok=True)
             with hlo.nothing_left_out():
-                hlo.check(hlo.lower(ready, example), collectives, state.size, f"rank {state.rank}: {what}")
+                try:
+                    lowered = hlo.lower(ready, example)
+                except Exception as e:
+                    raise compile_error(state.rank, what, e, None) from e
+                hlo.check(lowered, collectives, state.size, f"rank {state.rank}: {what}")
                 own = dict(ready.named_parameters()) | dict(ready.named_buffers())
                 try:
                     traced = torch_neuronx.trace(
@@ -163,6 +172,28 @@ class NeuronXlaRuntime:
         return modules
 
 
+def _check_states(program: ExportedProgram, aliases: Mapping[str, int]) -> None:
+    """Refuse states that would not be kept from call to call. program: a functional one, without changes in place.
+
+    Raises:
+        ConfigError: with the state's name.
+    """
+    if changed := program.graph_signature.buffers_to_mutate:
+        name = next(iter(changed.values())).removeprefix("model.")
+        raise ConfigError(
+            f"the model changes its buffer {name} in place, which does not outlast a call on NeuronCores: return the "
+            "new value, and name the buffer and the output in io_aliases"
+        )
+    used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    signature = program.graph_signature
+    names = {own: target for target, own in (signature.inputs_to_parameters | signature.inputs_to_buffers).items()}
+    for name in aliases:
+        if names.get(name) not in used:
+            raise ConfigError(
+                f"io_aliases: the model never reads its state {name.removeprefix('model.')}: leave it out"
+            )
+
+
 def prepare(exported: Any, rank: int, ranks: int) -> tuple[GraphModule, int]:
     """An exported program as torch-xla lowers it, and how many collectives it has."""
     import torch_xla.core.xla_model as xm
@@ -170,7 +201,7 @@ def prepare(exported: Any, rank: int, ranks: int) -> tuple[GraphModule, int]:
     groups = [list(range(ranks))]
 
     def all_reduce(x: Tensor) -> Tensor:
-        wide = torch.float32 if x.dtype is torch.bfloat16 else x.dtype  # neuronx-distributed's reduce_dtype
+        wide = accumulate_dtype(x.dtype)  # neuronx-distributed's reduce_dtype
         total: Tensor = xm.all_reduce(xm.REDUCE_SUM, x.to(wide), groups=groups)
         return total.to(x.dtype)
 
@@ -180,7 +211,7 @@ def prepare(exported: Any, rank: int, ranks: int) -> tuple[GraphModule, int]:
         return gathered
 
     def broadcast(x: Tensor, source: int) -> Tensor:
-        return all_reduce(torch.where(ready._tpray_rank == source, x, 0).reshape(x.shape))
+        return all_reduce(torch.where(ready._tpray_rank == source, x, 0).to(x.dtype).reshape(x.shape))
 
     found = graph.lower(exported, hlo.device(), Collectives(all_reduce, all_gather, broadcast), REPLACEMENTS)
     # Made anew as a plain module: an exported one refuses eval(), and what is not a parameter would not be moved.
@@ -214,15 +245,19 @@ class _Together:
     _loading: dict[Path, _Together] = {}  # noqa: RUF012  # of this process
     _lock = threading.Lock()
 
-    def __init__(self, artifact: Path, ranks: int) -> None:
-        self._artifact, self._turn, self._barrier = artifact, threading.Lock(), threading.Barrier(ranks)
+    def __init__(self, ranks: int) -> None:
+        self._turn, self._barrier, self._arrived = threading.Lock(), threading.Barrier(ranks), 0
         self._error: BaseException | None = None
 
     @classmethod
     def of(cls, artifact: Path, ranks: int) -> _Together:
-        """That of all ranks that load ``artifact`` now."""
+        """That of all ranks that load ``artifact`` now; the last one to ask takes it out of the list."""
         with cls._lock:
-            return cls._loading.setdefault(artifact, cls(artifact, ranks))
+            own = cls._loading.setdefault(artifact, cls(ranks))
+            own._arrived += 1
+            if own._arrived == ranks:
+                del cls._loading[artifact]
+            return own
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -230,7 +265,6 @@ class _Together:
             yield
         except BaseException as e:
             self._error = e
-            self._forget()
             self._barrier.abort()
             raise
 
@@ -245,12 +279,6 @@ class _Together:
         except threading.BrokenBarrierError:
             assert self._error is not None, "only a rank that fails breaks it"
             raise self._error from None
-        self._forget()
-
-    def _forget(self) -> None:
-        with self._lock:
-            if self._loading.get(self._artifact) is self:
-                del self._loading[self._artifact]
 
 
 def _keep_log(path: Path) -> Path | None:
