@@ -23,7 +23,7 @@ test-all: .venv/dev.stamp
 
 # The programs of neuron-xla on the real torch-xla, in an environment of their own (8 GB; two minutes to make).
 test-xla: .venv-xla/stamp
-	$(XLA)/python -m pytest --numprocesses 2 --dist loadgroup -m xla tests/xla tests/neuron
+	$(XLA)/python -m pytest --numprocesses 2 --dist loadgroup -m xla tests/xla tests/neuron tests/serving
 
 # On a machine with NeuronCores, in the environment that has Neuron's packages; writes neuron-report.json.
 CORES ?= 2

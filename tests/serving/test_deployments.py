@@ -110,7 +110,7 @@ def on(stack: str) -> pytest.MarkDecorator:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@on("cpu and neuron-xla")
+@on("cpu and neuron")
 def test_limits_change_without_a_restart(deploy: Callable[[dict[str, Any]], str]) -> None:
     config = read("local-cpu.yaml")
     url = deploy(config)
@@ -128,7 +128,7 @@ def test_limits_change_without_a_restart(deploy: Callable[[dict[str, Any]], str]
 
 @pytest.mark.slow
 @pytest.mark.ray
-@on("cpu and neuron-xla")
+@on("cpu and neuron")
 def test_a_new_version_drops_no_request_where_a_second_group_fits(
     deploy: Callable[[dict[str, Any]], str], make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -152,7 +152,7 @@ def test_a_new_version_drops_no_request_where_a_second_group_fits(
 
 @pytest.mark.slow
 @pytest.mark.ray
-@on("cpu and neuron-xla")
+@on("cpu and neuron")
 def test_two_models_with_groups_of_their_own_sizes(deploy: Callable[[dict[str, Any]], str]) -> None:
     url = deploy(read("multi-model.yaml"))
     for name, tp in (("wide", 2), ("narrow", 1)):
@@ -161,11 +161,14 @@ def test_two_models_with_groups_of_their_own_sizes(deploy: Callable[[dict[str, A
         assert answer[0]["label"] == "paraphrase"
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("deploy", "family", "tp"),
-    [("cpu and neuron-xla", "inf2", 2), ("cpu and neuron-xla", "trn1", 2), ("neuron", "trn2", 4)],
+    [
+        pytest.param("neuron-xla", "inf2", 2, marks=pytest.mark.xla),
+        pytest.param("neuron-xla", "trn1", 2, marks=pytest.mark.xla),
+        pytest.param("cpu and neuron", "trn2", 4, marks=pytest.mark.slow),
+    ],
     indirect=["deploy"], scope="module",
 )  # fmt: skip
 def test_the_files_for_neuron_serve_on_stand_ins(deploy: Callable[[dict[str, Any]], str], family: str, tp: int) -> None:
