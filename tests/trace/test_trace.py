@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import tpray
+from tpray.artifacts.folder import UserModelArtifact
 from tpray.config import DEMO_DIR
 from tpray.errors import ArtifactError, ConfigError, TraceError
 from tpray.group.thread_executor import ThreadExecutor
+from tpray.group.user_model import UserModelGroup
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear, partition_of
+from tpray.platforms.topology import Topology
 from tpray.trace import ParallelModel, parallel_model_load, parallel_model_save, parallel_model_trace
 
 README = Path(tpray.__file__).parents[1] / "README.md"
@@ -264,3 +268,14 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another folder"):
         parallel_model_save(model, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_model_for_another_family_of_cores_is_refused(tmp_path: Path) -> None:
+    with trace(Mlp, (torch.zeros(1, 16),)) as model:
+        parallel_model_save(model, tmp_path / "saved")
+    artifact = UserModelArtifact.open(tmp_path / "saved")
+    other = artifact.manifest.model_copy(update={"runtime": "neuron-xla", "instance_family": "inf2"})
+    executor = ThreadExecutor(Topology(2, "neuron-xla", instance_family="trn1"))
+    group = UserModelGroup(UserModelArtifact(artifact.directory, other), executor)
+    with pytest.raises(ConfigError, match=r"was compiled for inf2 .* and this is trn1 .*: trace the model again"):
+        asyncio.run(group.start())

@@ -76,6 +76,12 @@ class UserModelGroup(Group):
                 f"{self._work.directory} was traced for the runtime {manifest.runtime}, and this machine's is "
                 f"{topology.runtime}: trace the model here"
             )
+        compiled, here = (manifest.instance_family, manifest.lnc), topology.compiled_for
+        if any(None not in pair and pair[0] != pair[1] for pair in zip(compiled, here, strict=True)):
+            raise ConfigError(
+                f"{self._work.directory} was compiled for {_cores(*compiled)}, and this is {_cores(*here)}: trace the "
+                "model again for it"
+            )
 
     @property
     def _must_trace(self) -> bool:
@@ -98,12 +104,14 @@ class UserModelGroup(Group):
         except BaseException:
             shutil.rmtree(task.directory, ignore_errors=True)
             raise
-        runtime = self.executor.topology.runtime
+        runtime, (family, lnc) = self._topology.runtime, self._topology.compiled_for
         manifest = UserModelManifest(
             created=now(),
             versions=versions(runtime),
             machine=machine(),
             runtime=runtime,
+            instance_family=family,
+            lnc=lnc,
             tp=self.tp,
             ranks=tuple(outcome.record for outcome in traced),
             programs=traced[0].programs,
@@ -113,3 +121,7 @@ class UserModelGroup(Group):
         )
         write_manifest(task.directory, manifest)
         return UserModelArtifact(task.directory, manifest)
+
+
+def _cores(family: str | None, lnc: int | None) -> str:
+    return f"{family or 'some family'} with logical NeuronCores of {lnc or 'the default size'}"
