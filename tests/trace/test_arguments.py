@@ -266,3 +266,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused() -> None:
 
     with pytest.raises(TraceError, match=r"lacks 2 tensors of a Sequential, among them 1\.weight, 1\.bias"):
         trace(unfilled, torch.tensor([[1]]), 2, spmd_mode=True, checkpoint_loader_callable=lacking)
+
+
+def test_examples_of_different_dtypes_are_refused() -> None:
+    examples = [(torch.zeros(2, dtype=torch.int64),), (torch.zeros(3),)]
+    with pytest.raises(ConfigError, match="all example tuples have the same dtypes"):
+        parallel_model_trace(torch.nn.Identity, examples, executor=ThreadExecutor)
