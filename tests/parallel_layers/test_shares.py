@@ -40,7 +40,7 @@ def test_a_sequence_that_the_ranks_cannot_share_is_refused(forward: Callable[[],
     ("make", "words"),
     [
         (lambda: ColumnParallelLinear(4, 12, stride=3), "stride needs gather_output=False"),
-        (lambda: ParallelEmbedding(4, 2, use_spmd_rank=True, rank_ordering=[1, 0]), "leave rank_ordering and bounds out"),
+        (lambda: ParallelEmbedding(4, 2, use_spmd_rank=True, rank_ordering=[1, 0]), "leave rank_ordering and bounds"),
         (lambda: InputChannelParallelConv2d(4, 4, 3, padding=SAME), "takes its padding as numbers, not as 'same'"),
     ],
 )  # fmt: skip
