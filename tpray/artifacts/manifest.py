@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from tpray.config import Frozen, InstanceFamily
-from tpray.errors import ArtifactError
+from tpray.errors import ArtifactError, ConfigError
 from tpray.parallel_layers.files import file_digest
 from tpray.parallel_layers.plan import Plan
 from tpray.platforms import PLATFORMS
+from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.records import Canary, ProgramRecord
 from tpray.runtime.structure import Structure
@@ -124,6 +125,23 @@ class UserModelManifest(BaseManifest):
     inputs: Structure
     outputs: tuple[Structure, ...]
     aliases: dict[str, int]
+
+
+def check_cores(manifest: BaseManifest, topology: Topology, name: str) -> None:
+    """Refuse an artifact, called ``name``, that was compiled for other NeuronCores than those of ``topology``.
+
+    Raises:
+        ConfigError: it was.
+    """
+    family, lnc = topology.compiled_for
+    for what, traced, asked in (
+        ("instance family", manifest.instance_family, family),
+        ("logical NeuronCore size", manifest.lnc, lnc),
+    ):
+        if None not in (traced, asked) and traced != asked:
+            raise ConfigError(
+                f"{name} was compiled for the {what} {traced}, and this is {asked}: trace the model again for it"
+            )
 
 
 M = TypeVar("M", bound=BaseManifest)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tpray.artifacts.folder import Artifact, is_artifact
 from tpray.artifacts.key import cache_key
-from tpray.artifacts.manifest import MANIFEST_FILE, Manifest
+from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, check_cores
 from tpray.artifacts.store import SharedStore, fetch, is_url
 from tpray.config import AUTO, DEMO_DIR, ModelConfig, cache_dir
 from tpray.errors import ArtifactError, ConfigError, StoreError
@@ -257,16 +257,8 @@ def _check_agrees(manifest: Manifest, model: ModelConfig, topology: Topology) ->
         raise ConfigError(f"{name} was traced in {manifest.dtype}, not {model.dtype}")
     if topology.runtime != manifest.runtime:
         raise ConfigError(f"{name} was traced for the runtime {manifest.runtime}")
-    family, lnc = topology.compiled_for
-    for what, traced, asked in (
-        ("instance family", manifest.instance_family, family),
-        ("logical NeuronCore size", manifest.lnc, lnc),
-    ):
-        if None not in (traced, asked) and traced != asked:
-            raise ConfigError(
-                f"{name} was compiled for the {what} {traced}, and this is {asked}: trace the model again for it"
-            )
-    if manifest.lnc is not None and lnc is None:
+    check_cores(manifest, topology, name)
+    if manifest.lnc is not None and topology.lnc is None:
         raise ConfigError(
             f"{name} was compiled for logical NeuronCores of {manifest.lnc}: use --lnc {manifest.lnc} (lnc in a config "
             "file)"

@@ -89,7 +89,7 @@ def trace(
     if store is not None and url is None:
         raise StoreError(f"the artifact is in {artifact.directory}, but could not be put into the store; see above")
     if not checked:
-        err.print("There are no cores here to check it on: that is done wherever it is loaded.")
+        err.print("There are no cores here to check it on, or none that are free: that is done wherever it is loaded.")
     out.print(url or str(artifact.directory), soft_wrap=True, highlight=False, markup=False)
 
 

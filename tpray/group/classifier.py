@@ -124,8 +124,6 @@ class ClassifierGroup(Group):
         if self._resolution.artifact is None:
             await self._trace_phase(self._trace)
         if self._topology.tracing:
-            await self._tear_down()  # nothing is left for the ranks to do
-            self.workers = []
             return
         try:
             self.packs_rows = await self._phase("load", self.executor.load(self.artifact))

@@ -248,6 +248,9 @@ class Group(ABC):
             await self._phase("place", self.executor.place())
             await self._join(self._topology.for_tracing() if self._must_trace else self._topology)
             await self._prepare()
+            if self._topology.tracing:  # nothing is left for the ranks to do
+                await self._end_ranks()
+                self.workers = []
             return True
         except Exception as e:
             if self.lifecycle.state is not State.STARTING:  # it was stopped
@@ -264,12 +267,7 @@ class Group(ABC):
         log.warning("%s", attempt.reason)
         self._reported(PhaseReport(list(PHASES).index(current.name) + 1, current.name, seconds, attempt.reason))
         self.layout_failure = attempts.layout_failure or self.layout_failure
-        self._failure.cancel()  # that ranks are gone now is no failure
-        await self._tear_down()
-        await asyncio.sleep(attempt.pause_s)
-        if self.lifecycle.state is not State.STARTING:
-            raise self.lifecycle.why_not_ready()
-        self._failure = asyncio.get_running_loop().create_future()
+        await self._end_ranks(attempt.pause_s)
         self._topology = attempt.topology
         return False
 
@@ -291,11 +289,18 @@ class Group(ABC):
         return result
 
     async def _replace_ranks(self, topology: Topology) -> None:
+        await self._end_ranks()
+        await self._join(topology)
+
+    async def _end_ranks(self, pause_s: float = 0.0) -> None:
+        """End the ranks of a start that goes on with others, after a pause."""
+        assert self._failure is not None, "ranks change within a start"
+        self._failure.cancel()  # that these ranks are gone is no failure
         await self._tear_down()
+        await asyncio.sleep(pause_s)
         if self.lifecycle.state is not State.STARTING:  # it was stopped meanwhile
             raise self.lifecycle.why_not_ready()
-        self._failure = asyncio.get_running_loop().create_future()  # the end of those ranks was no failure
-        await self._join(topology)
+        self._failure = asyncio.get_running_loop().create_future()
 
     async def _phase(self, name: str, work: Coroutine[Any, Any, T]) -> T:
         """Run one phase of a start: within its limit, and until a rank fails."""

@@ -64,14 +64,18 @@ def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
 def has_room(topology: Topology, labels: Mapping[str, str] | None = None) -> bool:
     """Whether a node of this Ray, with ``labels``, could take the group now, beside what runs on it."""
     suiting = {node["NodeID"] for node in ray.nodes() if not labels or matches(node["Labels"], labels)}
-    available = cast(Any, ray)._private.state.available_resources_per_node()
-    return any(_holds(free, topology.resources()) for node, free in available.items() if node in suiting)
+    return any(_holds(free, topology.resources()) for node, free in _available().items() if node in suiting)
 
 
 def has_room_here(topology: Topology) -> bool:
     """Whether this node could take the group now, beside what runs on it."""
-    free = cast(Any, ray)._private.state.available_resources_per_node()
-    return _holds(free.get(ray.get_runtime_context().get_node_id(), {}), topology.resources())
+    return _holds(_available().get(ray.get_runtime_context().get_node_id(), {}), topology.resources())
+
+
+def _available() -> dict[str, dict[str, float]]:
+    """What is free on each node, by its id."""
+    found: dict[str, dict[str, float]] = cast(Any, ray)._private.state.available_resources_per_node()
+    return found
 
 
 def _holds(resources: dict[str, float], needs: dict[str, float]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tpray.artifacts.folder import UserModelArtifact, rank_folder
-from tpray.artifacts.manifest import UserModelManifest, machine, now, versions, write_manifest
+from tpray.artifacts.manifest import UserModelManifest, check_cores, machine, now, versions, write_manifest
 from tpray.errors import ConfigError
 from tpray.group.executor import Executor
 from tpray.group.group import Group
@@ -76,12 +76,7 @@ class UserModelGroup(Group):
                 f"{self._work.directory} was traced for the runtime {manifest.runtime}, and this machine's is "
                 f"{topology.runtime}: trace the model here"
             )
-        compiled, here = (manifest.instance_family, manifest.lnc), topology.compiled_for
-        if any(None not in pair and pair[0] != pair[1] for pair in zip(compiled, here, strict=True)):
-            raise ConfigError(
-                f"{self._work.directory} was compiled for {_cores(*compiled)}, and this is {_cores(*here)}: trace the "
-                "model again for it"
-            )
+        check_cores(manifest, topology, str(self._work.directory))
 
     @property
     def _must_trace(self) -> bool:
@@ -121,7 +116,3 @@ class UserModelGroup(Group):
         )
         write_manifest(task.directory, manifest)
         return UserModelArtifact(task.directory, manifest)
-
-
-def _cores(family: str | None, lnc: int | None) -> str:
-    return f"{family or 'some family'} with logical NeuronCores of {lnc or 'the default size'}"

@@ -51,8 +51,6 @@ class Platform(Protocol):
     """Modules that read the environment when they are imported, so that no process may import them before it is set."""
     ray_assigns_cores: bool
     """Whether Ray gives out core ids. If not, ranks are pinned to CPU cores that they lease."""
-    traces_alone: bool
-    """Whether a rank can trace while the others do not."""
     traces_on_cpu: bool
     """Whether ranks trace on CPUs, in processes other than those that load: a machine without such cores can."""
     loads_in_threads: bool

@@ -46,7 +46,6 @@ class CpuPlatform:
     packages: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
     ray_assigns_cores = False
-    traces_alone = True
     traces_on_cpu = False
     loads_in_threads = False  # it uses torch.export, which is not safe in two threads
     layouts: tuple[ProcessLayout, ...] = ("process-per-rank",)

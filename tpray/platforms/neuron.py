@@ -204,12 +204,11 @@ class NeuronPlatform:
         runtime_class: str,
         packages: tuple[str, ...],
         variables: Callable[[Topology, ProcessCores], Variables],
-        traces_alone: bool,
+        traces_on_cpu: bool,
         layouts: tuple[ProcessLayout, ...],
     ) -> None:
         self.name, self.runtime_class, self.packages, self._variables = name, runtime_class, packages, variables
-        self.traces_alone = self.traces_on_cpu = traces_alone  # the compiler alone needs no cores
-        self.layouts = layouts
+        self.traces_on_cpu, self.layouts = traces_on_cpu, layouts
 
     def is_here(self) -> bool:
         if not (DEVICES / "neuron0").exists():
@@ -269,7 +268,7 @@ class NeuronPlatform:
 
     def traces_at_once(self, tp: int) -> int:
         """All, unless their compilers would not fit the memory together."""
-        return max(1, min(tp, available_bytes() // COMPILER_BYTES)) if self.traces_alone else tp
+        return max(1, min(tp, available_bytes() // COMPILER_BYTES)) if self.traces_on_cpu else tp
 
     def prepare_machine(self, process: ProcessCores) -> None:
         for folder in (neff_folder, lock_folder):  # an earlier group's
@@ -293,10 +292,10 @@ class NeuronPlatform:
 
 NEURON = NeuronPlatform(
     "neuron", "tpray.runtime.neuron.torchneuron:NeuronRuntime", ("torch-neuronx", "neuronx-cc"),
-    torchneuron_variables, traces_alone=False, layouts=("process-per-rank",),
+    torchneuron_variables, traces_on_cpu=False, layouts=("process-per-rank",),
 )  # fmt: skip
 NEURON_XLA = NeuronPlatform(
     "neuron-xla", "tpray.runtime.neuron.xla:NeuronXlaRuntime",
     ("torch-neuronx", "torch-xla", "neuronx-cc", "libneuronxla"),
-    xla_variables, traces_alone=True, layouts=("process-per-rank", "single-process"),
+    xla_variables, traces_on_cpu=True, layouts=("process-per-rank", "single-process"),
 )  # fmt: skip

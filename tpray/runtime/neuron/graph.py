@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,11 @@ def lower(
     module.graph.lint()
     module.recompile()
     return found
+
+
+def program_for(example: Sequence[Tensor]) -> str:
+    """What a program is called in reports and errors: by the shapes that it takes."""
+    return f"the program for {', '.join(str(list(x.shape)) for x in example)}"
 
 
 def fold_constants(module: GraphModule) -> int:

@@ -161,7 +161,7 @@ def _compile(
     try:
         compiled = _wrap(programs)
         for f, example in zip(compiled, examples, strict=True):
-            what = f"the program for {', '.join(str(list(x.shape)) for x in example)}"
+            what = graph.program_for(example)
             with torch.inference_mode():
                 _on_device(f)(*example)
             report(what)

@@ -110,7 +110,7 @@ class NeuronXlaRuntime:
         if aliases is not None:
             _check_states(programs[0].run_decompositions({}), aliases)
         for number, (program, example) in enumerate(zip(programs, examples, strict=True)):
-            what = f"the program for {', '.join(str(list(x.shape)) for x in example)}"
+            what = graph.program_for(example)
             ready, collectives = prepare(program.module(check_guards=False), state.rank, state.size)
             work = directory.parent / WORK_DIR / f"rank_{state.rank:02d}_{number}"
             work.mkdir(parents=True, exist_ok=True)
