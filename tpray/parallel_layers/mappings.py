@@ -129,7 +129,11 @@ def _reduce(input_: Tensor, computation: str = "sum", process_group: object = No
 
 
 def _split_along_dim(input_: Tensor, partition_dim: int, process_group: object = None) -> Tensor:
-    return input_ if _size(process_group) == 1 else own_part(input_, partition_dim)
+    size = _size(process_group)
+    if size == 1:
+        return input_
+    divide(input_.shape[partition_dim], size)  # or it says that it cannot
+    return own_part(input_, partition_dim)
 
 
 def _split_along_last_dim(input_: Tensor, process_group: object = None) -> Tensor:
