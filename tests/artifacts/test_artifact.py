@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tpray.config import ModelConfig
 from tpray.errors import ArtifactError, ConfigError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
-from tpray.runtime.exported import load_programs
+from tpray.runtime.cpu.lowered import load_graphs
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -52,7 +53,7 @@ def test_a_flipped_bit_is_found_and_the_model_traced_again(
     model: ModelConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     artifact = start(model).artifact
-    for name in ("manifest.json", "rank_01/weights.safetensors", "rank_00/program_0.json", "model/config.json"):
+    for name in ("manifest.json", "rank_01/weights.safetensors", "rank_00/graph_0.json", "model/config.json"):
         path = artifact.directory / name
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
@@ -88,7 +89,9 @@ def test_an_altered_manifest_is_refused_even_when_it_is_valid(model: ModelConfig
 
 def test_a_graph_that_calls_anything_else_is_refused(model: ModelConfig) -> None:
     artifact = start(model).artifact
-    path = artifact.rank_directory(0) / "program_0.json"
-    path.write_text(path.read_text().replace("torch.ops.aten.linear.default", "os.system", 1))
-    with pytest.raises(ArtifactError, match=r"calls os\.system"):
-        load_programs(artifact.rank_directory(0))
+    path = artifact.rank_directory(0) / "graph_0.json"
+    whole = path.read_text()
+    for name in ("os.system", "operator.methodcaller", "aten.from_file.default", "mkldnn.__class__.x", "math.prod"):
+        path.write_text(whole.replace("aten.layer_norm.default", name, 1))
+        with pytest.raises(ArtifactError, match=f"calls {re.escape(name)}, which"):
+            load_graphs(artifact.rank_directory(0))

@@ -4,7 +4,7 @@
 
     manifest.json          see `manifest.Manifest`
     model/                 config.json and the tokenizer's files
-    rank_00/program_0.json   the traced graph        \\  one folder per rank,
+    rank_00/graph_0.json     the traced graph        \\  one folder per rank,
     rank_00/weights.safetensors   its tensors      /   written by that rank
 
 The manifest is written last and the folder is renamed into place whole, so a reader never sees half of one.

@@ -1,7 +1,8 @@
 """One rank: a plain class. A Ray actor in service (`ray_executor`), a thread in tests (`thread_executor`).
 
-Its methods are the start-up phases, called through Ray one after another. From `connect` on, a thread of its
-own answers the wire: receive a frame, run the program, answer. That is the hot path, and Ray is not on it.
+Its methods are the start-up phases, called through Ray one after another; those that compute do so on the rank's
+`ProgramThread`. From `connect` on, that thread also answers the wire: receive a frame, run the program, answer. That
+is the hot path, and Ray is not on it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import os
 import resource
 import shutil
 import socket
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tpray.artifacts.manifest import RankRecord
 from tpray.errors import GroupError, RankError, TprayError
 from tpray.group import wire
 from tpray.group.jobs import ShardJob, UserModelJob, UserModelTrace, WorkerInfo
+from tpray.group.program_thread import ProgramThread
 from tpray.group.wire import Frame, Kind
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import Checkpoint
@@ -70,7 +72,7 @@ class ShardWorker:
         self._collective: Collective = SingleRank()
         self._program: Program | None = None
         self._sock: socket.socket | None = None
-        torch.set_num_threads(topology.threads)
+        self._thread = ProgramThread(f"tpray-rank-{rank}", topology.threads)
 
     def info(self) -> WorkerInfo:
         """Where and what this rank is; also the proof that its process has come up."""
@@ -115,17 +117,21 @@ class ShardWorker:
                 f"{cores.describe(self._assigned_cores)}: {e}. `tpray doctor` says what is wrong, or who has them"
             ) from e
         self._sock = sock
-        threading.Thread(target=self._answer, args=(sock,), name=f"tpray-rank-{self.rank}", daemon=True).start()
+        self._thread.serve(sock, self._answer)
 
     def trace(self, job: ShardJob) -> RankRecord:
         """Build this rank's shard, trace it and save it in the job's directory."""
+        return self._thread.do(lambda: self._trace(job))
+
+    def _trace(self, job: ShardJob) -> RankRecord:
         from tpray.parallel_layers.shard import build_shard
 
         shutil.rmtree(job.directory, ignore_errors=True)
         job.directory.mkdir(parents=True)
         with parallel_state.use(self.rank, self.topology.tp):
             shard = build_shard(job.checkpoint, DTYPES[job.dtype], self._runtime.attention, job.typed)
-            self._runtime.trace(shard, job.max_length, job.directory, job.buckets, self._report)
+            in_int8 = job.checkpoint.plan.is_sharded if job.dtype == "int8" else None
+            self._runtime.trace(shard, job.max_length, job.directory, job.buckets, self._report, in_int8)
         return _record(shard, job.directory)
 
     def trace_user_model(self, job: UserModelJob) -> UserModelTrace:
@@ -135,6 +141,9 @@ class ShardWorker:
             TraceError: the user's function or the model raised, or cannot be traced.
             ConfigError: the io_aliases do not fit the model.
         """
+        return self._thread.do(lambda: self._trace_user_model(job))
+
+    def _trace_user_model(self, job: UserModelJob) -> UserModelTrace:
         job.directory.mkdir(parents=True)
         os.chdir(job.folder)
         with parallel_state.use(self.rank, self.topology.tp):
@@ -174,13 +183,13 @@ class ShardWorker:
         manifest = artifact.manifest
         directory = artifact.rank_directory(self.rank)
         saved = SavedUserModel(directory, self.rank, manifest.tp, manifest.programs, manifest.aliases)
-        self._program = self._runtime.load_user_model(saved)
+        self._program = self._thread.do(lambda: self._runtime.load_user_model(saved))
 
     def make_canary(self, checkpoint: Checkpoint, max_length: int) -> Canary:
         """The unsharded model's answer to a fixed input; see `runtime.canary`."""
         from tpray.runtime.canary import make_canary
 
-        return make_canary(checkpoint, max_length)
+        return self._thread.do(lambda: make_canary(checkpoint, max_length))
 
     def load(self, artifact: Artifact) -> bool:
         """Check this rank's files and load its program; whether that packs rows.
@@ -192,7 +201,7 @@ class ShardWorker:
         manifest = artifact.manifest
         directory = artifact.rank_directory(self.rank)
         saved = SavedShard(directory, self.rank, manifest.tp, manifest.dtype, manifest.buckets, manifest.model.sharding)
-        self._program = self._runtime.load(saved)
+        self._program = self._thread.do(lambda: self._runtime.load(saved))
         return self._program.packs_rows
 
     def _report(self, text: str) -> None:
@@ -200,17 +209,19 @@ class ShardWorker:
         assert self._sock is not None, "connect() comes before trace()"
         self._sock.sendall(Frame(Kind.PROGRESS, text=text).encode())
 
-    def _answer(self, sock: socket.socket) -> None:
-        torch.set_num_threads(self.topology.threads)  # OpenMP keeps the number per thread
-        with parallel_state.use(self.rank, self.topology.tp, self._collective), torch.inference_mode():
-            while (frame := wire.receive(sock)) is not None:
-                try:
-                    sock.sendall(self._step(frame))
-                except OSError:
-                    break
+    def _answer(self, sock: socket.socket) -> bool:
+        """Answer a frame; False when there will be no more."""
+        frame = wire.receive(sock)
+        if frame is not None:
+            with parallel_state.use(self.rank, self.topology.tp, self._collective), torch.inference_mode():
+                answer = self._step(frame)
+            with suppress(OSError):
+                sock.sendall(answer)
+                return True
         sock.close()
         self._collective.close()
         self._exit(0)  # the owner is gone: this rank has nobody to serve
+        return False
 
     def _step(self, frame: Frame) -> bytes:
         started = time.perf_counter()

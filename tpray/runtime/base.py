@@ -86,12 +86,18 @@ class Runtime(Protocol):
         ...
 
     def trace(
-        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket], report: Report = no_report
+        self,
+        shard: nn.Module,
+        max_length: int,
+        directory: Path,
+        buckets: Sequence[Bucket],
+        report: Report = no_report,
+        in_int8: Callable[[str], bool] | None = None,
     ) -> None:
         """Trace this rank's shard and save it in ``directory``.
 
         One program for any B and any S up to ``max_length``, or one for each of ``buckets``; where each takes minutes
-        to compile, ``report`` is called after each.
+        to compile, ``report`` is called after each. in_int8: which linear layers, by their paths, compute in int8.
 
         Raises:
             CompileError: the compiler failed.

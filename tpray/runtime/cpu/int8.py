@@ -13,13 +13,13 @@ backend calls them, torch/_inductor/fx_passes/quantization.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from tpray.runtime.cpu.passes import add_tensor, aten, nodes_calling, substitute, tensor_of, tidy
+from tpray.runtime.cpu.passes import aten, nodes_calling, substitute, tensor_of, tidy
 
 onednn: Any = torch.ops.onednn
 
@@ -27,18 +27,31 @@ _ONE = torch.tensor([1.0])  # the token's scale is multiplied in afterwards: one
 _MIDDLE = torch.tensor([128], dtype=torch.int32)
 
 
-def int8_linear(x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor | None) -> Tensor:
-    """``x W^T + bias``, ``[..., I]`` -> ``[..., O]``, in x's dtype.
+class Int8Weight(NamedTuple):
+    """A weight as oneDNN multiplies it.
 
-    weight: int8, prepacked by oneDNN. scales: float32 ``[O]``. zeros: int32 zeros ``[O]``.
+    values: int8, prepacked. scales: float32 ``[O]``. zeros: int32 zeros ``[O]``.
     """
+
+    values: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Int8Weight:
+        """A weight ``[O, I]``, quantised and prepacked."""
+        values, scales = quantise(weight)
+        packed = onednn.qlinear_prepack(values, [256, values.shape[1]])
+        return cls(packed, scales, torch.zeros(len(scales), dtype=torch.int32))
+
+
+def int8_linear(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
+    """``x W^T + bias``, ``[..., I]`` -> ``[..., O]``, in x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
     largest = rows.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12)
     # Conversion to an integer cuts off: with the half it rounds. By way of int32, because that is vectorised.
     quantised = torch.mul(rows, 127 / largest).add_(128.5).to(torch.int32).to(torch.uint8)
-    y = onednn.qlinear_pointwise.tensor(
-        quantised, _ONE, _MIDDLE, weight, scales, zeros, None, 1.0, 0, x.dtype, "none", [], ""
-    )
+    y = onednn.qlinear_pointwise.tensor(quantised, _ONE, _MIDDLE, *weight, None, 1.0, 0, x.dtype, "none", [], "")
     token_scales = (largest / 127).to(x.dtype)
     y = y.mul_(token_scales) if bias is None else torch.addcmul(bias, y, token_scales)
     return y.view(*x.shape[:-1], y.shape[-1])
@@ -62,26 +75,14 @@ def mark_int8(module: GraphModule, chosen: Callable[[str], bool]) -> int:
 
 
 def quantise_linears(module: GraphModule) -> int:
-    """The marked linear layers as `int8_linear`."""
+    """The marked linear layers as `int8_linear`, whose weight is quantised when it is loaded."""
     found = 0
     for node in nodes_calling(module, aten.linear.default):
         if not node.meta.get("int8"):
             continue
         x, source, bias = (*node.args, None)[:3]
-        weight = tensor_of(module, source)
-        assert weight is not None, "only layers with a weight are marked"
-        values, scales = quantise(weight)
-        prepacked = onednn.qlinear_prepack(values, [256, values.shape[1]])
         with module.graph.inserting_before(node):
-            own = [
-                add_tensor(module, f"int8_{found}_{name}", tensor)
-                for name, tensor in (
-                    ("weight", prepacked),
-                    ("scales", scales),
-                    ("zeros", torch.zeros(len(scales), dtype=torch.int32)),
-                )
-            ]
-            linear = module.graph.call_function(int8_linear, (x, *own, bias))
+            linear = module.graph.call_function(int8_linear, (x, source, bias))
         substitute(node, linear)
         found += 1
     tidy(module)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,31 +46,50 @@ class PackedRows:
     @classmethod
     def of(cls, mask: Tensor) -> PackedRows | None:
         """The rows of an attention mask int64 ``[B, S]``; None if padding comes before a token, or a row is empty."""
-        width = mask.shape[1]
-        lengths = mask.sum(dim=1)
-        places = torch.arange(width)
+        array = mask.numpy()  # whose small operations cost a tenth of torch's
+        count, width = array.shape
+        places = np.arange(width)
+        if array.all():
+            if not width:
+                return None
+            starts = np.arange(count) * width
+            return cls(((0, count, width),), torch.from_numpy(starts), torch.from_numpy(np.tile(places, count)), None)
+        lengths = (array != 0).sum(axis=1)
         kept = places < lengths[:, None]
-        if not torch.equal(kept, mask != 0) or int(lengths.min()) < 1:
+        if not lengths.all() or not np.array_equal(kept, array != 0):
             return None
         sizes: list[int] = lengths.tolist()
-        starts, runs = list(itertools.accumulate(sizes, initial=0))[:-1], []
-        first = 0
+        runs, first = [], 0
         for length, group in itertools.groupby(sizes):
-            count = len(list(group))
-            runs.append((first, count, length))
-            first += count * length
-        padded = first < mask.numel()
+            rows = len(list(group))
+            runs.append((first, rows, length))
+            first += rows * length
         return cls(
             runs=tuple(runs),
-            starts=torch.tensor(starts),
-            positions=places.expand_as(kept)[kept],
-            kept=kept.flatten().nonzero().squeeze(1) if padded else None,
+            starts=torch.from_numpy(np.cumsum(lengths) - lengths),
+            positions=torch.from_numpy(np.broadcast_to(places, kept.shape)[kept]),
+            kept=torch.from_numpy(kept.ravel().nonzero()[0]),
         )
 
     def pack(self, tokens: Tensor) -> Tensor:
         """``[B, S]`` without its padding, ``[1, T]``."""
         flat = tokens.reshape(1, -1)
         return flat if self.kept is None else flat.index_select(1, self.kept)
+
+
+def attend_rows(qkv: Tensor, width: int, rows: PackedRows, scale: float | None = None) -> Tensor:
+    """Self-attention within each row, of queries, keys and values as one linear layer made them.
+
+    ``[1, T, 3 N D]`` with heads of ``width`` D -> ``[1, T, N D]``.
+    """
+    parts = []
+    for first, count, length in rows.runs:
+        own = qkv if len(rows.runs) == 1 else qkv.narrow(1, first, count * length)
+        heads = own.view(count, length, -1, width).transpose(1, 2)
+        q, k, v = heads.chunk(3, 1)
+        out = _attend(q, k, v, scale)  # [count, N, length, D]
+        parts.append(out.transpose(1, 2).reshape(1, count * length, -1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float | None = None) -> Tensor:
@@ -134,8 +154,8 @@ _ROW_WISE = {
 """Those whose tensor arguments are all tokens ``[1, T, H]`` or weights."""
 
 
-def pack_rows(module: GraphModule) -> GraphModule | None:
-    """A version of a lowered ``module`` that also takes `PackedRows`, and ids and types ``[1, T]``; weights are shared.
+def pack_rows(module: GraphModule) -> Graph | None:
+    """A version of a lowered module's graph that also takes `PackedRows`, and ids and types ``[1, T]``.
 
     Returns None if the graph mixes tokens in a way that is not known here, or needs the mask for anything else.
     """
@@ -148,19 +168,17 @@ def pack_rows(module: GraphModule) -> GraphModule | None:
     graph.eliminate_dead_code()
     if mask is None or mask.users or not _mixes_nothing_else(graph):
         return None
+    _attend_from_one_linear(graph)
     hoist_row_starts(graph)
+    graph.eliminate_dead_code()
     graph.lint()
-    return GraphModule(module, graph)
+    return graph
 
 
 def plain_copy(module: GraphModule) -> Graph:
-    """The graph without the exported program's packing of its result: it returns a tensor, not a tuple of one.
-
-    A new `GraphModule` of it holds the tensors that it uses and no others.
-    """
+    """The graph without what an exported program does to its inputs and outputs: it takes and returns flat tuples."""
     graph = Graph()
-    output = graph.graph_copy(module.graph, {})
-    graph.output(output[0] if isinstance(output, tuple) else output)
+    graph.output(graph.graph_copy(module.graph, {}))
     return graph
 
 
@@ -184,6 +202,46 @@ def hoist_row_starts(graph: Graph) -> int:
         graph.erase_node(source)
         passed += 1
     return passed
+
+
+def _attend_from_one_linear(graph: Graph) -> None:
+    """Attention that cuts its queries, keys and values out of one layer's output, and joins its heads again, as
+    `attend_rows`: a view of all three for a dozen of each one's own."""
+    nodes: list[Any] = list(graph.nodes)
+    for attention in nodes:
+        if attention.target is not packed_attention:
+            continue
+        *heads, rows, scale = attention.args
+        pieces = [_argument(_argument(x, aten.transpose.int), aten.view.default) for x in heads]
+        cuts = [_argument(piece, operator.getitem) for piece in pieces]
+        one_linear = len(set(cuts)) == 1 and calls(cuts[0], aten.split_with_sizes.default)
+        if not one_linear or [piece.args[1] for piece in pieces] != [0, 1, 2]:
+            continue
+        source, sizes = cuts[0].args[:2]
+        width = heads[0].meta["val"].shape[-1] if "val" in heads[0].meta else None
+        joined = _joined_heads(attention)
+        if joined is not None and isinstance(width, int) and len(sizes) == 3 and len(set(sizes)) == 1:
+            with graph.inserting_before(joined):
+                joined.replace_all_uses_with(graph.call_function(attend_rows, (source, width, rows, scale)))
+
+
+def _argument(node: Any, target: object) -> Any:
+    """What ``node``, a call of ``target``, is computed from; None if it is no such call."""
+    return node.args[0] if calls(node, target) else None
+
+
+def _joined_heads(attention: Node) -> Any:
+    """The node that makes ``[1, T, N D]`` of the result ``[1, N, T, D]``; None where anything else uses that too."""
+    node: Any = attention
+    for target in (aten.transpose.int, aten.contiguous.default):
+        users = list(node.users)
+        if len(users) == 1 and calls(users[0], target):
+            node = users[0]
+        elif target is aten.transpose.int:
+            return None
+    users = list(node.users)
+    joins = len(users) == 1 and (calls(users[0], aten.reshape.default) or calls(users[0], aten.view.default))
+    return users[0] if joins and len(users[0].args[1]) == 3 else None
 
 
 def _replacing(others: dict[Node, Node]) -> Callable[[Node], Node]:
@@ -233,8 +291,8 @@ def _mixes_nothing_else(graph: Graph) -> bool:
     return True
 
 
-def run_packed(program: GraphModule, rows: PackedRows, inputs: Sequence[Tensor]) -> Tensor:
-    """Logits ``[R, L]`` of a packed program for padded ``input_ids``, ``attention_mask``, ``token_type_ids``."""
+def run_packed(program: Callable[..., Any], rows: PackedRows, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Logits ``[R, L]``, in a tuple, of a packed program for padded ids, mask and types."""
     ids, mask, types = inputs
-    result: Tensor = program(rows.pack(ids), mask, rows.pack(types), rows)
-    return result
+    outputs: Sequence[Tensor] = program(rows.pack(ids), mask, rows.pack(types), rows)
+    return outputs

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -65,13 +66,15 @@ def tidy(module: GraphModule) -> None:
 
 
 def remove_no_ops(module: GraphModule) -> int:
-    """Drop what computes nothing at inference: dropout, checks of dtypes, casts to the same dtype, slices of
-    everything, unused nodes."""
+    """Drop what computes nothing at inference: dropout, checks of dtypes, casts to the same dtype, views of the same
+    shape, slices of everything, unused nodes."""
     found = 0
     nodes: list[Any] = list(module.graph.nodes)  # torch's types let a node's argument be anything
     for node in nodes:
         whole = calls(node, aten.slice.Tensor) and not node.args[2] and node.args[3:] == (_EVERYTHING,)
         same = calls(node, aten.to.dtype) and len(node.args) == 2 and _dtype(node.args[0]) is node.args[1]
+        viewed = calls(node, aten.view.default) or calls(node, aten.reshape.default)
+        same = same or (viewed and _same_shape(node, node.args[0]))
         if whole or same or calls(node, aten.dropout.default) or calls(node, aten.alias.default):
             node.replace_all_uses_with(node.args[0])
         elif not calls(node, aten._assert_tensor_metadata.default):
@@ -153,25 +156,44 @@ def add_before_reducing(module: GraphModule, rank: int) -> int:
     return found
 
 
-def prepack_linears(module: GraphModule) -> int:
-    """Linear layers as oneDNN's, their weights prepacked."""
-    nodes = nodes_calling(module, aten.linear.default)
-    prepacked = 0
-    for node in nodes:
+def fold_biases(module: GraphModule) -> int:
+    """``linear(x) + bias`` as the linear layer's own bias. A row-parallel layer adds it behind its all-reduce; with
+    one rank there is none between them."""
+    found = 0
+    for linear in nodes_calling(module, aten.linear.default):
+        add = _only_user(linear, aten.add.Tensor)
+        if len(linear.args) != 2 or add is None or add.kwargs or add.args[0] is not linear:
+            continue
+        bias = tensor_of(module, add.args[1])
+        if bias is None or bias.dim() != 1 or not _same_shape(add, linear) or _dtype(linear) is not bias.dtype:
+            continue
+        with module.graph.inserting_before(add):
+            both = module.graph.call_function(aten.linear.default, (*linear.args, add.args[1]))
+        int8 = linear.meta.get("int8", False)
+        substitute(add, both)
+        both.meta["int8"] = int8
+        module.graph.erase_node(linear)
+        found += 1
+    tidy(module)
+    return found
+
+
+def use_onednn(module: GraphModule, changing: Collection[str] = ()) -> int:
+    """Linear layers as oneDNN's, whose weights are packed when they are loaded.
+
+    changing: tensors whose values do not stay, so that they cannot be packed.
+    """
+    found = 0
+    for node in nodes_calling(module, aten.linear.default):
         x, weight, bias = (*node.args, None)[:3]
-        value = tensor_of(module, weight)
-        if value is None:
+        if tensor_of(module, weight) is None or str(weight.target) in changing:
             continue
         with module.graph.inserting_before(node):
-            # The batch size only steers the choice of a blocked layout; that of many rows serves few as well.
-            own = add_tensor(
-                module, f"prepacked_{prepacked}", mkldnn._reorder_linear_weight(value.detach().clone(), 256)
-            )
-            linear = module.graph.call_function(mkldnn._linear_pointwise.default, (x, own, bias, "none", [], ""))
+            linear = module.graph.call_function(mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], ""))
         substitute(node, linear)
-        prepacked += 1
+        found += 1
     tidy(module)
-    return prepacked
+    return found
 
 
 def fuse_activations(module: GraphModule) -> int:

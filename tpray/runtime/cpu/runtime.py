@@ -6,35 +6,46 @@ Batch and sequence stay symbolic, so that one program serves every shape without
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule
 
+from tpray.parallel_layers import parallel_state
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_report
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.cpu import passes
 from tpray.runtime.cpu.int8 import mark_int8, quantise_linears
+from tpray.runtime.cpu.lowered import Function, graph_file, load_graphs, save_graphs
 from tpray.runtime.cpu.packing import PackedRows, pack_rows, plain_copy, run_packed
-from tpray.runtime.exported import as_module, export, inputs_of, load_programs, record_program, save_programs
+from tpray.runtime.exported import as_module, export, inputs_of, record_program
 from tpray.runtime.records import ProgramRecord
 from tpray.runtime.shaped import ShapedProgram
 
 log = logging.getLogger(__name__)
 
 
-def lower(module: GraphModule, rank: int, in_int8: Callable[[str], bool] | None = None) -> dict[str, int]:
-    """Run every pass in its order; how many matches each found. in_int8: which layers, by their paths, to quantise."""
+def lower(
+    module: GraphModule, rank: int, in_int8: Callable[[str], bool] | None = None, changing: Collection[str] = ()
+) -> dict[str, int]:
+    """Run every pass in its order; how many matches each found.
+
+    Args:
+        in_int8: which layers, by their paths, to quantise.
+        changing: names of the tensors that steps change.
+    """
     steps: dict[str, Callable[[], int]] = {
         "no-ops removed": lambda: passes.remove_no_ops(module),
         "linears chosen for int8": lambda: 0 if in_int8 is None else mark_int8(module, in_int8),
         "sibling linears merged": lambda: passes.merge_sibling_linears(module),
         "additions moved before all-reduces": lambda: passes.add_before_reducing(module, rank),
+        "biases folded": lambda: passes.fold_biases(module),
         "linears quantised": lambda: quantise_linears(module),
-        "linears prepacked": lambda: passes.prepack_linears(module),
+        "linears given to oneDNN": lambda: passes.use_onednn(module, changing),
         "activations fused": lambda: passes.fuse_activations(module),
         "residuals fused": lambda: passes.fuse_residuals(module),
         "masks converted": lambda: passes.convert_masks(module),
@@ -43,20 +54,19 @@ def lower(module: GraphModule, rank: int, in_int8: Callable[[str], bool] | None 
 
 
 class CpuProgram:
-    """A lowered program in two versions that share their weights: packed rows, and padded ones as the fallback."""
+    """A lowered program in two versions that share their weights: padded rows, and packed ones where it has that."""
 
-    def __init__(self, module: GraphModule) -> None:
-        self.packed = pack_rows(module)
-        self.packs_rows = self.packed is not None
-        # Made anew, so that the tensors that lowering has replaced are let go.
-        self.padded = GraphModule(module, plain_copy(module))
+    def __init__(self, padded: Function, packed: Function | None = None) -> None:
+        self.padded, self.packed = padded, packed
+        self.packs_rows = packed is not None
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Logits ``[B, L]`` for ids, mask and types int64 ``[B, S]``."""
         rows = None if self.packed is None else PackedRows.of(inputs[1])
         if self.packed is None or rows is None:
-            return (self.padded(*inputs),)
-        return (run_packed(self.packed, rows, inputs),)
+            outputs: Sequence[Tensor] = self.padded(*inputs)
+            return outputs
+        return run_packed(self.packed, rows, inputs)
 
 
 class CpuRuntime:
@@ -71,10 +81,17 @@ class CpuRuntime:
         """The group's `Collective` is all there is."""
 
     def trace(
-        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket], report: Report = no_report
+        self,
+        shard: nn.Module,
+        max_length: int,
+        directory: Path,
+        buckets: Sequence[Bucket],
+        report: Report = no_report,
+        in_int8: Callable[[str], bool] | None = None,
     ) -> None:
         if buckets:
-            self.trace_user_model(shard, list(map(inputs_of, buckets)), directory)
+            programs = export(shard, list(map(inputs_of, buckets)))
+            save_graphs([_lowered(program, in_int8) for program in programs], directory)
             return
         batch, sequence = (
             torch.export.Dim("batch", min=1),
@@ -87,17 +104,15 @@ class CpuRuntime:
             program = torch.export.export(
                 shard, example, dynamic_shapes=({0: batch, 1: sequence},) * len(example), strict=False
             )
-        save_programs([program], directory)
+        module, padded = _lowered(program, in_int8)
+        packed = pack_rows(module)
+        save_graphs([(module, padded), *([] if packed is None else [(module, packed)])], directory)
 
     def load(self, saved: SavedShard) -> Program:
-        modules = [as_module(p) for p in load_programs(saved.directory, len(saved.buckets) or 1)]
-        in_int8 = saved.plan.is_sharded if saved.dtype == "int8" else None
-        for module in modules:
-            found = lower(module, saved.rank, in_int8)
-            log.info("rank %d lowered: %s", saved.rank, ", ".join(f"{n} {name}" for name, n in found.items()))
-        if not saved.buckets:
-            return CpuProgram(modules[0])
-        return ShapedProgram.of_buckets(saved.buckets, [GraphModule(m, plain_copy(m)) for m in modules])
+        if saved.buckets:
+            return ShapedProgram.of_buckets(saved.buckets, load_graphs(saved.directory, len(saved.buckets))[0])
+        packs_rows = (saved.directory / graph_file(1)).exists()
+        return CpuProgram(*load_graphs(saved.directory, 1 + packs_rows)[0])
 
     def trace_user_model(
         self,
@@ -112,13 +127,22 @@ class CpuRuntime:
         ``aliases`` are applied after each step, by the program that `load_user_model` makes.
         """
         programs = export(module, examples)
-        save_programs(programs, directory)
+        save_graphs([_lowered(program, changing=aliases or ()) for program in programs], directory, aliases or ())
         return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]
 
     def load_user_model(self, saved: SavedUserModel) -> Program:
-        loaded = load_programs(saved.directory, len(saved.programs))
-        state = dict(loaded[0].state_dict)
-        modules = [as_module(program) for program in loaded]
-        for module in modules:
-            lower(module, saved.rank)
-        return ShapedProgram.of_records(saved.programs, modules, {state[name]: i for name, i in saved.aliases.items()})
+        programs, tensor = load_graphs(saved.directory, len(saved.programs))
+        return ShapedProgram.of_records(
+            saved.programs, programs, {tensor(name): i for name, i in saved.aliases.items()}
+        )
+
+
+def _lowered(
+    program: ExportedProgram, in_int8: Callable[[str], bool] | None = None, changing: Collection[str] = ()
+) -> tuple[GraphModule, Graph]:
+    """A program lowered for this rank: the module that holds its tensors, and the graph to store."""
+    module = as_module(program)
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    found = lower(module, rank, in_int8, changing)
+    log.info("rank %d lowered: %s", rank, ", ".join(f"{n} {name}" for name, n in found.items()))
+    return module, plain_copy(module)

@@ -86,7 +86,13 @@ class NeuronRuntime:
         dist.init_process_group(DEVICE, rank=rank, world_size=size, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
 
     def trace(
-        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket], report: Report = no_report
+        self,
+        shard: nn.Module,
+        max_length: int,
+        directory: Path,
+        buckets: Sequence[Bucket],
+        report: Report = no_report,
+        in_int8: Callable[[str], bool] | None = None,
     ) -> None:
         examples = [inputs_of(bucket) for bucket in buckets]
         self._save(export(shard, examples), examples, directory, report)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,13 @@ class NeuronXlaRuntime:
         import torch_neuronx  # noqa: F401  # registers the operators that load programs
 
     def trace(
-        self, shard: nn.Module, max_length: int, directory: Path, buckets: Sequence[Bucket], report: Report = no_report
+        self,
+        shard: nn.Module,
+        max_length: int,
+        directory: Path,
+        buckets: Sequence[Bucket],
+        report: Report = no_report,
+        in_int8: Callable[[str], bool] | None = None,
     ) -> None:
         self._trace(shard, [inputs_of(bucket) for bucket in buckets], directory, report=report)
 

@@ -1,0 +1,79 @@
+"""The one thread of a rank that computes: it loads the program, runs its steps, and owns the only OpenMP pool.
+
+OpenMP keeps a pool of threads for each thread that has computed in parallel. With two such pools a rank has more
+threads than cores; libgomp then no longer spins where a parallel loop ends, and every operator waits for the scheduler.
+So all work of a rank comes here, its loading and tracing too, and every other thread of the process computes alone.
+
+Source: libgomp's manual on GOMP_SPINCOUNT: fewer spins "when there are more managed threads than available CPUs".
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class ProgramThread:
+    """Does what it is given, one after another, and between that what comes from a socket.
+
+    Args:
+        name: of the thread.
+        threads: of its OpenMP pool, itself included.
+    """
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._threads = threads
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._woken, self._wake = os.pipe()
+        self._serving: tuple[socket.socket, Callable[[socket.socket], bool]] | None = None
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self.do(lambda: None)
+        # The last number set is also that of threads that have not computed yet: of all but this one's.
+        torch.set_num_threads(1)
+
+    def do(self, work: Callable[[], T]) -> T:
+        """Have ``work`` done on the thread; what it returns, or raises."""
+        future: Future[T] = Future()
+        self._jobs.append((future, work))
+        os.write(self._wake, b"!")
+        return future.result()
+
+    def serve(self, sock: socket.socket, answer: Callable[[socket.socket], bool]) -> None:
+        """Call ``answer`` whenever ``sock`` has something to read, until it returns False; then the thread ends."""
+
+        def begin() -> None:
+            self._serving = sock, answer
+
+        self.do(begin)
+
+    def _run(self) -> None:
+        ready = select.poll()
+        ready.register(self._woken, select.POLLIN)
+        while True:
+            torch.set_num_threads(self._threads)  # before the first work, and in case any has changed it
+            if self._serving is not None:
+                ready.register(self._serving[0], select.POLLIN)
+            while not self._jobs:
+                events = ready.poll()
+                if self._serving is not None and any(fd != self._woken for fd, _ in events):
+                    sock, answer = self._serving
+                    if not answer(sock):
+                        os.close(self._woken)
+                        os.close(self._wake)
+                        return
+            os.read(self._woken, 1)
+            future, work = self._jobs.popleft()
+            try:
+                future.set_result(work())
+            except BaseException as e:  # noqa: BLE001  # it belongs to whoever waits
+                future.set_exception(e)
