@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.bench import report, traffic
 from tests.bench.sections import SECTIONS, Run
+from tpray.commands.load_generator import check_plots
 from tpray.config import cache_dir
 from tpray.platforms.cpu import native_dtypes
 
@@ -37,6 +38,8 @@ def main() -> None:
         parser.error(f"--only {', '.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
     if not dtypes:
         parser.error(f"--dtypes {options.dtypes}: this CPU multiplies {', '.join(able)}")
+    if options.plot is not None:
+        check_plots(options.plot)
     options.out.mkdir(parents=True, exist_ok=True)
     run = Run(traffic.checkpoint(cache_dir() / "bench"), dtypes, options.short, options.out)
     started = time.monotonic()

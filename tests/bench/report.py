@@ -12,7 +12,10 @@ from typing import Any
 
 from tests.bench import traffic
 from tests.bench.figures import HEADINGS, Figure, Side, largest, markdown, smallest
-from tests.bench.sections import SHORT_NAMES, Run
+from tests.bench.groups import SHAPES
+from tests.bench.sections import SHORT_NAMES, SMALL, Run
+from tpray.commands.load_generator import Curve
+from tpray.commands.load_generator import plot as draw
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.cpu import native_dtypes
 
@@ -165,12 +168,28 @@ def text(run: Run, seconds: float) -> str:
     about = f"One run of {seconds / 60:.0f} minutes, {time.strftime('%Y-%m-%d')}: {described}. Medians of {run.rounds}."
     parts = [about]
     if servers:
-        parts.append(markdown(("p50 and requests/s", "1 client", "8", "32", "128"), servers))
-    parts.append(markdown(HEADINGS, [row.cells for row in further(run) if row.ratio is not None]))
+        parts.append(markdown(("over HTTP: p50 and requests/s", "1 client", "8", "32", "128"), servers))
+    if inside := _in_process(run):
+        parts.append(markdown(("in process", *(f"{list(shape)}, ms" for shape in SHAPES), "tokens/s"), inside))
+    if others := [row.cells for row in further(run) if row.ratio is not None]:
+        parts.append(markdown(HEADINGS, others))
     if run.skipped:
         parts.append("\n".join(["Not measured:", "", *(f"- {reason}" for reason in run.skipped)]) + "\n")
     parts.append(markdown(HEADINGS, [row.cells for row in done_when(run)]))
     return "\n".join(parts)
+
+
+def _in_process(run: Run) -> list[tuple[str, ...]]:
+    """Milliseconds by shape and tokens a second, of groups and engines in this process."""
+    names = [name.removesuffix(": tokens/s") for name in run.values if name.endswith(": tokens/s")]
+    columns = [*(f"{list(shape)} ms" for shape in SHAPES), "tokens/s"]
+    return [
+        (
+            f"tpray {name}" if "tp " in name or "core" in name else name,
+            *(f"{run.values[f'{name}: {c}']:.4g}" for c in columns),
+        )
+        for name in names
+    ]
 
 
 def machine() -> dict[str, Any]:
@@ -189,19 +208,13 @@ def machine() -> dict[str, Any]:
 
 def plot(run: Run, path: Path) -> None:
     """Draw p50 against requests/s, a line for each server, each point with its number of clients."""
-    from matplotlib.figure import Figure as Picture
-
-    picture = Picture(figsize=(8, 5), layout="constrained")
-    axes = picture.subplots()
-    engines = {name: points for name, points in run.http.items() if not name.startswith(("demo", "MiniLM"))}
-    for name, points in engines.items():
-        rates, latencies = [p.per_second for p in points.values()], [p.p50_ms for p in points.values()]
-        style = "-o" if name.startswith("tpray") else "--s"
-        (line,) = axes.plot(rates, latencies, style, label=name, markersize=4)
-        for clients, rate, latency in zip(points, rates, latencies, strict=True):
-            axes.annotate(str(clients), (rate, latency), xytext=(4, 4), textcoords="offset points", fontsize=8,
-                          color=line.get_color())  # fmt: skip
-    axes.set(xlabel="requests per second", ylabel="p50, ms", yscale="log", title="Points are numbers of clients")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    picture.savefig(path)
+    lines = [
+        Curve(
+            name,
+            [(point.per_second, point.p50_ms, str(point.clients)) for point in points.values()],
+            "-o" if name.startswith("tpray") else "--s",
+        )
+        for name, points in run.http.items()
+        if not name.startswith(SMALL)
+    ]
+    draw(lines, path, "p50 by requests per second; beside each point its number of clients", log=True)

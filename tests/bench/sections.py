@@ -25,6 +25,8 @@ DEMO_PAIR = [
     "HuggingFace's headquarters are situated in Manhattan",
 ]
 TEI = "text-embeddings-router"
+SMALL = ("demo", "MiniLM")
+"""What the names of the servers of small models begin with."""
 
 
 def layouts() -> dict[str, list[str]]:
@@ -57,7 +59,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Of one run of a load."""
-        return 2.0 if self.short else 4.0
+        return 2.0 if self.short else 3.0
 
     @property
     def rounds(self) -> int:
@@ -131,7 +133,7 @@ def over_http(run: Run) -> None:
     run.serve("transformers fp32", peer("pipeline-fp32", run.model, "proxy"), pairs, clients)
     with run.part("TEI fp32"):
         if shutil.which(TEI) is None:
-            raise RuntimeError(f"not measured: there is no {TEI} on the PATH")
+            raise RuntimeError(f"there is no {TEI} on the PATH; it comes with huggingface/text-embeddings-inference")
         flags = ["--model-id", str(run.model), "--dtype", "float32", "--hostname", "127.0.0.1", "--port", "PORT"]
         run.serve("TEI fp32", [TEI, *flags], pairs, clients)
 
@@ -164,7 +166,8 @@ def small_models(run: Run) -> None:
     short = SHORT_NAMES[dtype]
     mini = traffic.checkpoint(cache_dir() / "bench", traffic.MINI_LM)
     pairs = [list(pair) for pair in traffic.pairs(512)]
-    for name, model, served, inputs in (("demo", DEMO_DIR, None, [DEMO_PAIR]), ("MiniLM", mini, mini, pairs)):
+    models = ((DEMO_DIR, None, [DEMO_PAIR]), (mini, mini, pairs))
+    for name, (model, served, inputs) in zip(SMALL, models, strict=True):
         run.note(f"{name}, transformers fp32", {"p50 ms": _stock_p50_ms(model, inputs)})
         run.serve(f"{name}, tpray tp 1 {short}", ours(served, dtype, "tp 1"), inputs, (1, 32))
         run.serve(f"{name}, tpray tp 2 {short}", ours(served, dtype, "tp 2"), inputs, (1, 32))
