@@ -30,7 +30,7 @@ CORES ?= 2
 test-device:
 	TPRAY_TEST_CORES=$(CORES) $(PYTHON) -m pytest tests/device
 
-# BENCH=--short is a quick look.
+# BENCH="--short --only http,small" is a quick look at two of its sections.
 bench: .venv/bench.stamp
 	$(BIN)/python -m tests.bench $(BENCH)
 

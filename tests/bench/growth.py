@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.bench.micro import median_s
-from tpray.commands.load_generator import Outcome
+from tests.bench import servers, traffic
+from tests.bench.groups import median_s
+from tests.bench.servers import Point
 
 LENGTHS = (16, 32, 64, 128, 256, 512)
 BATCHES = (1, 4, 16, 64)
 DEGREES = (1, 2, 4)
 CLIENTS = (1, 10, 100, 300, 1000)
+
+
+def measure(model: Path, out: Path, short: bool) -> None:
+    """Measure both; write growth.json and growth.png into ``out``."""
+    per_token = {tp: micros_per_token(model, tp, short) for tp in DEGREES}
+    command = [
+        sys.executable,
+        "-m",
+        "tpray",
+        "serve",
+        "--tp",
+        "2",
+        "--max-concurrent-requests",
+        "4096",
+        "--port",
+        "PORT",
+    ]
+    with servers.server(command) as url:
+        clients = servers.load(url, [list(pair) for pair in traffic.pairs(512)], CLIENTS, 4.0, {})
+    for tp, cells in per_token.items():
+        print(f"   tp {tp}, µs a token:", {name: round(micros) for name, micros in cells.items()})
+    print("   the demo, requests/s by clients:", {n: round(point.per_second) for n, point in clients.items()})
+    stored = {"per_token": per_token, "clients": {n: asdict(point) for n, point in clients.items()}}
+    (out / "growth.json").write_text(json.dumps(stored, indent=2) + "\n")
+    with contextlib.suppress(ImportError):
+        plot(per_token, clients, out / "growth.png")
 
 
 def micros_per_token(model: Path, tp: int, short: bool) -> dict[str, float]:
@@ -35,7 +66,7 @@ def micros_per_token(model: Path, tp: int, short: bool) -> dict[str, float]:
     return found
 
 
-def plot(per_token: dict[int, dict[str, float]], clients: list[Outcome], path: Path) -> None:
+def plot(per_token: dict[int, dict[str, float]], clients: dict[int, Point], path: Path) -> None:
     """Draw both into one PNG."""
     import matplotlib
 
@@ -50,7 +81,7 @@ def plot(per_token: dict[int, dict[str, float]], clients: list[Outcome], path: P
         axis.set(title=f"tp {tp}", xlabel="tokens a row", ylabel="µs a token", xscale="log", yscale="log")
         axis.legend()
     last: Any = axes[-1]
-    last.plot([o.load.concurrency for o in clients], [o.per_second for o in clients], marker="o")
+    last.plot(list(clients), [point.per_second for point in clients.values()], marker="o")
     last.set(title="demo over HTTP", xlabel="clients", ylabel="requests/s", xscale="log", ylim=(0, None))
     figure.tight_layout()
     figure.savefig(path, dpi=100)

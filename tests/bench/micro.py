@@ -1,32 +1,16 @@
-"""The parts of a step on their own: fan-out, all-reduce, matrix products, memory and idle CPU of ranks."""
+"""The parts of a step on their own: fan-out, all-reduce, matrix products, and the memory that loading needs."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.bench import traffic
-from tpray.config import DtypeName
-
-
-def median_s(work: Callable[[], Any], repeat: int = 7, warm_up: int = 2) -> float:
-    """The median time of ``work``, seconds."""
-    times = []
-    for i in range(repeat + warm_up):
-        started = time.perf_counter()
-        work()
-        if i >= warm_up:
-            times.append(time.perf_counter() - started)
-    return statistics.median(times)
+from tests.bench.groups import median_s
 
 
 def gemm_ceiling(dtype: torch.dtype, threads: int) -> float:
@@ -61,7 +45,7 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
-def all_reduce_us() -> dict[str, list[float]]:
+def all_reduce_us() -> dict[str, dict[str, float]]:
     """Microseconds of an all-reduce of [128, 768] between two processes, float32 and bfloat16, each way."""
     found = {}
     for kind in ("shared", "gloo"):
@@ -73,7 +57,8 @@ def all_reduce_us() -> dict[str, list[float]]:
             )
             for rank in range(2)
         ]  # fmt: skip
-        found[kind] = [float(line) for line in ranks[0].communicate(timeout=120)[0].split()]
+        printed = ranks[0].communicate(timeout=120)[0].split()
+        found[kind] = dict(zip(("fp32", "bf16"), map(float, printed), strict=True))
         ranks[1].wait(timeout=60)
         os.close(fd)
     return found
@@ -169,68 +154,3 @@ def fan_out_us() -> tuple[float, float]:
     finally:
         stop_ray()
     return over_wire, over_ray
-
-
-def group_figures(model: Path, tp: int, dtype: DtypeName, threads: int, short: bool) -> dict[str, Any]:
-    """A loaded group in process: latency of two shapes, tokens/s on the traffic, memory, idle CPU, phases."""
-    import tpray
-
-    batches = traffic.batches(16, 2 if short else 6)
-    tokens = sum(int(mask.sum()) for _, mask, _ in batches)
-    one, eight = (torch.full((rows, 128), 7) for rows in (1, 8))
-    with tpray.load(model, tp=tp, dtype=dtype, cores=threads) as classifier:
-        group = classifier.group
-        figures: dict[str, Any] = {
-            "startup_s": {phase.name: round(phase.seconds, 2) for phase in classifier.phases},
-            "latency_1_128_ms": median_s(lambda: classifier.logits(input_ids=one), 9) * 1e3,
-            "latency_8_128_ms": median_s(lambda: classifier.logits(input_ids=eight), 5) * 1e3,
-        }
-
-        async def everything() -> None:  # as the batcher does it: two steps in flight
-            slots = asyncio.Semaphore(2)
-
-            async def step(batch: Any) -> None:
-                async with slots:
-                    await group.step([x.numpy() for x in batch])
-
-            await asyncio.gather(*map(step, batches))
-
-        seconds = median_s(lambda: classifier._submit(everything()).result(), 3, 1)
-        figures["tokens_per_s"] = tokens / seconds
-        assert group.artifact is not None
-        records = group.artifact.manifest.ranks
-        figures["sharded_bytes"] = [record.sharded_bytes for record in records]
-        figures["replicated_bytes"] = [record.replicated_bytes for record in records]
-        figures["resident_bytes"] = [_resident(info.pid) for info in group.workers]
-        before, wait_s = _cpu_s([info.pid for info in group.workers]), 3.0 if short else 10.0
-        time.sleep(wait_s)
-        used = _cpu_s([info.pid for info in group.workers]) - before
-        figures["idle_cpu_share"] = used / wait_s
-    return figures
-
-
-def engine_figures(run: Any, short: bool) -> dict[str, float]:
-    """The same for another engine in this process."""
-    batches = traffic.batches(16, 2 if short else 6)
-    tokens = sum(int(mask.sum()) for _, mask, _ in batches)
-    one, eight = (torch.full((rows, 128), 7) for rows in (1, 8))
-
-    def all_batches() -> None:
-        for batch in batches:
-            run(*batch)
-
-    return {
-        "latency_1_128_ms": median_s(lambda: run(one, torch.ones_like(one), one * 0), 9) * 1e3,
-        "latency_8_128_ms": median_s(lambda: run(eight, torch.ones_like(eight), eight * 0), 5) * 1e3,
-        "tokens_per_s": tokens / median_s(all_batches, 3, 1),
-    }
-
-
-def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cpu_s(pids: list[int]) -> float:
-    """User and system time that processes have used, of every thread, seconds."""
-    ticks = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in pids)
-    return sum(int(t) for pair in ticks for t in pair) / os.sysconf("SC_CLK_TCK")

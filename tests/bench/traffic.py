@@ -7,6 +7,7 @@ has the length that was drawn for it.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,6 +37,12 @@ def pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
     return [(text((n - 3) // 2), text(n - 3 - (n - 3) // 2)) for n in lengths(count, seed)]
 
 
+def singles(count: int, length: int, seed: int = 0) -> list[str]:
+    """Single texts of ``length`` tokens, two special ones included."""
+    rng = random.Random(seed)
+    return [" ".join(f"w{rng.randrange(WORDS)}" for _ in range(length - 2)) for _ in range(count)]
+
+
 def batches(rows: int, count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """``count`` padded batches of ``rows`` rows: input_ids, attention_mask, token_type_ids, int64 ``[B, S]``."""
     generator = torch.Generator().manual_seed(seed)
@@ -49,17 +56,40 @@ def batches(rows: int, count: int, seed: int = 0) -> list[tuple[torch.Tensor, to
     return made
 
 
-def checkpoint(folder: Path) -> Path:
+@dataclass(frozen=True)
+class Shape:
+    """Of a BERT with random weights; its vocabulary is the special tokens and ``words``."""
+
+    name: str
+    words: int = WORDS
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    feed_forward: int = 3072
+
+
+BASE = Shape("bert-base")
+MINI_LM = Shape("minilm-6", words=30_517, hidden=384, layers=6, feed_forward=1536)
+
+
+def checkpoint(folder: Path, shape: Shape = BASE) -> Path:
     """The checkpoint's directory, made on first use."""
-    directory = folder / "bert-base-random"
+    directory = folder / f"{shape.name}-random"
     if (directory / "tokenizer.json").exists():
         return directory
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig(vocab_size=WORDS + 5)).save_pretrained(directory)
+    config = BertConfig(
+        vocab_size=shape.words + 5,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feed_forward,
+    )
+    BertForSequenceClassification(config).save_pretrained(directory)
     vocabulary = directory / "vocab.txt"
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary.write_text("\n".join([*special, *(f"w{i}" for i in range(WORDS))]))
+    vocabulary.write_text("\n".join([*special, *(f"w{i}" for i in range(shape.words))]))
     BertTokenizerFast(str(vocabulary)).save_pretrained(directory)
     return directory

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tpray.commands.load_generator import Generator, Load, Outcome, generated, plot, read_texts
+from tpray.commands.load_generator import (
+    Generator,
+    Load,
+    Outcome,
+    check_plots,
+    curves,
+    generated,
+    plot,
+    read_texts,
+)
 from tpray.errors import ConfigError, InputError, TprayError
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -110,9 +119,17 @@ def test_texts(tmp_path: Path) -> None:
     assert generated(10, 0, 1, 20, pairs=True) == generated(10, 0, 1, 20, pairs=True)
 
 
-def test_a_plot(tmp_path: Path) -> None:
+def test_a_plot_says_the_load_of_each_of_its_points(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="plots are an extra")
-    outcomes = measure(fine, [Load(concurrency=1), Load(rate=50.0)], seconds=0.3)
-    plot(outcomes, tmp_path / "plot.png", "a server")
+    outcomes = measure(fine, [Load(concurrency=1), Load(concurrency=3), Load(rate=50.0)], seconds=0.3)
+    plot(curves(outcomes), tmp_path / "plot.png", "a server")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads(json.dumps([o.summary() for o in outcomes]))[1]["rate"] == 50.0
+    plot(curves(outcomes), tmp_path / "plot.svg", "a server", log=True)
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert all(f"<!-- {label} -->" in drawn for label in ("closed loop, p50", "open loop, p99", "3", "50/s"))
+    assert json.loads(json.dumps([o.summary() for o in outcomes]))[2]["rate"] == 50.0
+
+
+def test_a_plot_of_an_unknown_kind_is_refused_before_the_load() -> None:
+    with pytest.raises(ConfigError, match=r"--plot plot\.txt: give a file whose name ends in \.png or \.svg"):
+        check_plots(Path("plot.txt"))

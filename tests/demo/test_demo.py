@@ -24,7 +24,7 @@ from tpray.demo.evaluate import accuracies, encode, probabilities
 from tpray.demo.world import ENTITIES, entities, listed_words
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
-from tpray.platforms.cpu import multiplies_bfloat16, multiplies_int8
+from tpray.platforms.cpu import native_dtypes
 
 IN_NEW_YORK = "The company HuggingFace is based in New York City"
 IN_MANHATTAN = "HuggingFace's headquarters are situated in Manhattan"
@@ -147,7 +147,7 @@ def test_stored_accuracy_is_reproduced(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (multiplies_int8() and multiplies_bfloat16()), reason="this CPU has no VNNI or bfloat16")
+@pytest.mark.skipif(len(native_dtypes()) < 3, reason="this CPU has no VNNI or bfloat16")
 def test_int8_labels_agree_with_float32(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: list[Pair]
 ) -> None:

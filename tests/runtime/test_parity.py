@@ -22,7 +22,7 @@ from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
 from tpray.parallel_layers.plan import PLANS
 from tpray.parallel_layers.shard import ShardedClassifier
-from tpray.platforms.cpu import multiplies_bfloat16
+from tpray.platforms.cpu import native_dtypes
 from tpray.runtime.canary import check_logits
 
 
@@ -110,7 +110,7 @@ def test_sharded_logits_equal_the_stock_models(
     np.testing.assert_allclose(softmax(np.concatenate(alone)), softmax(together), atol=2e-6, rtol=0)
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU has neither AVX512_BF16 nor AMX")
+@pytest.mark.skipif("bfloat16" not in native_dtypes(), reason="this CPU has neither AVX512_BF16 nor AMX")
 @pytest.mark.parametrize("model_type", [m if m in NARROW else pytest.param(m, marks=pytest.mark.slow) for m in PLANS])
 def test_bfloat16_logits_are_near_the_float32_ones(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
     directory = make_checkpoint(model_type)

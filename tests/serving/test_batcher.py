@@ -17,7 +17,7 @@ from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.serving import work_rate
-from tpray.serving.batcher import Batcher
+from tpray.serving.batcher import QUICK_STEP_S, Batcher
 from tpray.serving.rows import QueuedRow, RowResult, cut_steps
 from tpray.serving.work_rate import WorkRate
 from tpray.tokenizer import Encoded, pad
@@ -309,6 +309,37 @@ def test_packed_rows_go_in_the_order_they_came() -> None:
         return await echo(inputs)
 
     async def work(batcher: Batcher) -> None:
+        await batcher.submit([row(n) for n in (5, 20, 3, 25, 24, 25, 1, 25, 7)], 5)
+        assert steps == [[5, 20, 3, 25, 24], [25, 1, 25, 7]]
+
+    with_batcher(work, step, packs_rows=True, max_step_tokens=100)
+
+
+@pytest.mark.parametrize("packs_rows", [True, False])
+def test_short_rows_do_not_queue_behind_long_ones(packs_rows: bool) -> None:
+    """In one queue the last short row would wait for all long ones that came before it."""
+    steps: list[list[int]] = []
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        steps.append(inputs[1].sum(axis=1).tolist())
+        return await echo(inputs)
+
+    async def work(batcher: Batcher) -> None:
+        await batcher.submit([row(n) for n in (90, 91, 92, 93, 4, 4, 4, 4, 4, 4, 4)], 5)
+        assert steps == [[4] * 7, [90], [91], [92], [93]]
+
+    with_batcher(work, step, packs_rows, max_step_tokens=100)
+
+
+def test_no_row_is_long_where_steps_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorkRate, "tokens_per_s", 100 / (0.9 * QUICK_STEP_S))
+    steps: list[list[int]] = []
+
+    async def step(inputs: Sequence[Array]) -> StepResult:
+        steps.append(inputs[1].sum(axis=1).tolist())
+        return await echo(inputs)
+
+    async def work(batcher: Batcher) -> None:
         await batcher.submit([row(n) for n in (5, 90, 3, 40, 60, 120, 1)], 5)
         assert steps == [[5, 90, 3], [40, 60], [120], [1]]
 
@@ -387,7 +418,7 @@ def test_the_tokens_that_wait_are_known_at_any_time(packs_rows: bool) -> None:
             if number % 7 == 0:
                 rng.choice(asked).cancel()
             await asyncio.sleep(0.0005 if number % 3 else 0)
-            waiting = [*batcher._queue._rows, *(row for step in batcher._cut for row in step)]
+            waiting = [*batcher._queue, *(row for step in batcher._cut for row in step)]
             assert batcher.queued_tokens == sum(map(len, waiting))
         await asyncio.gather(*asked, return_exceptions=True)
         while not batcher.idle:

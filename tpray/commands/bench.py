@@ -30,7 +30,10 @@ def bench(
     ] = "53,15,16,128",
     single: Annotated[bool, typer.Option("--single", help="Make up single texts, not pairs.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    png_file: Annotated[Path | None, typer.Option("--plot", help="Draw latency against throughput, a PNG.")] = None,
+    plot_file: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw latency against throughput, a PNG or SVG; points say their load."),
+    ] = None,
 ) -> None:
     """Measure a running server: latency, throughput and errors under closed and open loops of requests."""
     import asyncio
@@ -41,8 +44,8 @@ def bench(
 
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"{url} is not a URL: it starts with http:// or https://")
-    if png_file is not None:
-        load.check_plots()
+    if plot_file is not None:
+        load.check_plots(plot_file)
     clients = [load.Load(concurrency=int(n)) for n in _numbers("--concurrency", concurrency, whole=True)]
     loads = clients + [load.Load(rate=r) for r in _numbers("--rate", rate)]
     if not loads:
@@ -69,8 +72,8 @@ def bench(
     print_outcomes(outcomes)
     if json_file is not None:
         json_file.write_text(json.dumps({"url": url, "runs": [o.summary() for o in outcomes]}, indent=2) + "\n")
-    if png_file is not None:
-        load.plot(outcomes, png_file, url)
+    if plot_file is not None:
+        load.plot(load.curves(outcomes), plot_file, url)
     raise typer.Exit(0 if any(o.latencies_ms for o in outcomes) else 1)
 
 

@@ -43,6 +43,11 @@ class Load:
     def name(self) -> str:
         return f"{self.concurrency} clients" if self.concurrency else f"{self.rate:g}/s"
 
+    @property
+    def label(self) -> str:
+        """What stands beside its point in a plot."""
+        return str(self.concurrency) if self.concurrency else self.name
+
 
 @dataclass
 class Outcome:
@@ -219,35 +224,66 @@ class Generator:
                 self._tick(outcome)
 
 
-def plot(outcomes: Sequence[Outcome], path: Path, title: str) -> None:
-    """Latency against throughput, one line for each kind of loop, as a PNG.
+@dataclass
+class Curve:
+    """One line of a plot. points: requests a second, a latency in milliseconds, and what stands beside the point."""
+
+    name: str
+    points: list[tuple[float, float, str]]
+    style: str = "-o"
+
+
+def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
+    """The median and the 99th percentile of closed and of open loops, as far as there are any."""
+    found = []
+    for kind, style in (("clients", "o"), ("rate", "s")):
+        runs = [o for o in outcomes if o.latencies_ms and bool(o.load.concurrency) is (kind == "clients")]
+        runs.sort(key=lambda o: o.per_second)
+        for share, line in ((50, "-"), (99, "--")):
+            points = [(o.per_second, o.percentile(share), o.load.label) for o in runs]
+            name = f"{'closed' if kind == 'clients' else 'open'} loop, p{share}"
+            if points:
+                found.append(Curve(name, points, line + style))
+    return found
+
+
+def plot(lines: Sequence[Curve], path: Path, title: str, log: bool = False) -> None:
+    """Draw latency against throughput as a PNG or SVG, as ``path`` is named; log: the latency on such a scale.
 
     Raises:
-        ConfigError: matplotlib is not installed.
+        ConfigError: see `check_plots`.
     """
-    check_plots()
+    check_plots(path)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for kind, chosen in (("closed", True), ("open", False)):
-        runs = sorted(
-            (o for o in outcomes if bool(o.load.concurrency) is chosen and o.latencies_ms), key=lambda o: o.per_second
-        )
-        for share, style in ((50, "-o"), (99, "--s")):
-            if runs:
-                points = [o.per_second for o in runs], [o.percentile(share) for o in runs]
-                axes.plot(*points, style, label=f"{kind} loop, p{share}")
-    axes.set(xlabel="requests per second", ylabel="latency, ms", title=title, ylim=(0, None))
+    for line in lines:
+        rates, latencies = [point[0] for point in line.points], [point[1] for point in line.points]
+        (drawn,) = axes.plot(rates, latencies, line.style, label=line.name, markersize=4)
+        for rate, latency, label in line.points:
+            place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 8, "color": drawn.get_color()}
+            axes.annotate(label, (rate, latency), **place)
+    axes.set(xlabel="requests per second", ylabel="latency, ms", title=title, xlim=(0, None))
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, None)
     axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
+    if lines:
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
-def check_plots() -> None:
-    """Raise `ConfigError` if plots cannot be drawn; asked before the load, not after it."""
+def check_plots(path: Path) -> None:
+    """Asked before the load, not after it.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or ``path`` names no PNG or SVG.
+    """
     from importlib.util import find_spec
 
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ConfigError(f"--plot {path}: give a file whose name ends in .png or .svg")
     if find_spec("matplotlib") is None:
         raise ConfigError("a plot needs matplotlib: pip install 'tpray[bench]'")

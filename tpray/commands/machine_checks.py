@@ -15,7 +15,7 @@ from tpray.commands.check import Check
 from tpray.config import AUTO, cache_dir, environment
 from tpray.platforms import platform_for
 from tpray.platforms.cores import describe, usable_cores
-from tpray.platforms.cpu import cpu_flags, multiplies_bfloat16, multiplies_int8
+from tpray.platforms.cpu import cpu_flags, native_dtypes
 from tpray.platforms.memory import memory
 from tpray.version import __version__
 
@@ -44,7 +44,7 @@ def examine() -> Iterator[Check]:
             "auto chooses", f"runtime {platform.name}, dtype {chosen}; one of the {platform.resource_label} a rank"
         )
         return
-    reason = "multiplied natively" if multiplies_bfloat16() else "this CPU has no AVX512_BF16 or AMX"
+    reason = "multiplied natively" if "bfloat16" in native_dtypes() else "this CPU has no AVX512_BF16 or AMX"
     yield Check(
         "auto chooses",
         f"runtime cpu, dtype {chosen} (bfloat16 is {reason})"
@@ -52,7 +52,8 @@ def examine() -> Iterator[Check]:
         else f"runtime cpu, dtype {chosen} ({reason})",
     )
     yield Check(
-        "", f"--dtype int8 is {'faster still, a little less exact' if multiplies_int8() else 'not possible here'}"
+        "",
+        f"--dtype int8 is {'faster still, a little less exact' if 'int8' in native_dtypes() else 'not possible here'}",
     )
     yield Check(
         "",

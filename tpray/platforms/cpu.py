@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpray.config import AUTO, DtypeName, InstanceFamily, ProcessLayout
+from tpray.config import AUTO, DtypeName, InstanceFamily, ProcessLayout, environment
 from tpray.errors import ConfigError
 from tpray.platforms.base import ProcessCores, Shape
 from tpray.platforms.cores import share_of_cores, usable_cores
@@ -26,14 +26,37 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(named.partition(":")[2].split())
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether the cores multiply bfloat16 themselves (AVX512_BF16 or AMX), rather than by way of float32."""
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+_MULTIPLIED_BY: dict[DtypeName, tuple[str, ...]] = {
+    "int8": ("avx512_vnni", "avx_vnni", "amx_int8"),
+    "bfloat16": ("avx512_bf16", "amx_bf16"),
+}
+"""Which extensions multiply a dtype, the fastest dtype first; any core multiplies float32."""
+
+_ONEDNN_LEVELS = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16")
+"""What oneDNN can be held to by ONEDNN_MAX_CPU_ISA, and its level where each extension begins to be used.
+
+Source: oneDNN, "CPU Dispatcher Control".
+"""
+_BEGINS_AT = {"avx_vnni": "AVX2_VNNI", "avx512_vnni": "AVX512_CORE_VNNI", "avx512_bf16": "AVX512_CORE_BF16"}
 
 
-def multiplies_int8() -> bool:
-    """Whether the cores multiply 8-bit integers four at a time (VNNI or AMX)."""
-    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & cpu_flags())
+def _withheld() -> set[str]:
+    """The extensions that oneDNN is told not to use, to see how a lesser CPU would do; AMX is above all levels."""
+    level = environment().get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if level not in _ONEDNN_LEVELS:
+        return set()
+    above = _ONEDNN_LEVELS[_ONEDNN_LEVELS.index(level) + 1 :]
+    return {"amx_int8", "amx_bf16", *(flag for flag, begins in _BEGINS_AT.items() if begins in above)}
+
+
+def native_dtypes() -> tuple[DtypeName, ...]:
+    """The dtypes that the cores multiply themselves and oneDNN may, the fastest first; float32 is the last.
+
+    int8 needs four products at a time (VNNI or AMX), bfloat16 AVX512_BF16 or AMX.
+    """
+    usable = cpu_flags() - _withheld()
+    able: list[DtypeName] = [name for name, needs in _MULTIPLIED_BY.items() if usable.intersection(needs)]
+    return (*able, "float32")
 
 
 class CpuPlatform:
@@ -75,15 +98,15 @@ class CpuPlatform:
 
     def choose_dtype(self, asked: DtypeName) -> str:
         """``auto`` is bfloat16 where the cores multiply it natively, else float32."""
-        able = [name for name, can in (("int8", multiplies_int8()), ("bfloat16", multiplies_bfloat16())) if can]
-        if asked not in (AUTO, "float32", *able):
+        able = native_dtypes()
+        if asked not in (AUTO, *able):
             lacks = {"int8": "no AVX512_VNNI, AVX_VNNI or AMX", "bfloat16": "no AVX512_BF16 or AMX"}[asked]
             raise ConfigError(
                 f"this CPU does not multiply {asked} itself ({lacks}), which makes it slower than float32: use "
-                f"--dtype {', '.join([*able, 'float32'])} or auto"
+                f"--dtype {', '.join(able)} or auto"
             )
         if asked == AUTO:
-            return "bfloat16" if multiplies_bfloat16() else "float32"
+            return "bfloat16" if "bfloat16" in able else "float32"
         return asked
 
     def default_buckets(self, max_length: int) -> tuple[Shape, ...]:

@@ -1,9 +1,9 @@
 """One bounded queue in front of a group, and how steps are formed from it.
 
-When the group can take a step, and not before, the oldest rows up to a token budget leave the queue. A group whose
-program packs rows takes them as they came; for any other they are sorted by length and cut into steps whose padding
-is bounded. Two steps are in flight, so that the ranks never wait for this process. Rows whose caller left, or whose
-time ran out, cost no step.
+When the group can take a step, and not before, the oldest rows up to a token budget leave the queue; long rows and
+short ones take turns (`row_queue`). A group whose program packs rows takes them as they came; for any other they are
+sorted by length and cut into steps whose padding is bounded. Two steps are in flight, so that the ranks never wait for
+this process. Rows whose caller left, or whose time ran out, cost no step.
 
 A step in which all ranks raise alike is run again in halves, so that its neighbours are answered and the row at fault
 gets its error: O(log n) further steps. When the group fails, any of the rows under way may be what did it. They go back
@@ -42,7 +42,7 @@ from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket
-from tpray.serving.row_queue import RowQueue
+from tpray.serving.row_queue import Kind, RowQueue
 from tpray.serving.rows import QueuedRow, RowResult, cut_into_buckets, cut_steps, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
 from tpray.serving.work_rate import WorkRate
@@ -59,6 +59,12 @@ REFUSED = (
     f"made this server's ranks fail twice, and is not run again for {EXPIRY_S / 60:g} minutes: leave it out, and tell "
     "whoever runs the server, whose log says how they failed"
 )
+
+LONG_SHARE = 0.25
+"""A row that fills more than this of a step is long: on CPU cores a step of so many tokens wastes little by itself."""
+
+QUICK_STEP_S = 0.05
+"""Where a full step takes less, nobody minds to wait for a long row."""
 
 RETRY_LIMIT_S = 60
 """Nobody is told to come back later than this: a rate that was measured now says little of then."""
@@ -101,16 +107,16 @@ class Batcher:
     ) -> None:
         self._group, self._config, self._pad_id = group, config, pad_id
         self._packs_rows, self._buckets = packs_rows, buckets
-        self._queue: RowQueue[QueuedRow] = RowQueue()
         self._cut: deque[list[QueuedRow]] = deque()  # steps that were cut and wait for a slot
         self._cut_tokens = 0  # in those
         self._admitted: set[QueuedRow] = set()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], bool] = {}  # whether there are long rows in it
         self._alone = False  # whether what runs is a suspect
         self._suspects = Suspects()
         self._awake = False  # whether `_start_steps` is to run
         self._closed: GroupError | None = None
         self._rate = WorkRate()
+        self._queue: RowQueue[QueuedRow] = RowQueue(_wanted, self._long_tokens)
         self.rows_not_finite = 0
         group.lifecycle.watch(self._on_group)
 
@@ -123,6 +129,12 @@ class Batcher:
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
         return not (self._admitted or self._running)
+
+    @property
+    def _long_tokens(self) -> float:
+        """Rows of more tokens are long; where shapes are fixed, or steps are quick, none is."""
+        limit, step_s = self._config.max_step_tokens, self._rate.seconds_for(self._config.max_step_tokens)
+        return math.inf if self._buckets or 0 < step_s < QUICK_STEP_S else limit * LONG_SHARE
 
     @property
     def tokens_per_s(self) -> float:
@@ -160,6 +172,7 @@ class Batcher:
     def reconfigure(self, config: BatchConfig) -> None:
         """Take other limits. Fewer steps in flight come into force as the running ones end."""
         self._config = config
+        self._queue.long_tokens = self._long_tokens
         self._wake()
 
     async def submit(self, rows: Sequence[Encoded], timeout_s: float) -> list[RowResult]:
@@ -238,51 +251,43 @@ class Batcher:
             self._alone = rows[0].suspected
             tokens, full = tokens_in(rows), bool(self._cut or self._queue)
             task = asyncio.get_running_loop().create_task(self._answer(rows))
-            self._running.add(task)
+            self._running[task] = any(map(self._queue.is_long, rows))
             task.add_done_callback(partial(self._on_answered, tokens, full))
 
     def _on_answered(self, tokens: int, full: bool, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         self._alone = False  # if it was, this was it
         if self._group.lifecycle.state is State.READY:  # else the step has failed, and says nothing of the rate
             self._rate.add(tokens, full)
+            self._queue.long_tokens = self._long_tokens
         self._wake()
 
     def _next_step(self) -> list[QueuedRow]:
         """The rows of the next step that somebody waits for; [] if there are none that can start now."""
-        while self._cut or self._queue:
-            if not self._cut:
-                if self._queue.first.suspected and self._running:
-                    return []
-                self._cut.extend(self._cut_steps())
-                self._cut_tokens = sum(map(tokens_in, self._cut))
+        while self._cut or self._cut_steps():
             step = self._cut.popleft()
             self._cut_tokens -= tokens_in(step)
             if rows := [row for row in step if _wanted(row)]:
                 return rows
         return []
 
-    def _cut_steps(self) -> list[list[QueuedRow]]:
-        """Take the oldest rows and cut them into steps."""
-        if self._queue.first.suspected:
-            return [[self._queue.popleft()]]
+    def _cut_steps(self) -> bool:
+        """Take the rows whose turn it is and cut them into steps; whether there are any."""
+        kind = self._queue.turn(bool(self._running), any(self._running.values()))
+        if kind is None:
+            return False
         limits = self._config
-        if self._packs_rows:
-            return [self._take(min(limits.max_step_tokens, limits.max_batch_tokens))]
-        rows = self._take(limits.max_batch_tokens)
-        if self._buckets:
-            return cut_into_buckets(rows, self._buckets) or [[]]
-        return cut_steps(rows, limits.max_step_tokens, limits.max_padding) or [[]]
-
-    def _take(self, budget: int) -> list[QueuedRow]:
-        """The oldest rows that somebody still waits for, up to ``budget`` tokens and at least one; no suspect."""
-        taken: list[QueuedRow] = []
-        while self._queue and not self._queue.first.suspected and (not taken or len(self._queue.first) <= budget):
-            row = self._queue.popleft()
-            if _wanted(row):
-                taken.append(row)
-                budget -= len(row)
-        return taken
+        one_step = self._packs_rows or kind is Kind.LONG
+        budget = min(limits.max_step_tokens, limits.max_batch_tokens) if one_step else limits.max_batch_tokens
+        rows = self._queue.take(kind, budget)
+        if self._packs_rows or kind is Kind.SUSPECT:
+            self._cut.append(rows)
+        elif self._buckets:
+            self._cut.extend(cut_into_buckets(rows, self._buckets))
+        else:
+            self._cut.extend(cut_steps(rows, limits.max_step_tokens, limits.max_padding))
+        self._cut_tokens += tokens_in(rows)
+        return True
 
     async def _answer(self, rows: list[QueuedRow]) -> None:
         if rows[0].suspected and self._suspects.refuses(rows[0].encoded):  # since it came
@@ -345,7 +350,7 @@ class Batcher:
             for row in rows:
                 _fail(row, self._closed)
         else:
-            self._queue.put_back(filter(_wanted, rows), lambda row: row.arrived)
+            self._queue.put_back(filter(_wanted, rows))
 
 
 def _whole_seconds(seconds: float) -> int:

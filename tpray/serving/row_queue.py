@@ -1,52 +1,150 @@
-"""A queue that knows how many tokens it holds."""
+"""The rows that wait, and whose turn it is.
+
+A step cannot be interrupted. A short row that arrives behind a long one therefore waits for all of it, and in one queue
+behind every long row that came before: a convoy. So rows wait in two lanes, each in the order of arrival:
+
+- A long row is followed by as many tokens of short ones, while both wait. Neither kind takes more than half of the time
+  from the other, and none starves.
+- While there are short rows about, long ones go one at a time, and none is sent ahead of need behind a step under way
+  when it is not its turn: a short row that arrives waits for one long row at most.
+
+Without long rows, or without short ones, this is one queue, first come, first served. The rule between the lanes is
+deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) with two flows.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sized
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from itertools import chain
+from typing import Generic, Protocol, TypeVar
 
-Row = TypeVar("Row", bound=Sized)
+ABOUT_S = 1.0
+"""Short rows are about until none has come for so long."""
+
+
+class Waiting(Protocol):
+    """A row. arrived: seconds of the queue's clock. suspected: it is run by itself, with nothing else under way."""
+
+    arrived: float
+    suspected: bool
+
+    def __len__(self) -> int: ...
+
+
+Row = TypeVar("Row", bound=Waiting)
+
+
+class Kind(Enum):
+    """Of rows that go together."""
+
+    SHORT = "short"
+    LONG = "long"
+    SUSPECT = "suspect"
 
 
 class RowQueue(Generic[Row]):
-    """Rows in their order. ``tokens`` is the sum of their lengths, kept and not counted: every request asks for it."""
+    """Rows in lanes. ``tokens`` is the sum of their lengths, kept and not counted: every request asks for it.
 
-    def __init__(self) -> None:
-        self._rows: deque[Row] = deque()
-        self.tokens = 0
+    Args:
+        wanted: whether somebody still waits for a row.
+        long_tokens: rows of more tokens are long.
+        clock: the time in seconds.
+    """
+
+    def __init__(
+        self,
+        wanted: Callable[[Row], bool],
+        long_tokens: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.long_tokens, self.tokens = long_tokens, 0
+        self._wanted, self._clock = wanted, clock
+        self._lanes: dict[Kind, deque[Row]] = {kind: deque() for kind in Kind}
+        self._owed = 0  # tokens of short rows that go before the next long one
+        self._short_came = -math.inf
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(map(len, self._lanes.values()))
+
+    def __iter__(self) -> Iterator[Row]:
+        return chain(*self._lanes.values())
+
+    def is_long(self, row: Row) -> bool:
+        return len(row) > self.long_tokens
 
     @property
-    def first(self) -> Row:
-        """The oldest row; there must be one."""
-        return self._rows[0]
+    def short_about(self) -> bool:
+        """Whether a short row has come of late."""
+        return self._clock() - self._short_came < ABOUT_S
 
     def extend(self, rows: Iterable[Row]) -> None:
         """Add rows at the end."""
         for row in rows:
-            self._rows.append(row)
+            kind = Kind.SUSPECT if row.suspected else Kind.LONG if self.is_long(row) else Kind.SHORT
+            self._lanes[kind].append(row)
             self.tokens += len(row)
+            if kind is Kind.SHORT:
+                self._short_came = self._clock()
 
-    def put_back(self, rows: Iterable[Row], arrived: Callable[[Row], float]) -> None:
-        """Put rows back to where they were, by when each ``arrived``."""
-        self._rows = deque(sorted((*rows, *self._rows), key=arrived))
-        self.tokens = sum(map(len, self._rows))
+    def put_back(self, rows: Iterable[Row]) -> None:
+        """Put rows back to where they were, by when each arrived."""
+        waiting = sorted((*rows, *self), key=lambda row: row.arrived)
+        self.clear()
+        self.extend(waiting)
 
-    def popleft(self) -> Row:
-        """Take the oldest row; there must be one."""
-        row = self._rows.popleft()
-        self.tokens -= len(row)
-        return row
+    def turn(self, busy: bool, long_under_way: bool) -> Kind | None:
+        """Which kind of rows goes next; None: there is none, or it is better to wait for the end of a step.
+
+        Args:
+            busy: whether a step is under way; then there will be another turn.
+            long_under_way: whether that, or one of those, is of long rows.
+        """
+        for lane in self._lanes.values():
+            while lane and not self._wanted(lane[0]):
+                self.tokens -= len(lane.popleft())
+        short, long, suspects = (self._lanes[kind] for kind in Kind)
+        if suspects and all(suspects[0].arrived <= lane[0].arrived for lane in (short, long) if lane):
+            return None if busy else Kind.SUSPECT
+        if not long:
+            return Kind.SHORT if short else None
+        if short:
+            before = long_under_way or self._owed > 0 or short[0].arrived <= long[0].arrived
+            return Kind.SHORT if before else Kind.LONG
+        ahead = busy and self.short_about and (long_under_way or self._owed > 0)
+        return None if ahead else Kind.LONG
+
+    def take(self, kind: Kind, budget: int) -> list[Row]:
+        """Take the oldest rows of a kind that somebody waits for, up to ``budget`` tokens and at least one.
+
+        Of suspects, and of long rows while short ones are about, it is one.
+        """
+        if kind is Kind.SUSPECT or (kind is Kind.LONG and self.short_about):
+            budget = 0
+        lane, taken, tokens = self._lanes[kind], list[Row](), 0
+        while lane and (not taken or tokens + len(lane[0]) <= budget):
+            row = lane.popleft()
+            self.tokens -= len(row)
+            if self._wanted(row):
+                taken.append(row)
+                tokens += len(row)
+        if kind is Kind.LONG:
+            self._owed = tokens
+        elif kind is Kind.SHORT:
+            self._owed = max(0, self._owed - tokens)
+        return taken
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Let go of the rows that are not ``wanted``."""
-        self._rows = deque(filter(wanted, self._rows))
-        self.tokens = sum(map(len, self._rows))
+        for kind, lane in self._lanes.items():
+            self._lanes[kind] = deque(filter(wanted, lane))
+        self.tokens = sum(map(len, self))
 
     def clear(self) -> None:
         """Let go of all rows."""
-        self._rows.clear()
+        for lane in self._lanes.values():
+            lane.clear()
         self.tokens = 0
