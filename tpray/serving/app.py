@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from ray import serve
 
 from tpray.config import BatchConfig, ServeConfig, log_level, stay_quiet
@@ -21,6 +20,7 @@ from tpray.local_ray.private import keep_replica_on_loopback
 from tpray.platforms.topology import Topology
 from tpray.serving import progress
 from tpray.serving.codec import Direction
+from tpray.serving.door import Door
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
@@ -55,7 +55,7 @@ class Classifier:
             report.failed(e)
             raise
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Door:
         """Serve's hook: the routes, once the constructor is done."""
         return make_app(self._engine, self._gate, ray.get_runtime_context().gcs_address)
 

@@ -266,11 +266,11 @@ class TextCodec:
         if types and max(row.types) >= types:
             raise InputError(f"has the token type {max(row.types)}, and the model has {types}", number)
 
-    def scores(self, logits: Array, raw: bool = False) -> list[Score]:
-        """Every label of one item, best first.
+    def scores(self, logits: Array, raw: bool = False) -> list[list[Score]]:
+        """Every label of each item, best first.
 
         Args:
-            logits: float32 ``[L]``.
+            logits: float32 ``[B, L]``; of a row that is not finite nothing is said of its scores.
             raw: give the logits themselves.
 
         The activation follows transformers' text-classification pipeline: sigmoid for multi-label models
@@ -278,20 +278,25 @@ class TextCodec:
         """
         values = logits.astype(np.float64)
         if not raw:
-            values = self._activate(values)
-        order = np.argsort(-values, kind="stable")
-        return [Score(self.record.labels[i], float(values[i])) for i in order]
+            with np.errstate(invalid="ignore"):
+                values = self._activate(values)
+        order = np.argsort(-values, axis=1, kind="stable")
+        ranked, labels = np.take_along_axis(values, order, axis=1).tolist(), self.record.labels
+        return [
+            [Score(labels[i], score) for i, score in zip(row, scores, strict=True)]
+            for row, scores in zip(order.tolist(), ranked, strict=True)
+        ]
 
     def _activate(self, values: Array) -> Array:
         kind = self.record.problem_type
         if kind == "regression":
             return values
-        if kind == "multi_label_classification" or len(values) == 1:
+        if kind == "multi_label_classification" or values.shape[1] == 1:
             # exp of a negative number only, so that no logit overflows
             small = np.exp(-np.abs(values))
             return np.where(values >= 0, 1.0, small) / (1.0 + small)
-        exponents = np.exp(values - values.max())
-        result: Array = exponents / exponents.sum()
+        exponents = np.exp(values - values.max(axis=1, keepdims=True))
+        result: Array = exponents / exponents.sum(axis=1, keepdims=True)
         return result
 
 

@@ -67,7 +67,7 @@ def rewrite(config: str, rules: Rules) -> str:
         f"    http-request set-header {RENAMED_TIMEOUT_HEADER} %[req.hdr({TIMEOUT_HEADER})]"
         f" if {{ req.hdr({TIMEOUT_HEADER}) -m found }}\n"
         f"    http-request del-header {TIMEOUT_HEADER}\n"
-        "    http-request del-header x-request-disconnect-disabled\n"
+        "    http-request set-header x-request-disconnect-disabled ?1\n"
         "    http-request del-header serve_multiplexed_model_id\n"
         "    http-request del-header x-request-id if { req.hdr(x-request-id) -m reg [^\\ -~] }\n"
     )
