@@ -1,4 +1,4 @@
-"""What a request costs in the replica: `tpray serve` of the demo beside a bare Serve application that answers a constant.
+"""What a request costs in the replica: `tpray serve` of the demo beside a bare Serve application, which does nothing.
 
 ``python -m tests.bench.door``; both are started one after the other, on the same settings of HAProxy and Serve, and are
 sent the same requests. CPU is the replica process's own, all its threads, user and system.
@@ -76,7 +76,7 @@ def _constant(kind: str) -> Any:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    options = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 1_000_000}
+    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 1_000_000}
     if kind == "bare":
 
         class Constant:
@@ -191,7 +191,9 @@ def main() -> None:
                 _profile(options.profile, url, replica, side)
     if "bare Serve" in found:
         for side, each in found.items():
-            ratios = [f"{c.cpu_ms / b.cpu_ms:.2f}x at {c.clients}" for c, b in zip(each, found["bare Serve"], strict=True)]
+            ratios = [
+                f"{c.cpu_ms / b.cpu_ms:.2f}x at {c.clients}" for c, b in zip(each, found["bare Serve"], strict=True)
+            ]
             print(f"{side}: CPU over bare Serve's {', '.join(ratios)}")
 
 

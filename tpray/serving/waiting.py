@@ -68,7 +68,7 @@ class Block:
 
 
 class Deadlines:
-    """Ends blocks at their deadlines, with one timer for all: at the earliest deadline that was known when it was set."""
+    """Ends blocks at their deadlines, with one timer for all, which is set for the earliest deadline that is known."""
 
     def __init__(self) -> None:
         self._blocks: set[Block] = set()
