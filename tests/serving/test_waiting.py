@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from tpray.errors import DeadlineError
-from tpray.serving.waiting import PATIENCE_S, ClientLeftError, Deadlines, Departures
+from tpray.serving.waiting import PATIENCE_S, ClientLeftError, Waiting
 
 
 def test_a_block_ends_at_its_own_deadline_whatever_the_others_are() -> None:
     async def main() -> None:
-        deadlines, began = Deadlines(), time.monotonic()
+        waiting, began = Waiting(), time.monotonic()
 
         async def wait(after_s: float) -> float:
-            with pytest.raises(DeadlineError), deadlines.until(began + after_s, DeadlineError("late")):
+            with pytest.raises(DeadlineError), waiting.until(began + after_s, DeadlineError("late")):
                 await asyncio.sleep(5)
             return time.monotonic() - began
 
@@ -29,11 +29,11 @@ def test_a_block_ends_at_its_own_deadline_whatever_the_others_are() -> None:
 
 def test_many_blocks_have_one_timer() -> None:
     async def main() -> None:
-        deadlines = Deadlines()
+        waiting = Waiting()
         loop: Any = asyncio.get_running_loop()
 
         async def wait() -> None:
-            with deadlines.until(time.monotonic() + 60, DeadlineError("late")):
+            with waiting.until(time.monotonic() + 60, DeadlineError("late")):
                 await asyncio.sleep(0.01)
 
         for _ in range(3):
@@ -45,10 +45,10 @@ def test_many_blocks_have_one_timer() -> None:
 
 def test_a_cancellation_by_somebody_else_goes_through() -> None:
     async def main() -> None:
-        deadlines = Deadlines()
+        waiting = Waiting()
 
         async def wait() -> None:
-            with deadlines.until(time.monotonic() + 0.05, DeadlineError("late")):
+            with waiting.until(time.monotonic() + 0.05, DeadlineError("late")):
                 await asyncio.sleep(5)
 
         task = asyncio.create_task(wait())
@@ -65,11 +65,11 @@ def test_a_task_goes_on_after_a_block_that_ended() -> None:
     """Catches a cancellation that is still counted: `asyncio.timeout` would take the next one for somebody else's."""
 
     async def main() -> None:
-        deadlines = Deadlines()
+        waiting = Waiting()
         outer, inner = DeadlineError("outer"), DeadlineError("inner")
         now = time.monotonic()
-        with pytest.raises(DeadlineError, match="inner"), deadlines.until(now + 5, outer):  # noqa: SIM117  # nested
-            with deadlines.until(now + 0.02, inner):
+        with pytest.raises(DeadlineError, match="inner"), waiting.until(now + 5, outer):  # noqa: SIM117  # nested
+            with waiting.until(now + 0.02, inner):
                 await asyncio.sleep(5)
         task: Any = asyncio.current_task()
         assert getattr(task, "cancelling", int)() == 0
@@ -81,7 +81,7 @@ def test_a_task_goes_on_after_a_block_that_ended() -> None:
 
 def test_who_waits_is_told_that_the_client_has_left_and_who_does_not_wait_is_not_watched() -> None:
     async def main() -> None:
-        departures, left, listening = Departures(), asyncio.Event(), 0
+        waiting, left, listening = Waiting(), asyncio.Event(), 0
 
         async def receive() -> dict[str, str]:
             nonlocal listening
@@ -90,7 +90,8 @@ def test_who_waits_is_told_that_the_client_has_left_and_who_does_not_wait_is_not
             return {"type": "http.disconnect"}
 
         async def wait(seconds: float) -> None:
-            with departures.watch(receive):
+            with waiting.until(time.monotonic() + 9, DeadlineError("late")) as block:
+                block.listen(receive)
                 await asyncio.sleep(seconds)
 
         await asyncio.gather(*(wait(0.001) for _ in range(20)))

@@ -45,7 +45,7 @@ from tpray.runtime.buckets import Bucket
 from tpray.serving.row_queue import RowQueue
 from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
-from tpray.serving.waiting import Deadlines
+from tpray.serving.waiting import Waiting
 from tpray.serving.work_rate import WorkRate
 from tpray.tokenizer import Encoded, pad
 
@@ -112,7 +112,7 @@ class Batcher:
         self._awake = False  # whether `_start_steps` is to run
         self._closed: GroupError | None = None
         self._rate = WorkRate()
-        self._deadlines = Deadlines()
+        self._waiting = Waiting()
         self.rows_not_finite = 0
         group.lifecycle.watch(self._on_group)
 
@@ -190,7 +190,7 @@ class Batcher:
         futures = [row.future for row in queued]
         late = DeadlineError("the request's time ran out before it was answered")
         try:
-            with self._deadlines.until(now + timeout_s, late):
+            with self._waiting.until(now + timeout_s, late):
                 return await _results(futures)
         finally:
             self._admitted.difference_update(queued)
@@ -309,8 +309,8 @@ class Batcher:
                 _fail(row, GroupError(f"a step of {len(rows)} rows was answered with {len(result.logits)}"))
             return
         finite = np.isfinite(result.logits)
-        wrong = () if finite.all() else np.flatnonzero(~finite.all(axis=1))
-        answer = StepAnswer(result.logits, result.compute_s)
+        wrong = [] if finite.all() else np.flatnonzero(~finite.all(axis=1)).tolist()
+        answer = StepAnswer(np.nan_to_num(result.logits) if wrong else result.logits, result.compute_s)
         for i, row in enumerate(rows):
             if i in wrong:
                 self.rows_not_finite += 1

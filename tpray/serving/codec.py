@@ -206,12 +206,21 @@ class TextCodec:
         short = iter(self._tokens([text for item in items for text in _texts_of(item) if len(text) <= WHOLE_CHARS]))
         left = way == "Left"
 
+        def row(item: Item, number: int) -> Encoded:
+            texts = _texts_of(item)
+            if all(len(text) <= WHOLE_CHARS for text in texts):
+                parts, template = [next(short) for _ in texts], self._templates[len(texts) - 1]
+                if sum(map(len, parts)) + template.added <= self.max_length:
+                    return template.put(parts)
+                return self._row([_Reading(part, from_end=left) for part in parts], way, number)
+            return self._row([reading(text) for text in texts], way, number)
+
         def reading(text: str) -> _Reading:
             if len(text) <= WHOLE_CHARS:
                 return _Reading(next(short), from_end=left)
             return _Reading([], self._parts(text, left, deadline), left)
 
-        return [self._row([reading(text) for text in _texts_of(item)], way, n) for n, item in enumerate(items)]
+        return [row(item, number) for number, item in enumerate(items)]
 
     def _parts(self, text: str, from_end: bool, deadline: float) -> Iterator[list[int]]:
         """The tokens of the parts of a long text, each made when it is asked for."""
@@ -270,7 +279,7 @@ class TextCodec:
         """Every label of each item, best first.
 
         Args:
-            logits: float32 ``[B, L]``; of a row that is not finite nothing is said of its scores.
+            logits: float32 ``[B, L]``, finite.
             raw: give the logits themselves.
 
         The activation follows transformers' text-classification pipeline: sigmoid for multi-label models
@@ -278,8 +287,7 @@ class TextCodec:
         """
         values = logits.astype(np.float64)
         if not raw:
-            with np.errstate(invalid="ignore"):
-                values = self._activate(values)
+            values = self._activate(values)
         order = np.argsort(-values, axis=1, kind="stable")
         ranked, labels = np.take_along_axis(values, order, axis=1).tolist(), self.record.labels
         return [

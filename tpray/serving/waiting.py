@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -23,42 +23,50 @@ class ClientLeftError(Exception):
     """Nobody is there to read an answer."""
 
 
-class _Keeper(Protocol):
-    """Knows the blocks that are under way."""
-
-    def add(self, block: Block) -> None: ...
-
-    def discard(self, block: Block) -> None: ...
-
-
 class Block:
     """The code between ``__enter__`` and ``__exit__``, of one task.
 
-    error: what it raises when it is ended. at: when to look at it, `time.monotonic` seconds.
+    deadline: when it is ended, `time.monotonic` seconds. error: what it raises then, and when it is ended before.
     """
 
-    __slots__ = ("_ended", "_keeper", "_task", "at", "error", "receive", "watcher")
+    __slots__ = ("_ended", "_listener", "_receive", "_task", "_waiting", "deadline", "error", "listens_at")
 
-    def __init__(self, keeper: _Keeper, at: float, error: Exception, receive: Receive | None = None) -> None:
-        self._keeper, self.at, self.error, self.receive = keeper, at, error, receive
-        self.watcher: asyncio.Task[None] | None = None
+    def __init__(self, waiting: Waiting, deadline: float, error: Exception) -> None:
+        self._waiting, self.deadline, self.error = waiting, deadline, error
         self._ended = False
+        self._listener: asyncio.Task[None] | None = None
+        self.listens_at = math.inf
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Block:
         self._task = asyncio.current_task()
-        self._keeper.add(self)
+        self._waiting.add(self)
+        return self
+
+    def listen(self, receive: Receive) -> None:
+        """From now on raise `ClientLeftError` when the client leaves; ``receive`` has given the whole body."""
+        self._receive = receive
+        self._waiting.add_listener(self)
+
+    def start_listening(self) -> None:
+        """The block has taken long enough to be worth a task."""
+        self._listener = asyncio.get_running_loop().create_task(self._listen())
+
+    async def _listen(self) -> None:
+        if (await self._receive())["type"] == "http.disconnect":
+            self._listener, self.error = None, ClientLeftError()
+            self.end()
 
     def end(self) -> None:
         """Have the block raise its error."""
         assert self._task is not None, "a coroutine runs in a task"
         self._ended = True
-        self._keeper.discard(self)
+        self._waiting.discard(self)
         self._task.cancel()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._keeper.discard(self)
-        if self.watcher is not None:
-            self.watcher.cancel()
+        self._waiting.discard(self)
+        if self._listener is not None:
+            self._listener.cancel()
         if not self._ended:
             return
         uncancel = getattr(self._task, "uncancel", None)  # Python 3.10 does not count who cancels
@@ -67,13 +75,15 @@ class Block:
             raise self.error from error
 
 
-class Deadlines:
-    """Ends blocks at their deadlines, with one timer for all, which is set for the earliest deadline that is known."""
+class Waiting:
+    """The blocks that are under way, with one timer for their deadlines and one for those that listen."""
 
     def __init__(self) -> None:
         self._blocks: set[Block] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._looks_at = math.inf
+        self._listeners: dict[Block, None] = {}  # that do not listen yet, in their order
+        self._listener_timer: asyncio.TimerHandle | None = None
 
     def until(self, deadline: float, error: Exception) -> Block:
         """A block that raises ``error`` at ``deadline``, `time.monotonic` seconds."""
@@ -82,12 +92,20 @@ class Deadlines:
     def add(self, block: Block) -> None:
         """The block was entered."""
         self._blocks.add(block)
-        if block.at < self._looks_at:
-            self._look_at(block.at)
+        if block.deadline < self._looks_at:
+            self._look_at(block.deadline)
+
+    def add_listener(self, block: Block) -> None:
+        """The block is to listen, if it is still there in `PATIENCE_S`."""
+        block.listens_at = time.monotonic() + PATIENCE_S
+        self._listeners[block] = None
+        if self._listener_timer is None:
+            self._listener_timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._start_listeners)
 
     def discard(self, block: Block) -> None:
-        """The block was left, or is over. The timer stays: to move it costs more than to find nothing to do."""
+        """The block was left, or is over. The timers stay: to move one costs more than to find nothing to do."""
         self._blocks.discard(block)
+        self._listeners.pop(block, None)
 
     def _look_at(self, when: float) -> None:
         if self._timer is not None:
@@ -97,44 +115,16 @@ class Deadlines:
 
     def _look(self) -> None:
         self._timer, self._looks_at, now = None, math.inf, time.monotonic()
-        for block in [block for block in self._blocks if block.at <= now]:
+        for block in [block for block in self._blocks if block.deadline <= now]:
             block.end()
         if self._blocks:
-            self._look_at(min(block.at for block in self._blocks))
+            self._look_at(min(block.deadline for block in self._blocks))
 
-
-class Departures:
-    """Ends blocks whose clients leave. Only those that have waited for `PATIENCE_S` get a task that listens."""
-
-    def __init__(self) -> None:
-        self._new: dict[Block, None] = {}  # in their order
-        self._timer: asyncio.TimerHandle | None = None
-
-    def watch(self, receive: Receive) -> Block:
-        """A block that raises `ClientLeftError` when the client has left; ``receive`` has given the whole body."""
-        return Block(self, time.monotonic() + PATIENCE_S, ClientLeftError(), receive)
-
-    def add(self, block: Block) -> None:
-        """The block was entered."""
-        self._new[block] = None
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._look)
-
-    def discard(self, block: Block) -> None:
-        """The block was left, or is over."""
-        self._new.pop(block, None)
-
-    def _look(self) -> None:
-        self._timer, now = None, time.monotonic()
-        while (block := next(iter(self._new), None)) is not None and block.at <= now:
-            del self._new[block]
-            block.watcher = asyncio.get_running_loop().create_task(_listen(block))
+    def _start_listeners(self) -> None:
+        self._listener_timer, now = None, time.monotonic()
+        while (block := next(iter(self._listeners), None)) is not None and block.listens_at <= now:
+            del self._listeners[block]
+            block.start_listening()
         if block is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.001, block.at - now), self._look)
-
-
-async def _listen(block: Block) -> None:
-    assert block.receive is not None, "Departures.watch() gives it"
-    if (await block.receive())["type"] == "http.disconnect":
-        block.watcher = None
-        block.end()
+            wait_s = max(0.001, block.listens_at - now)
+            self._listener_timer = asyncio.get_running_loop().call_later(wait_s, self._start_listeners)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -125,9 +124,12 @@ class Bodies:
     def __init__(self) -> None:
         self.held_bytes = 0
 
-    @asynccontextmanager
-    async def of(self, headers: Mapping[bytes, bytes], receive: Receive, limit_bytes: int) -> AsyncIterator[bytearray]:
-        """The body of a request, held until the end of the block.
+    def drop(self, body: bytearray) -> None:
+        """The body is needed no longer; for every one that `read` was given."""
+        self.held_bytes -= _counted(body)
+
+    async def read(self, body: bytearray, headers: Mapping[bytes, bytes], receive: Receive, limit_bytes: int) -> None:
+        """Add to ``body``, which is held until `drop`, what a request sends.
 
         Args:
             limit_bytes: of one body; it is given up as soon as it is known to be larger.
@@ -137,14 +139,6 @@ class Bodies:
             OverloadedError: all bodies together are.
             InputError: it is compressed, or the client went away.
         """
-        body = bytearray()
-        try:
-            await self._read(headers, receive, body, limit_bytes)
-            yield body
-        finally:
-            self.held_bytes -= _counted(body)
-
-    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive, body: bytearray, limit_bytes: int) -> None:
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise InputError("the body has a Content-Encoding: send it as it is")
         too_large = f"the body is larger than {limit_bytes} bytes: send smaller batches"

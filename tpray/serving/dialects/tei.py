@@ -47,7 +47,7 @@ from tpray.serving.dialects.base import (
 )
 from tpray.serving.engine import Answer, Engine
 from tpray.serving.haproxy_start import TIMEOUT_HEADER
-from tpray.serving.waiting import ClientLeftError, Deadlines, Departures
+from tpray.serving.waiting import ClientLeftError, Waiting
 from tpray.tokenizer import Item
 
 ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -237,32 +237,34 @@ def _explain(error: ValidationError) -> str:
 
 def handlers(engine: Engine) -> dict[str, Handler]:
     """What answers TEI's requests with ``engine``."""
-    bodies, deadlines, departures = Bodies(), Deadlines(), Departures()
+    bodies, waiting = Bodies(), Waiting()
 
     async def predict(scope: Scope, receive: Receive) -> Rendered:
-        headers, limits = headers_of(scope), engine.config
+        headers, limits, body = headers_of(scope), engine.config, bytearray()
         try:
             timeout_s = timeout_of(headers, limits.request_timeout_s)
             now = time.monotonic()
             late = DeadlineError(f"the request was not answered within {timeout_s:g} s")
-            with deadlines.until(now + sooner(timeout_s), late):
-                async with bodies.of(headers, receive, limits.payload_limit_bytes) as body:
-                    asked = parse(body, limits.max_client_batch_size)
-                    items, batch = items_of(asked)
-                    if len(items) > limits.max_client_batch_size:
-                        raise PayloadTooLargeError(
-                            f"`inputs` has {len(items)} items and the limit is {limits.max_client_batch_size}: send "
-                            "smaller batches"
-                        )
-                    with departures.watch(receive):
-                        answer = await engine.classify(
-                            items, asked.raw_scores, asked.truncate, asked.truncation_direction, now + timeout_s
-                        )
+            with waiting.until(now + sooner(timeout_s), late) as block:
+                await bodies.read(body, headers, receive, limits.payload_limit_bytes)
+                asked = parse(body, limits.max_client_batch_size)
+                items, batch = items_of(asked)
+                if len(items) > limits.max_client_batch_size:
+                    raise PayloadTooLargeError(
+                        f"`inputs` has {len(items)} items and the limit is {limits.max_client_batch_size}: send "
+                        "smaller batches"
+                    )
+                block.listen(receive)
+                answer = await engine.classify(
+                    items, asked.raw_scores, asked.truncate, asked.truncation_direction, now + timeout_s
+                )
             return Rendered(200, render(answer, batch), timing_headers(answer))
         except ClientLeftError:
             return Rendered(CLIENT_LEFT, b"")
         except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
             return DIALECT.answer_error(e)
+        finally:
+            bodies.drop(body)
 
     return {PREDICT: predict}
 
