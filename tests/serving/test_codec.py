@@ -74,7 +74,8 @@ def test_the_activation_follows_the_problem_type(
         "regression": wide,
     }
     for kind, values in expected.items():
-        scores = {s.label: s.score for s in make_codec(kind).scores(x)}
-        np.testing.assert_allclose([scores["a"], scores["b"], scores["c"]], values, rtol=1e-9)
-    ordered = [s.score for s in make_codec(None).scores(x, raw=True)]
+        for row in make_codec(kind).scores(np.stack([x, -x, x]))[::2]:
+            scores = {s.label: s.score for s in row}
+            np.testing.assert_allclose([scores["a"], scores["b"], scores["c"]], values, rtol=1e-9)
+    ordered = [s.score for s in make_codec(None).scores(x[None], raw=True)[0]]
     assert ordered == sorted(x.tolist(), reverse=True)

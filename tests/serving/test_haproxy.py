@@ -47,6 +47,7 @@ def test_haproxy_takes_what_becomes_of_serves_configuration(
     checked = subprocess.run([rules.binary, "-c", "-f", str(file)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "x-tpray-server a-token" in changed
+    assert "set-header x-request-disconnect-disabled ?1" in changed  # or Serve has two tasks for each request
     assert "SERVE_PROXY_ACTOR" not in changed
     assert "500.http" not in changed
     assert "bind *:" not in changed

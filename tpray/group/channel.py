@@ -33,12 +33,16 @@ class StepResult:
 
 @dataclass
 class _Step:
-    """A step that was sent and not yet answered by every rank. began: when the ranks could begin it."""
+    """A step that was sent and not yet answered by every rank.
+
+    began, due: when the ranks could begin it, and when it has failed; `time.perf_counter` seconds.
+    """
 
     future: asyncio.Future[StepResult]
     limits: Limits
     waiting_for: set[int]
     began: float = 0.0
+    due: float = 0.0
     output: Frame | None = None
     raised: dict[int, Frame] = field(default_factory=dict)
 
@@ -84,7 +88,8 @@ class Channel:
         self._links: list[_Link] = []
         self._steps: dict[int, _Step] = {}
         self._last = 0
-        self._timer: asyncio.TimerHandle | None = None  # of the oldest step
+        self._timer: asyncio.TimerHandle | None = None  # rings when the oldest step is due, or before
+        self._rings_at = 0.0
         self._memory: int | None = None
 
     async def open(self, sockets: Sequence[socket.socket], memory: int | None = None) -> None:
@@ -120,12 +125,12 @@ class Channel:
     def fail(self, error: GroupError) -> None:
         """Have every step that is under way raise ``error``."""
         steps, self._steps = self._steps, {}
-        self._begin_oldest()
         for step in steps.values():
             _set_error(step, error)
 
     def close(self) -> None:
         """Close the sockets. Call `fail` before, so that nobody waits for a step."""
+        self._stop_timer()
         links, self._links = self._links, []
         for link in links:
             if link.transport is not None:
@@ -150,8 +155,8 @@ class Channel:
         answered = len(self._links) - len(step.waiting_for)
         if step.raised and (not step.waiting_for or answered > len(step.raised)):
             self._on_raised(frame.step, step)
-        elif step.raised:
-            self._set_timer()
+        elif step.raised and step is self._oldest:
+            self._set_timer(step)
         elif not step.waiting_for:
             self._on_answered(frame.step, step)
 
@@ -166,20 +171,40 @@ class Channel:
 
     def _begin_oldest(self) -> None:
         """The ranks may begin the step that is the oldest now: its limit counts from here."""
-        if self._oldest is not None:
-            self._oldest.began = time.perf_counter()
-        self._set_timer()
+        step = self._oldest
+        if step is not None:
+            step.began = time.perf_counter()
+            self._set_timer(step)
 
-    def _set_timer(self) -> None:
-        """Have the oldest step fail at its limit; and once a rank has raised in it, after its grace."""
+    def _set_timer(self, step: _Step) -> None:
+        """Have the oldest step fail at its limit; and once a rank has raised in it, after its grace.
+
+        A timer that rings before stays: it finds nothing to do, and is set anew.
+        """
+        now = time.perf_counter()
+        step.due = step.began + step.limits.answer_s
+        if step.raised:
+            step.due = min(step.due, now + step.limits.grace_s)
+        if self._timer is None or step.due < self._rings_at:
+            self._stop_timer()
+            self._rings_at = step.due
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, step.due - now), self._on_timer)
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        step = self._oldest
-        if step is not None:
-            left_s = step.began + step.limits.answer_s - time.perf_counter()
-            wait_s = min(left_s, step.limits.grace_s) if step.raised else left_s
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, wait_s), self._on_late)
+
+    def _on_timer(self) -> None:
+        self._timer, step = None, self._oldest
+        if step is None:
+            return
+        left_s = step.due - time.perf_counter()
+        if left_s > 0:
+            self._rings_at = step.due
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._on_timer)
+        else:
+            self._on_late()
 
     def _on_answered(self, number: int, step: _Step) -> None:
         """Every rank has answered."""

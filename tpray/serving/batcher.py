@@ -43,8 +43,9 @@ from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket
 from tpray.serving.row_queue import Kind, RowQueue
-from tpray.serving.rows import QueuedRow, RowResult, cut_into_buckets, cut_steps, tokens_in
+from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
+from tpray.serving.waiting import Waiting
 from tpray.serving.work_rate import WorkRate
 from tpray.tokenizer import Encoded, pad
 
@@ -117,6 +118,7 @@ class Batcher:
         self._closed: GroupError | None = None
         self._rate = WorkRate()
         self._queue: RowQueue[QueuedRow] = RowQueue(_wanted, self._long_tokens)
+        self._waiting = Waiting()
         self.rows_not_finite = 0
         group.lifecycle.watch(self._on_group)
 
@@ -199,17 +201,15 @@ class Batcher:
         self._queue.extend(queued)
         self._wake()
         futures = [row.future for row in queued]
+        late = DeadlineError("the request's time ran out before it was answered")
         try:
-            done, waiting = await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-            for number, future in enumerate(futures):  # the first that failed speaks for all
-                if future in done and (error := future.exception()) is not None:
-                    raise type(error)(error.message, number) if isinstance(error, ItemError) else error
-            if waiting:
-                raise DeadlineError("the request's time ran out before it was answered")
-            return [future.result() for future in futures]
+            with self._waiting.until(now + timeout_s, late):
+                return await _results(futures)
         finally:
             self._admitted.difference_update(queued)
-            if sum(future.cancel() for future in futures):  # some wait no longer, and are not to be counted
+            for future in futures:
+                future.cancel()
+            if any(future.cancelled() for future in futures):  # these wait no longer, and are not to be counted
                 self._queue.keep(lambda row: not row.future.done())
 
     async def close(self, reason: GroupError) -> None:
@@ -313,14 +313,16 @@ class Batcher:
             for row in rows:  # to answer some of them would be to guess whose answer is whose
                 _fail(row, GroupError(f"a step of {len(rows)} rows was answered with {len(result.logits)}"))
             return
-        finite = np.atleast_1d(np.isfinite(result.logits).all(axis=1))  # to a checker it could be a scalar
+        finite = np.isfinite(result.logits)
+        wrong = [] if finite.all() else np.flatnonzero(~finite.all(axis=1)).tolist()
+        answer = StepAnswer(np.nan_to_num(result.logits) if wrong else result.logits, result.compute_s)
         for i, row in enumerate(rows):
-            if not finite[i]:
+            if i in wrong:
                 self.rows_not_finite += 1
                 log.error("a row of %d tokens has logits that are not finite: %s", len(row), result.logits[i])
                 _fail(row, LogitsError(NOT_FINITE))
             elif not row.future.done():
-                row.future.set_result(RowResult(result.logits[i], started - row.arrived, result.compute_s))
+                row.future.set_result(RowResult(answer, i, started - row.arrived))
             if row.suspected:
                 self._suspects.clear(row.encoded)
 
@@ -351,6 +353,21 @@ class Batcher:
                 _fail(row, self._closed)
         else:
             self._queue.put_back(filter(_wanted, rows))
+
+
+async def _results(futures: list[asyncio.Future[RowResult]]) -> list[RowResult]:
+    """What the rows of a request are answered with; the first that failed, as soon as one has, speaks for all."""
+    if len(futures) > 1:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+    results = []
+    for number, future in enumerate(futures):
+        if len(futures) > 1 and not future.done():
+            continue  # another one has failed
+        try:
+            results.append(await future)
+        except ItemError as e:
+            raise type(e)(e.message, number) from e
+    return results
 
 
 def _whole_seconds(seconds: float) -> int:

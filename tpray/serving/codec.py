@@ -206,12 +206,21 @@ class TextCodec:
         short = iter(self._tokens([text for item in items for text in _texts_of(item) if len(text) <= WHOLE_CHARS]))
         left = way == "Left"
 
+        def row(item: Item, number: int) -> Encoded:
+            texts = _texts_of(item)
+            if all(len(text) <= WHOLE_CHARS for text in texts):
+                parts, template = [next(short) for _ in texts], self._templates[len(texts) - 1]
+                if sum(map(len, parts)) + template.added <= self.max_length:
+                    return template.put(parts)
+                return self._row([_Reading(part, from_end=left) for part in parts], way, number)
+            return self._row([reading(text) for text in texts], way, number)
+
         def reading(text: str) -> _Reading:
             if len(text) <= WHOLE_CHARS:
                 return _Reading(next(short), from_end=left)
             return _Reading([], self._parts(text, left, deadline), left)
 
-        return [self._row([reading(text) for text in _texts_of(item)], way, n) for n, item in enumerate(items)]
+        return [row(item, number) for number, item in enumerate(items)]
 
     def _parts(self, text: str, from_end: bool, deadline: float) -> Iterator[list[int]]:
         """The tokens of the parts of a long text, each made when it is asked for."""
@@ -266,11 +275,11 @@ class TextCodec:
         if types and max(row.types) >= types:
             raise InputError(f"has the token type {max(row.types)}, and the model has {types}", number)
 
-    def scores(self, logits: Array, raw: bool = False) -> list[Score]:
-        """Every label of one item, best first.
+    def scores(self, logits: Array, raw: bool = False) -> list[list[Score]]:
+        """Every label of each item, best first.
 
         Args:
-            logits: float32 ``[L]``.
+            logits: float32 ``[B, L]``, finite.
             raw: give the logits themselves.
 
         The activation follows transformers' text-classification pipeline: sigmoid for multi-label models
@@ -279,19 +288,23 @@ class TextCodec:
         values = logits.astype(np.float64)
         if not raw:
             values = self._activate(values)
-        order = np.argsort(-values, kind="stable")
-        return [Score(self.record.labels[i], float(values[i])) for i in order]
+        order = np.argsort(-values, axis=1, kind="stable")
+        ranked, labels = np.take_along_axis(values, order, axis=1).tolist(), self.record.labels
+        return [
+            [Score(labels[i], score) for i, score in zip(row, scores, strict=True)]
+            for row, scores in zip(order.tolist(), ranked, strict=True)
+        ]
 
     def _activate(self, values: Array) -> Array:
         kind = self.record.problem_type
         if kind == "regression":
             return values
-        if kind == "multi_label_classification" or len(values) == 1:
+        if kind == "multi_label_classification" or values.shape[1] == 1:
             # exp of a negative number only, so that no logit overflows
             small = np.exp(-np.abs(values))
             return np.where(values >= 0, 1.0, small) / (1.0 + small)
-        exponents = np.exp(values - values.max())
-        result: Array = exponents / exponents.sum()
+        exponents = np.exp(values - values.max(axis=1, keepdims=True))
+        result: Array = exponents / exponents.sum(axis=1, keepdims=True)
         return result
 
 

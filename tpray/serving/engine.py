@@ -30,6 +30,7 @@ from tpray.group.wire import Array
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
 from tpray.serving.codec import LARGE_CHARS, Direction, Score, TextCodec
+from tpray.serving.rows import RowResult
 from tpray.tokenizer import Encoded, Item
 
 INLINE_CHARS = 2048
@@ -189,15 +190,22 @@ class Engine:
         except LogitsError:
             self._watch.suspect()
             raise
-        scores = [self.codec.scores(result.logits, raw_scores) for result in results]
         return Answer(
-            scores=scores,
+            scores=[self._scores(result, raw_scores) for result in results],
             tokens=sum(map(len, rows)),
             tokenize_s=tokenized - started,
             queue_s=max(result.queue_s for result in results),
-            compute_s=max(result.compute_s for result in results),
+            compute_s=max(result.step.compute_s for result in results),
             total_s=time.perf_counter() - started,
         )
+
+    def _scores(self, result: RowResult, raw: bool) -> list[Score]:
+        """A row's scores; those of its whole step are made at once."""
+        step = result.step
+        if raw not in step.scores:
+            step.scores[raw] = self.codec.scores(step.logits, raw)
+        scores: list[Score] = step.scores[raw][result.row]
+        return scores
 
     async def _tokenize(
         self, items: Sequence[Item], truncate: bool, direction: Direction | None, deadline: float

@@ -48,6 +48,7 @@ def rewrite(config: str, rules: Rules) -> str:
     - a request must arrive in time, and is shown to the replica with the token; more connections than it takes wait;
     - headers that Serve's replica reads for itself, with errors in plain text, do not reach it: how long a client waits
       is renamed;
+    - Serve's replica does not listen for whether a client leaves, which costs two tasks a request: ours does;
     - without a replica HAProxy answers 503 itself, where Serve's own proxy would keep the request until there is one.
       It has a server of its own for that, always up: the answer of a server is passed on, whereas an error of HAProxy's
       own drops a client's connection without a word if the replica's was used before.
@@ -67,7 +68,7 @@ def rewrite(config: str, rules: Rules) -> str:
         f"    http-request set-header {RENAMED_TIMEOUT_HEADER} %[req.hdr({TIMEOUT_HEADER})]"
         f" if {{ req.hdr({TIMEOUT_HEADER}) -m found }}\n"
         f"    http-request del-header {TIMEOUT_HEADER}\n"
-        "    http-request del-header x-request-disconnect-disabled\n"
+        "    http-request set-header x-request-disconnect-disabled ?1\n"
         "    http-request del-header serve_multiplexed_model_id\n"
         "    http-request del-header x-request-id if { req.hdr(x-request-id) -m reg [^\\ -~] }\n"
     )

@@ -11,15 +11,17 @@ from starlette.exceptions import HTTPException
 from swagger_ui_bundle import swagger_ui_path
 
 from tpray.serving.dialects import DIALECTS
+from tpray.serving.dialects.base import Handler, as_response
+from tpray.serving.door import Door
 from tpray.serving.engine import Engine
-from tpray.serving.gate import Gate, GateMiddleware
+from tpray.serving.gate import Gate
 from tpray.serving.metrics import read_metrics
 from tpray.version import __version__
 
 JSON: dict[str, Any] = {"application/json": {}}
 
 
-def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None = None) -> FastAPI:
+def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None = None) -> Door:
     """The routes of an engine that has started; all requests come through ``gate``.
 
     Args:
@@ -35,12 +37,10 @@ def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None =
     app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path), name="docs-assets")
     own = DIALECTS[0]
 
-    app.add_middleware(GateMiddleware, gate=gate or Gate(), answer=own.error_response)
-
     @app.exception_handler(Exception)
     @app.exception_handler(HTTPException)
     async def on_error(request: Request, error: Exception) -> Response:
-        return own.error_response(error)
+        return as_response(own.answer_error(error))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -70,7 +70,7 @@ def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None =
             else:
                 await engine.check_deeply()
         except Exception as e:  # noqa: BLE001  # the boundary where errors become statuses
-            return own.error_response(e)
+            return as_response(own.answer_error(e))
         return Response(status_code=200)
 
     @app.get("/info")
@@ -78,9 +78,12 @@ def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None =
         """The model, how it is split, the limits, the load, and how the group came up."""
         return describe(engine) | {"ray_address": ray_address}
 
+    handlers: dict[str, Handler] = {}
     for dialect in DIALECTS:
-        app.include_router(dialect.routes(engine))
-    return app
+        answering = dialect.handlers(engine)
+        app.include_router(dialect.routes(answering))
+        handlers |= answering
+    return Door(app, handlers, gate or Gate(), own)
 
 
 def describe(engine: Engine) -> dict[str, Any]:

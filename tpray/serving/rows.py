@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, largest_batch
 from tpray.tokenizer import Encoded
 
 
-@dataclass(frozen=True, slots=True)
-class RowResult:
-    """One row's answer: logits float32 ``[L]``, seconds in the queue, seconds its step computed."""
+@dataclass(slots=True, eq=False)
+class StepAnswer:
+    """What a step's rows share: logits float32 ``[B, L]``, and how long it computed.
+
+    scores: what was made of the logits of all rows, as probabilities or raw, when the first of them was asked for.
+    """
 
     logits: Array
-    queue_s: float
     compute_s: float
+    scores: dict[bool, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RowResult:
+    """One row's answer: which row of a step it was, and its seconds in the queue."""
+
+    step: StepAnswer
+    row: int
+    queue_s: float
+
+    @property
+    def logits(self) -> Array:
+        """float32 ``[L]``."""
+        logits: Array = self.step.logits[self.row]
+        return logits
 
 
 @dataclass(slots=True, eq=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tpray.tokenizer import Encoded
 
@@ -36,7 +37,7 @@ class Template:
             start = found + len(part)
         return cls((*around, Encoded(row.ids[start:], row.types[start:])), tuple(types))
 
-    @property
+    @cached_property
     def added(self) -> int:
         """How many special tokens there are."""
         return sum(map(len, self.around))

@@ -2,85 +2,100 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from fastapi import APIRouter, Request, Response
-from starlette.requests import ClientDisconnect
+from fastapi import APIRouter, Response
+from starlette.types import Receive, Scope, Send
 
-from tpray.errors import DeadlineError, InputError, OverloadedError, PayloadTooLargeError
+from tpray.errors import InputError, OverloadedError, PayloadTooLargeError
 from tpray.serving.engine import Engine
 from tpray.serving.haproxy_start import RENAMED_TIMEOUT_HEADER, TIMEOUT_HEADER
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+
+_TIMEOUT_HEADER, _RENAMED_TIMEOUT_HEADER = TIMEOUT_HEADER.encode(), RENAMED_TIMEOUT_HEADER.encode()
 
 SOONER_S = 0.1
 """Where Serve reads it, as in a cluster, it answers 408 in words of its own at that time: we answer so much sooner."""
 
 
-class RenderedError(NamedTuple):
-    """An error as a dialect's client expects it. internal: it is a fault of the server, to be logged."""
+class Rendered(NamedTuple):
+    """An answer as a dialect's client expects it. internal: it is a fault of the server, to be logged."""
 
     status: int
     body: bytes
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = {}
     internal: bool = False
+
+
+Handler = Callable[[Scope, Receive], Awaitable[Rendered]]
+"""Answers a request, its errors too; takes what an ASGI application does."""
 
 
 @dataclass(frozen=True)
 class Dialect:
     """One way to speak to the engine.
 
-    name: for a person. routes: makes the routes that serve an engine. render_error: also takes starlette's
-    ``HTTPException``, which a route that does not exist raises.
+    name: for a person. handlers: makes what answers ``POST`` for an engine, by path. routes: documents these.
+    render_error: also takes starlette's ``HTTPException``, which a route that does not exist raises.
     """
 
     name: str
-    routes: Callable[[Engine], APIRouter]
-    render_error: Callable[[Exception], RenderedError]
+    handlers: Callable[[Engine], Mapping[str, Handler]]
+    routes: Callable[[Mapping[str, Handler]], APIRouter]
+    render_error: Callable[[Exception], Rendered]
 
-    def error_response(self, error: Exception) -> Response:
+    def answer_error(self, error: Exception) -> Rendered:
         """The answer to a request that raised ``error``."""
         rendered = self.render_error(error)
         if rendered.internal:
             log.exception("a request failed", exc_info=error)
-        return Response(rendered.body, rendered.status, dict(rendered.headers), media_type="application/json")
+        return rendered
 
 
-def timeout_of(request: Request, limit_s: float) -> float:
+def as_response(answer: Rendered) -> Response:
+    """An answer for FastAPI."""
+    return Response(answer.body, answer.status, dict(answer.headers), media_type="application/json")
+
+
+async def send_answer(answer: Rendered, send: Send) -> None:
+    """Send an answer over ASGI."""
+    headers = [(b"content-length", b"%d" % len(answer.body)), (b"content-type", b"application/json")]
+    headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """The headers of a request by their names in lower case; of several of one name, the first."""
+    return dict(reversed(scope["headers"]))
+
+
+def timeout_of(headers: Mapping[bytes, bytes], limit_s: float) -> float:
     """How long the client will wait, seconds; at most ``limit_s``, the server's own limit, which also is the default.
 
     Raises:
         InputError: the header is not a number of seconds above 0.
     """
-    value = request.headers.get(RENAMED_TIMEOUT_HEADER, request.headers.get(TIMEOUT_HEADER))
+    value = headers.get(_RENAMED_TIMEOUT_HEADER, headers.get(_TIMEOUT_HEADER))
     if value is None:
         return limit_s
+    said = value.decode("latin-1")
     try:
-        seconds = float(value)
+        seconds = float(said)
     except ValueError:
         seconds = 0.0
     if not seconds > 0:  # also refuses NaN
-        raise InputError(f"the header {TIMEOUT_HEADER} is {value!r}: send a number of seconds above 0, such as 2.5")
+        raise InputError(f"the header {TIMEOUT_HEADER} is {said!r}: send a number of seconds above 0, such as 2.5")
     return min(seconds, limit_s)
 
 
-async def within(timeout_s: float, work: Awaitable[T]) -> T:
-    """What ``work`` returns, or an error in time for the client to read it.
-
-    Raises:
-        DeadlineError: it takes longer, and was cancelled.
-    """
-    try:
-        return await asyncio.wait_for(work, timeout_s - min(SOONER_S, timeout_s / 10))
-    except asyncio.TimeoutError as e:
-        raise DeadlineError(f"the request was not answered within {timeout_s:g} s") from e
+def sooner(timeout_s: float) -> float:
+    """How long a request may take that is to be answered in time for the client to read it."""
+    return timeout_s - min(SOONER_S, timeout_s / 10)
 
 
 def has_more_values(body: bytes | bytearray, most: int) -> bool:
@@ -109,44 +124,38 @@ class Bodies:
     def __init__(self) -> None:
         self.held_bytes = 0
 
-    @asynccontextmanager
-    async def of(self, request: Request, limit_bytes: int, deadline: float) -> AsyncIterator[bytearray]:
-        """The request's body, held until the end of the block.
+    def drop(self, body: bytearray) -> None:
+        """The body is needed no longer; for every one that `read` was given."""
+        self.held_bytes -= _counted(body)
+
+    async def read(self, body: bytearray, headers: Mapping[bytes, bytes], receive: Receive, limit_bytes: int) -> None:
+        """Add to ``body``, which is held until `drop`, what a request sends.
 
         Args:
             limit_bytes: of one body; it is given up as soon as it is known to be larger.
-            deadline: until when it may take to arrive; `time.monotonic` seconds.
 
         Raises:
             PayloadTooLargeError: the body is larger.
             OverloadedError: all bodies together are.
-            DeadlineError: it did not arrive in time.
             InputError: it is compressed, or the client went away.
         """
-        body = bytearray()
-        try:
-            await asyncio.wait_for(self._read(request, body, limit_bytes), max(0.0, deadline - time.monotonic()))
-            yield body
-        except asyncio.TimeoutError as e:
-            raise DeadlineError("the body did not arrive in time: send less, or faster") from e
-        except ClientDisconnect as e:
-            raise InputError("the client went away before it had sent the body") from e
-        finally:
-            self.held_bytes -= _counted(body)
-
-    async def _read(self, request: Request, body: bytearray, limit_bytes: int) -> None:
-        if request.headers.get("content-encoding", "identity") != "identity":
+        if headers.get(b"content-encoding", b"identity") != b"identity":
             raise InputError("the body has a Content-Encoding: send it as it is")
-        too_large = PayloadTooLargeError(f"the body is larger than {limit_bytes} bytes: send smaller batches")
-        declared = request.headers.get("content-length", "0")
+        too_large = f"the body is larger than {limit_bytes} bytes: send smaller batches"
+        declared = headers.get(b"content-length", b"0").decode("latin-1")
         if declared.isdecimal() and int(declared) > limit_bytes:
-            raise too_large
-        async for part in request.stream():
+            raise PayloadTooLargeError(too_large)
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise InputError("the client went away before it had sent the body")
             before = _counted(body)
-            body += part
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
             self.held_bytes += _counted(body) - before
             if len(body) > limit_bytes:
-                raise too_large
+                raise PayloadTooLargeError(too_large)
             if _counted(body) and self.held_bytes > BODIES_AT_ONCE * limit_bytes:
                 raise OverloadedError("the bodies that are being read are too large together: try again later")
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope
 
 from tpray.errors import (
     DeadlineError,
@@ -34,13 +37,17 @@ from tpray.serving.codec import Direction, Score
 from tpray.serving.dialects.base import (
     Bodies,
     Dialect,
-    RenderedError,
+    Handler,
+    Rendered,
+    as_response,
     has_more_values,
+    headers_of,
+    sooner,
     timeout_of,
-    within,
 )
 from tpray.serving.engine import Answer, Engine
 from tpray.serving.haproxy_start import TIMEOUT_HEADER
+from tpray.serving.waiting import ClientLeftError, Waiting
 from tpray.tokenizer import Item
 
 ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -58,6 +65,11 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (Exception, 424, "Backend"),
 )
 """The one table from errors to statuses and TEI's error types; the first that matches."""
+
+PREDICT = "/predict"
+
+CLIENT_LEFT = 499
+"""The status of an answer that nobody reads, for the metrics; nginx's, and Serve's own."""
 
 RESTART_S = 5
 """When to try again where a group restarts: about the time that one needs."""
@@ -158,12 +170,18 @@ def _item(texts: Any, where: str) -> Item:
 
 def render(answer: Answer, batch: bool) -> bytes:
     """The body of a successful answer."""
-    scores = [_predictions(item) for item in answer.scores]
-    return json.dumps(scores if batch else scores[0], separators=(",", ":")).encode()
+    items = [_rendered(scores) for scores in answer.scores]
+    return ("[" + ",".join(items) + "]" if batch else items[0]).encode()
 
 
-def _predictions(scores: list[Score]) -> list[dict[str, float | str]]:
-    return [{"score": score.score, "label": score.label} for score in scores]
+def _rendered(scores: Sequence[Score]) -> str:
+    """JSON; the scores are finite, and Python writes such numbers as JSON does."""
+    return "[" + ",".join([f'{{"score":{each.score!r},"label":{_quoted(each.label)}}}' for each in scores]) + "]"
+
+
+@lru_cache(maxsize=4096)
+def _quoted(label: str) -> str:
+    return json.dumps(label)
 
 
 def timing_headers(answer: Answer) -> dict[str, str]:
@@ -177,10 +195,10 @@ def timing_headers(answer: Answer) -> dict[str, str]:
     return {"x-compute-tokens": str(answer.tokens)} | {name: f"{s * 1e3:.0f}" for name, s in stages.items()}
 
 
-def render_error(error: Exception) -> RenderedError:
+def render_error(error: Exception) -> Rendered:
     """Status, body and headers for an error."""
     if isinstance(error, HTTPException):  # no such route, or not with this method
-        return RenderedError(error.status_code, _body(str(error.detail), "Validation"), dict(error.headers or {}))
+        return Rendered(error.status_code, _body(str(error.detail), "Validation"), dict(error.headers or {}))
     status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
     # A message of our own is written for the caller; anything else may carry what a caller must not see.
     if isinstance(error, ItemError):
@@ -189,7 +207,7 @@ def render_error(error: Exception) -> RenderedError:
         text = str(error)
     else:
         text = f"internal error ({type(error).__name__}); see the server's log"
-    return RenderedError(
+    return Rendered(
         status, _body(text, kind), _retry_after(error), internal=status == 424 and not isinstance(error, TprayError)
     )
 
@@ -217,12 +235,46 @@ def _explain(error: ValidationError) -> str:
     )
 
 
-def routes(engine: Engine) -> APIRouter:
-    """TEI's routes over ``engine``."""
-    router, bodies = APIRouter(), Bodies()
+def handlers(engine: Engine) -> dict[str, Handler]:
+    """What answers TEI's requests with ``engine``."""
+    bodies, waiting = Bodies(), Waiting()
+
+    async def predict(scope: Scope, receive: Receive) -> Rendered:
+        headers, limits, body = headers_of(scope), engine.config, bytearray()
+        try:
+            timeout_s = timeout_of(headers, limits.request_timeout_s)
+            now = time.monotonic()
+            late = DeadlineError(f"the request was not answered within {timeout_s:g} s")
+            with waiting.until(now + sooner(timeout_s), late) as block:
+                await bodies.read(body, headers, receive, limits.payload_limit_bytes)
+                asked = parse(body, limits.max_client_batch_size)
+                items, batch = items_of(asked)
+                if len(items) > limits.max_client_batch_size:
+                    raise PayloadTooLargeError(
+                        f"`inputs` has {len(items)} items and the limit is {limits.max_client_batch_size}: send "
+                        "smaller batches"
+                    )
+                block.listen(receive)
+                answer = await engine.classify(
+                    items, asked.raw_scores, asked.truncate, asked.truncation_direction, now + timeout_s
+                )
+            return Rendered(200, render(answer, batch), timing_headers(answer))
+        except ClientLeftError:
+            return Rendered(CLIENT_LEFT, b"")
+        except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
+            return DIALECT.answer_error(e)
+        finally:
+            bodies.drop(body)
+
+    return {PREDICT: predict}
+
+
+def routes(answering: Mapping[str, Handler]) -> APIRouter:
+    """TEI's routes, as FastAPI documents them."""
+    router = APIRouter()
 
     @router.post(
-        "/predict",
+        PREDICT,
         response_model=list[Prediction] | list[list[Prediction]],
         responses={status: {"model": ErrorResponse} for _, status, _ in ERRORS},
         openapi_extra={
@@ -242,28 +294,9 @@ def routes(engine: Engine) -> APIRouter:
     )
     async def predict(request: Request) -> Response:
         """Score every label for a text, a pair or a batch, best first (TEI's dialect)."""
-
-        async def answered(timeout_s: float) -> Response:
-            deadline, limit = time.monotonic() + timeout_s, engine.config.max_client_batch_size
-            async with bodies.of(request, engine.config.payload_limit_bytes, deadline) as body:
-                asked = parse(body, limit)
-                items, batch = items_of(asked)
-                if len(items) > limit:
-                    raise PayloadTooLargeError(
-                        f"`inputs` has {len(items)} items and the limit is {limit}: send smaller batches"
-                    )
-                answer = await engine.classify(
-                    items, asked.raw_scores, asked.truncate, asked.truncation_direction, deadline
-                )
-            return Response(render(answer, batch), 200, timing_headers(answer), "application/json")
-
-        try:
-            timeout_s = timeout_of(request, engine.config.request_timeout_s)
-            return await within(timeout_s, answered(timeout_s))
-        except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
-            return DIALECT.error_response(e)
+        return as_response(await answering[PREDICT](request.scope, request.receive))
 
     return router
 
 
-DIALECT = Dialect("text-embeddings-inference", routes, render_error)
+DIALECT = Dialect("text-embeddings-inference", handlers, routes, render_error)
