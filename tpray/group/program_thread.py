@@ -38,15 +38,17 @@ class ProgramThread:
         self._serving: tuple[socket.socket, Callable[[socket.socket], bool]] | None = None
         threading.Thread(target=self._run, name=name, daemon=True).start()
         self.do(lambda: None)
-        # The last number set is also that of threads that have not computed yet: of all but this one's.
-        torch.set_num_threads(1)
 
     def do(self, work: Callable[[], T]) -> T:
-        """Have ``work`` done on the thread; what it returns, or raises."""
+        """Have ``work`` done on the thread; what it returns, or raises. The caller computes alone from now on."""
         future: Future[T] = Future()
         self._jobs.append((future, work))
         os.write(self._wake, b"!")
-        return future.result()
+        try:
+            return future.result()
+        finally:
+            # The number that was set last is also that of every thread which has not computed yet.
+            torch.set_num_threads(1)
 
     def serve(self, sock: socket.socket, answer: Callable[[socket.socket], bool]) -> None:
         """Call ``answer`` whenever ``sock`` has something to read, until it returns False; then the thread ends."""
@@ -59,8 +61,8 @@ class ProgramThread:
     def _run(self) -> None:
         ready = select.poll()
         ready.register(self._woken, select.POLLIN)
+        torch.set_num_threads(self._threads)
         while True:
-            torch.set_num_threads(self._threads)  # before the first work, and in case any has changed it
             if self._serving is not None:
                 ready.register(self._serving[0], select.POLLIN)
             while not self._jobs:
@@ -73,7 +75,15 @@ class ProgramThread:
                         return
             os.read(self._woken, 1)
             future, work = self._jobs.popleft()
+            made: Any = None
+            error: BaseException | None = None
             try:
-                future.set_result(work())
+                made = work()
             except BaseException as e:  # noqa: BLE001  # it belongs to whoever waits
-                future.set_exception(e)
+                error = e
+            torch.set_num_threads(self._threads)  # in case the work has changed it
+            if error is None:
+                future.set_result(made)
+            else:
+                future.set_exception(error)
+            del future, work, made, error  # nothing here keeps what belongs to the caller

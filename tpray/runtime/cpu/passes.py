@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from tpray.parallel_layers import collective  # noqa: F401  # defines the operators tpray::*
+
 aten: Any = torch.ops.aten
 mkldnn: Any = torch.ops.mkldnn
 tpray_ops: Any = torch.ops.tpray

@@ -1,0 +1,185 @@
+"""Lowered graphs on disk: what is loaded computes what was traced, and a file can make nothing else happen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tpray.errors import ArtifactError, ConfigError
+from tpray.platforms.memory import available_bytes
+from tpray.runtime.cpu.huge_pages import PAGE_BYTES, use_huge_pages
+from tpray.runtime.cpu.lowered import graph_file, load_graphs, save_graphs
+from tpray.runtime.cpu.packing import PackedRows, attend_rows, packed_attention, plain_copy
+from tpray.runtime.cpu.runtime import lower
+
+
+class Kinds(nn.Module):
+    """Everything that an argument can be: sizes, dtypes, devices, infinity, lists, a shared weight, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 8)
+        self.linear = nn.Linear(8, 11, bias=False)
+        self.linear.weight = self.table.weight
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.table(ids)
+        rows, columns = ids.shape
+        mask = torch.ones(columns, columns, dtype=torch.bool, device=ids.device).triu(1)
+        scores = (x @ x.transpose(1, 2)).masked_fill(mask, float("-inf")).softmax(-1)
+        mixed = torch.cat([scores @ x, x], dim=-1)[..., 4:12].reshape(rows * columns, 8)
+        self.seen += columns
+        return self.linear(F.gelu(mixed)).to(torch.float64), self.seen + 0
+
+
+def lowered(module: nn.Module, folder: Path, *examples: Tensor, dynamic: Any = None) -> Any:
+    """What `load_graphs` makes of an exported and lowered module."""
+    with torch.no_grad():
+        program = torch.export.export(module.eval(), examples, dynamic_shapes=dynamic, strict=False)
+    graph_module = program.module(check_guards=False)
+    lower(graph_module, 0)
+    save_graphs([(graph_module, plain_copy(graph_module))], folder)
+    return load_graphs(folder)[0][0]
+
+
+def test_a_loaded_graph_computes_what_was_traced(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Kinds()
+    sizes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("columns")}
+    function = lowered(module, tmp_path, torch.ones(2, 5, dtype=torch.int64), dynamic=(sizes,))
+    seen = 0
+    with torch.inference_mode():
+        for rows, columns in ((2, 5), (3, 1), (1, 7)):
+            ids = torch.randint(0, 11, (rows, columns))
+            expected, _ = module(ids)
+            logits, count = function(ids)
+            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+            seen += columns
+            assert count.item() == seen, "a buffer that steps change is changed for the next"
+
+
+def test_a_file_holds_a_tensor_once_and_what_is_not_used_not_at_all(tmp_path: Path) -> None:
+    module = Kinds()
+    lowered(module, tmp_path, torch.ones(2, 5, dtype=torch.int64))
+    stored = json.loads((tmp_path / graph_file(0)).read_text())
+    text = json.dumps(stored)
+    assert "mkldnn._linear_pointwise.default" in text
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert size < 2 * module.table.weight.nbytes + 2000
+
+
+CHANGES: list[tuple[str, Any]] = [
+    ("unknown operator", lambda s: s["calls"][0].__setitem__(0, "aten.no_such.default")),
+    ("another namespace", lambda s: s["calls"][0].__setitem__(0, "prims.add.default")),
+    ("an attribute of a module", lambda s: s["calls"][0].__setitem__(0, "operator.attrgetter")),
+    ("a value of the future", lambda s: s["calls"][0].__setitem__(1, [{"value": 99}])),
+    ("a value that is code", lambda s: s["calls"][0].__setitem__(1, [{"value": "0); import os; ("}])),
+    ("a tensor that is not there", lambda s: s["calls"][0].__setitem__(1, [{"tensor": "nothing"}])),
+    ("a keyword that is code", lambda s: s["calls"][0].__setitem__(2, {"a=1, b": 2})),
+    ("a reserved keyword", lambda s: s["calls"][0].__setitem__(2, {"lambda": 2})),
+    ("a kind of value that there is not", lambda s: s["calls"][0].__setitem__(1, [{"object": "os"}])),
+    ("something of torch's that is no dtype", lambda s: s["calls"][0].__setitem__(1, [{"dtype": "load"}])),
+    ("no output", lambda s: s.pop("output")),
+    ("an output of the future", lambda s: s.__setitem__("output", {"value": 10_000})),
+    ("calls that are none", lambda s: s.__setitem__("calls", [[1]])),
+]
+
+
+@pytest.mark.parametrize("change", [c for _, c in CHANGES], ids=[name for name, _ in CHANGES])
+def test_a_changed_file_is_refused_when_it_is_loaded(change: Any, tmp_path: Path) -> None:
+    lowered(Kinds(), tmp_path, torch.ones(2, 5, dtype=torch.int64))
+    path = tmp_path / graph_file(0)
+    stored = json.loads(path.read_text())
+    change(stored)
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ArtifactError, match=r"graph_0\.json|weights\.safetensors"):
+        load_graphs(tmp_path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=40) | st.sampled_from(["__import__('os')", "v0", "b0", "\n", "'", '"""', "{}"]))
+def test_text_in_a_file_stays_text(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("graph")
+    lowered(nn.Identity(), folder, torch.ones(2))
+    (folder / graph_file(0)).write_text(json.dumps({"inputs": 1, "calls": [], "output": [text, {"value": 0}, 1.5]}))
+    (function,), _ = load_graphs(folder)
+    given_back = function(7)
+    assert given_back == [text, 7, 1.5]
+
+
+def test_what_cannot_be_stored_is_refused_when_it_is_traced(tmp_path: Path) -> None:
+    module = torch.fx.symbolic_trace(nn.Sequential())
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(print, (x,)))
+    with pytest.raises(ConfigError, match="calls print"):
+        save_graphs([(module, graph)], tmp_path)
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(torch.ops.aten.add.Tensor, (x, slice(1))))
+    with pytest.raises(ConfigError, match="slice"):
+        save_graphs([(module, graph)], tmp_path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), heads=st.integers(1, 3), seed=st.integers(0, 99))
+def test_attention_of_rows_end_to_end_is_each_rows_own(lengths: list[int], heads: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    rows = PackedRows.of(mask)
+    assert rows is not None
+    qkv = torch.randn(1, sum(lengths), 3 * heads * 4)
+    found = attend_rows(qkv, 4, rows, 0.5)
+    q, k, v = (part.unflatten(2, (heads, 4)).transpose(1, 2) for part in qkv.chunk(3, 2))
+    by_parts = packed_attention(q, k, v, rows, 0.5).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found, by_parts, rtol=1e-5, atol=1e-6)
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    for length, end in zip(lengths, ends, strict=True):
+        own = slice(end - length, end)
+        alone = F.scaled_dot_product_attention(q[:, :, own], k[:, :, own], v[:, :, own], scale=0.5)
+        torch.testing.assert_close(found[:, own], alone.transpose(1, 2).flatten(2), rtol=1e-5, atol=1e-6)
+    assert rows.starts.tolist() == [end - length for length, end in zip(lengths, ends, strict=True)]
+    assert rows.positions.tolist() == [place for length in lengths for place in range(length)]
+    padded = torch.arange(mask.numel()).view(mask.shape)
+    assert rows.pack(padded)[0].tolist() == padded[mask.bool()].tolist()
+
+
+@pytest.mark.parametrize("mask", [[[0, 1]], [[1, 0, 1]], [[1, 1], [0, 0]], [[]]])
+def test_masks_that_are_not_rows_with_padding_behind_them_are_not_packed(mask: list[list[int]]) -> None:
+    assert PackedRows.of(torch.tensor(mask, dtype=torch.int64)) is None
+
+
+def _in_huge_pages(address: int) -> int:
+    """Bytes of the mapping around ``address`` that lie in huge pages. Source: proc(5), smaps."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0] and not line.split()[0].endswith(":"):
+            begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+            inside = begin <= address < end
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def test_packed_weights_lie_in_huge_pages_where_the_system_has_them() -> None:
+    allowed = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not allowed.exists() or "[never]" in allowed.read_text() or available_bytes() < 1 << 30:
+        pytest.skip("this system gives no huge pages")
+    weight = torch.ops.mkldnn._reorder_linear_weight(torch.randn(4096, 2048), 256)
+    before = torch.ops.mkldnn._linear_pointwise(torch.ones(1, 2048), weight, None, "none", [], "")
+    tried = use_huge_pages([weight, torch.ones(3)])
+    assert tried >= weight.numel() * 4 - 2 * PAGE_BYTES
+    if _in_huge_pages(torch.ops.mkldnn.data_ptr(weight) + tried // 2) == 0:
+        pytest.skip("this kernel gave none at once")
+    assert _in_huge_pages(torch.ops.mkldnn.data_ptr(weight) + tried // 2) >= tried // 2
+    after = torch.ops.mkldnn._linear_pointwise(torch.ones(1, 2048), weight, None, "none", [], "")
+    assert torch.equal(before, after)
