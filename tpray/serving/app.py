@@ -38,19 +38,25 @@ class Classifier:
 
     # Serve awaits an async constructor; the language does not know that.
     async def __init__(  # type: ignore[misc]
-        self, config: ServeConfig, progress_address: str | None = None, token: str | None = None
+        self,
+        config: ServeConfig,
+        progress_address: str | None = None,
+        token: str | None = None,
+        spares: Sequence[str] = (),
     ) -> None:
         logging.getLogger("tpray").setLevel(log_level())
         keep_replica_on_loopback()
         self._config = config
         self._gate = Gate(token)
         report = progress.Sender(progress_address)
+        report.span("replica")
         try:
             # Of this machine, which need not be the one where the application was built.
-            executor = RayExecutor(Topology.of(config.parallel))
+            executor = RayExecutor(Topology.of(config.parallel), spares)
             group = ClassifierGroup(config.model, executor, config.batch.step_timeout_s, report.phase)
             self._engine = Engine(group, config.batch)
             await self._engine.start()
+            report.span("tokenizer")
         except Exception as e:
             report.failed(e)
             raise
@@ -161,6 +167,7 @@ def application(
     progress_address: str | None = None,
     token: str | None = None,
     surge: bool = False,
+    spares: Sequence[str] = (),
 ) -> serve.Application:
     """The Serve application of a configuration.
 
@@ -170,6 +177,7 @@ def application(
         token: what HTTP requests must show; see `gate`.
         surge: whether a new version's groups start before the old ones stop, so that no request is dropped; where
             there is no room for one more group, the new version would wait for ever.
+        spares: names of processes that wait for the first ranks; see `tpray.group.spares`.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     resolved = {"cores_per_rank": topology.cores_per_rank, "runtime": topology.runtime}
@@ -191,5 +199,5 @@ def application(
         # A replica that is replaced answers what it has taken.
         graceful_shutdown_timeout_s=config.batch.request_timeout_s + 5,
     )
-    bound: serve.Application = deployment.bind(config, progress_address, token)
+    bound: serve.Application = deployment.bind(config, progress_address, token, spares)
     return bound

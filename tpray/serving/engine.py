@@ -31,6 +31,7 @@ from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
 from tpray.serving.codec import LARGE_CHARS, Direction, Score, TextCodec
 from tpray.serving.rows import RowResult
+from tpray.serving.tokenizer_facts import facts_path, keep_facts, read_facts
 from tpray.tokenizer import Encoded, Item
 
 INLINE_CHARS = 2048
@@ -89,7 +90,9 @@ class Engine:
 
     @staticmethod
     def _make_codec(artifact: Artifact) -> TextCodec:
-        codec = TextCodec(artifact.model_directory, artifact.manifest.model)
+        record = artifact.manifest.model
+        kept = facts_path(artifact.manifest.model_files, record.max_length)
+        codec = TextCodec(artifact.model_directory, record, read_facts(kept))
         for text in artifact.manifest.canary.texts:
             item = text.texts[0] if len(text.texts) == 1 else (text.texts[0], text.texts[1])
             (row,) = codec.encode([item], truncate=True, direction="Right")
@@ -98,6 +101,7 @@ class Engine:
                     f"the tokenizer in {artifact.model_directory} makes other tokens of {item!r} than transformers did "
                     "when the model was traced: trace the model again"
                 )
+        keep_facts(kept, codec.facts)
         return codec
 
     def _batching(self) -> BatchConfig:

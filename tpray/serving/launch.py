@@ -17,10 +17,10 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 from urllib.request import ProxyHandler, build_opener
 
-from tpray.artifacts.resolve import find_model
+from tpray.artifacts.resolve import recall_or_find
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
-from tpray.group.phases import PhaseReport
+from tpray.group.phases import PhaseReport, Spans
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology
@@ -89,6 +89,9 @@ def _errors(request_timeout_s: float) -> dict[int, bytes]:
     return answers
 
 
+LAST_SPAN = "tokenizer"
+"""After which a replica is up."""
+
 GONE_S = 60.0
 """How long a server may be without any replica, and Serve unable to start one, before it is given up."""
 
@@ -101,26 +104,36 @@ class Server:
         host, port: where HTTP listens.
         show: called with each start-up phase of the (first) group.
         drain_s: how long the end waits for requests, seconds.
+        started: when what the user waits for has begun, `time.monotonic`; default: now.
 
     Raises:
         TprayError: whatever keeps it from starting; nothing is left running.
     """
 
     def __init__(
-        self, config: ServeConfig, host: str, port: int, show: Callable[[PhaseReport], None], drain_s: float = DRAIN_S
+        self,
+        config: ServeConfig,
+        host: str,
+        port: int,
+        show: Callable[[PhaseReport], None],
+        drain_s: float = DRAIN_S,
+        started: float | None = None,
     ) -> None:
         self.config, self.host, self.port = config, host, port
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self._show, self._drain_s = show, drain_s
+        self._spans = Spans(show, started)
         self._ports: Lease | None = None
         self._token = secrets.token_hex(16)
         self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
 
     def __enter__(self) -> Server:
         config, parallel = self.config, self.config.parallel
+        self._spans.end("import")
         topology = Topology.of(parallel, config.replicas)
-        find_model(config.model, topology)  # refuses what cannot work; the replica finds it again, where it runs
+        recall_or_find(config.model, topology)  # refuses what cannot work; the replica finds it again, where it runs
         check_port(self.host, self.port)
+        self._spans.end("find", "the model")
 
         cores, needed = len(usable_cores()), parallel.tp * topology.threads * config.replicas
         if needed > cores:
@@ -138,6 +151,7 @@ class Server:
 
     def _start_ray(self, cpus: int) -> None:
         """Start a Ray whose ports are this server's own."""
+        threading.Thread(target=_import_routes, name="tpray-import", daemon=True).start()
         from tpray.local_ray.local import start_ray
         from tpray.local_ray.preflight import check_machine, make_folder
         from tpray.local_ray.private import connect_only_when_told
@@ -151,16 +165,20 @@ class Server:
         start_ray(cpus, folder, self._ports)
         connect_only_when_told()
         catch_signals()  # Ray has put a handler of its own in their place
+        self._spans.end("Ray")
 
     def _deploy(self, topology: Topology) -> None:
         from ray import serve
 
         from tpray.group.nodes import shortfall
-        from tpray.serving.app import APP_NAME, application
+        from tpray.group.spares import Spares
 
         reason = shortfall(topology)
         if reason is not None:
             raise PlacementError(reason)
+        spares = Spares(topology, self.config.replicas)
+        from tpray.serving.app import APP_NAME, application
+
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
@@ -170,18 +188,28 @@ class Server:
             logging.disable(logging.NOTSET)
         for name in ("ray", "ray.serve"):  # Serve has just configured them; the rest is in their files
             logging.getLogger(name).setLevel(logging.ERROR)
+        self._spans.end("Serve")
         receiver = Receiver()
         try:
-            app = application(self.config, topology, receiver.address, self._token)
+            app = application(self.config, topology, receiver.address, self._token, spares=spares.names)
             # Not blocking, so that Ctrl-C need not wait until a large model is up.
             serve.run_many(
                 [serve.RunTarget(app, name=APP_NAME, route_prefix="/")],
                 wait_for_ingress_deployment_creation=False,
                 wait_for_applications_running=False,
             )
-            while not self._is_up():
-                self._show_message(receiver.poll(0.2))
+            waiting = self.config.replicas
+            while waiting:
+                message = receiver.poll(1.0)
+                waiting -= isinstance(message, PhaseReport) and message.name == LAST_SPAN
+                self._show_message(message)
+                if message is None and self._is_up():
+                    break
+            while self.config.replicas > 1 and not self._is_up():
+                time.sleep(0.1)
             self._wait_until_reachable()
+            self._spans.end("HAProxy")
+            spares.end()
         finally:
             receiver.close()
 
@@ -195,7 +223,7 @@ class Server:
             except OSError as e:
                 if time.monotonic() > give_up:
                     raise GroupError(f"the model is up, but {self.url} does not answer: {e}") from e
-                time.sleep(0.05)
+                time.sleep(0.02)
 
     @staticmethod
     def _is_up() -> bool:
@@ -207,7 +235,11 @@ class Server:
     def _show_message(self, message: PhaseReport | TprayError | None) -> None:
         if isinstance(message, TprayError):
             raise message
-        if message is not None:
+        if message is None:
+            return
+        if message.done and self.config.replicas == 1:
+            self._spans.take(message)
+        else:
             self._show(message)
 
     def wait(self) -> None:
@@ -303,6 +335,11 @@ class Server:
         stop_ray()
         if self._ports is not None:
             self._ports.release()
+
+
+def _import_routes() -> None:
+    """While Ray starts, import what the application needs of others than Ray."""
+    import tpray.serving.http  # noqa: F401
 
 
 def _end_at_once_if_asked_again() -> None:

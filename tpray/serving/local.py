@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from tpray.artifacts.resolve import find_model
+from tpray.artifacts.resolve import recall_or_find
 from tpray.config import AUTO, BatchConfig, DtypeName, InstanceFamily, ModelConfig, NeuronLayout, ParallelConfig
 from tpray.errors import ConfigError, GroupError, ItemError
 from tpray.group.classifier import ClassifierGroup
@@ -241,7 +241,7 @@ def load(
         lnc=lnc,
     )
     topology = Topology.of(parallel) if executor is None else executor.topology
-    found = find_model(config, topology, out)  # before anything is started
+    found = recall_or_find(config, topology, out)  # before anything is started
     owns_ray = False
     if executor is None:
         from tpray.group.nodes import has_room_here

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+import time
 from dataclasses import asdict
 
 from tpray import errors
@@ -50,6 +51,10 @@ class Sender:
     def phase(self, report: PhaseReport) -> None:
         """Report a phase that ended."""
         self._send(asdict(report))
+
+    def span(self, name: str) -> None:
+        """Report that a span outside the phases has ended."""
+        self.phase(PhaseReport(0, name, 0.0, ended=time.monotonic()))
 
     def failed(self, error: Exception) -> None:
         """Report why the start failed."""
