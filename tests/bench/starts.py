@@ -49,7 +49,7 @@ def serve_bare(port: int) -> None:
 
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        serve.run(cast(serve.Deployment, Constant).bind(), route_prefix="/")
+        serve.run(cast(Any, Constant).bind(), route_prefix="/")
         print("Ready", flush=True)
         signal.pause()
     except KeyboardInterrupt:
@@ -72,7 +72,9 @@ def _answers(url: str) -> bool:
 
 
 def start_server(command: Sequence[str], path: str, environ: dict[str, str], log: Path | None = None) -> float:
-    """Seconds from the launch of a server to the first 200 of its ``path``; it is ended then. ``{port}`` is a free port.
+    """Seconds from the launch of a server to the first 200 of its ``path``; it is ended then.
+
+    command: with ``{port}`` in the place of its port.
 
     Raises:
         RuntimeError: it does not answer.
@@ -101,12 +103,14 @@ def start_server(command: Sequence[str], path: str, environ: dict[str, str], log
 def run_once(command: Sequence[str], environ: dict[str, str]) -> float:
     """Seconds that a command takes from its launch to its end."""
     started = time.perf_counter()
-    subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=LIMIT_S)
+    subprocess.run(
+        command, env=environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=LIMIT_S
+    )
     return time.perf_counter() - started
 
 
-def measure(times: int = 3, kinds: Sequence[str] = ()) -> dict[str, list[float]]:
-    """Seconds of each start, ``times`` each, taken in turn. kinds: which; none: all."""
+def measure(times: int = 3) -> dict[str, list[float]]:
+    """Seconds of each kind of start, ``times`` each, taken in turn; each turn has an empty cache of its own."""
     python = [sys.executable, "-m"]
     bare = [*python, "tests.bench.starts", "bare", "{port}"]
     serve = [*python, "tpray", "serve", "--tp", "2", "--port", "{port}"]
@@ -115,21 +119,16 @@ def measure(times: int = 3, kinds: Sequence[str] = ()) -> dict[str, list[float]]
 
     def note(kind: str, seconds: float) -> None:
         found.setdefault(kind, []).append(seconds)
-        print(f"  {kind:<12} {seconds:6.2f} s", flush=True)
+        print(f"  {kind:<14} {seconds:6.2f} s", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="tpray-starts-") as folder:
         for turn in range(times):
             cache = environment() | {"TPRAY_CACHE": f"{folder}/{turn}"}
-            runs = {
-                "bare": lambda: start_server(bare, "/", cache),
-                "serve first": lambda: start_server(serve, "/health", cache),
-                "serve again": lambda: start_server(serve, "/health", cache),
-                "classify first": lambda: run_once(classify, cache),
-                "classify again": lambda: run_once(classify, cache),
-            }
-            for kind, run in runs.items():
-                if not kinds or kind in kinds:
-                    note(kind, run())
+            note("bare", start_server(bare, "/", cache))
+            for number in ("first", "again"):
+                note(f"serve {number}", start_server(serve, "/health", cache))
+            for number in ("first", "again"):  # tp 1: the programs of tp 2 do not serve it
+                note(f"classify {number}", run_once(classify, cache))
     return found
 
 
@@ -138,10 +137,10 @@ def main() -> None:
         serve_bare(int(sys.argv[2]))
         return
     times = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    found = measure(times, sys.argv[2:])
+    found = measure(times)
     medians = {kind: statistics.median(seconds) for kind, seconds in found.items()}
     for kind, seconds in medians.items():
-        print(f"{kind:<12} {seconds:6.2f} s, {seconds / medians.get('bare', seconds):.2f} of bare Serve's")
+        print(f"{kind:<14} {seconds:6.2f} s, {seconds / medians.get('bare', seconds):.2f} of bare Serve's")
 
 
 if __name__ == "__main__":

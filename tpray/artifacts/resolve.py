@@ -213,9 +213,7 @@ def _was_traced(checkpoint: Checkpoint) -> bool:
     return False
 
 
-async def resolve(
-    found: Found, model: ModelConfig, topology: Topology, out: Path | None = None
-) -> Resolution:
+async def resolve(found: Found, model: ModelConfig, topology: Topology, out: Path | None = None) -> Resolution:
     """The artifact of a model, or what must be traced.
 
     Args:

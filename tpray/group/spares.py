@@ -39,7 +39,7 @@ class Spares:
         count = 0 if topology.on_assigned_cores else groups * len(topology.processes)
         self.names = tuple(f"{mark}-{number}" for number in range(count))
         """By these `claim` knows them."""
-        self._actors = [
+        self._actors: list[Any] = [
             host.options(name=name, namespace=NAMESPACE, num_cpus=0, max_restarts=0).remote() for name in self.names
         ]
         for actor in self._actors:

@@ -104,7 +104,8 @@ class TextCodec:
         self._lock = threading.Lock()  # transformers keeps how to cut as the tokenizer's state
         self.facts = facts or self._learn()
         self.max_length, self._own_side = self.facts.max_length, self.facts.side
-        self._templates, self._compiled = self.facts.templates, self.facts.tokenizer()
+        self._templates: tuple[Template, ...] = self.facts.templates
+        self._compiled: Any = self.facts.tokenizer()
         self.compiled = self._compiled is not None
         """Whether the compiled half gives what transformers gives."""
         self._joints = self._find_joints()
@@ -119,7 +120,6 @@ class TextCodec:
     def _learn(self) -> TokenizerFacts:
         samples = sample_items(self._stock)
         expected = self._stock_rows(samples, None)
-        self._templates: tuple[Template, ...] = ()
         for compiled in (self._compile(), None):
             self._compiled = compiled
             self._templates = self._learn_templates(samples, expected)
