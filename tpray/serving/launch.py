@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
-from urllib.request import ProxyHandler, build_opener
 
 from tpray.artifacts.resolve import recall_or_find
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
@@ -25,6 +23,7 @@ from tpray.platforms.cores import usable_cores
 from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology
 from tpray.serving import haproxy
+from tpray.serving.client import get
 from tpray.serving.progress import Receiver
 
 log = logging.getLogger(__name__)
@@ -218,7 +217,7 @@ class Server:
         give_up = time.monotonic() + timeout_s
         while True:
             try:
-                with _get(f"{self.url}/info", timeout_s):
+                with get(f"{self.url}/info", timeout_s):
                     return
             except OSError as e:
                 if time.monotonic() > give_up:
@@ -363,40 +362,3 @@ def _application() -> Any:
 
 def _last_line(overview: Any) -> str:
     return str((overview.message.strip() or "Serve does not say why").splitlines()[-1])
-
-
-def connect(app: str = "tpray", url: str | None = None) -> Any:
-    """The Serve handle of a server that runs on this machine, for another process than its own.
-
-    ``connect().classify.remote([...]).result()`` gives what `Classifier.classify` returns.
-
-    Args:
-        app: the Serve application's name; ``tpray serve`` calls its own ``tpray``.
-        url: of the server, where several run here: ``http://127.0.0.1:8000``.
-
-    Raises:
-        ConfigError: no server runs here, or several and ``url`` does not say which.
-    """
-    from ray import serve
-
-    from tpray.local_ray.local import join_ray
-
-    join_ray(None if url is None else _ray_of(url))
-    try:
-        return serve.get_app_handle(app)
-    except Exception as e:  # Serve raises a class of its own per reason, all of them "there is none"
-        raise ConfigError(f"no Serve application {app!r} runs on this machine: start it with `tpray serve`") from e
-
-
-def _get(url: str, timeout_s: float) -> Any:
-    """The answer of a server of ours, which no proxy of the environment is asked for."""
-    return build_opener(ProxyHandler({})).open(url, timeout=timeout_s)
-
-
-def _ray_of(url: str) -> str:
-    """The address of the Ray on which the server at ``url`` runs."""
-    try:
-        with _get(f"{url.rstrip('/')}/info", 30) as answer:
-            return str(json.load(answer)["ray_address"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ConfigError(f"no tpray server answers at {url} ({e}): start it with `tpray serve`") from e
