@@ -21,6 +21,7 @@ from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.platforms.topology import Topology
 from tpray.serving.codec import TextCodec
 from tpray.serving.engine import Engine
+from tpray.serving.progress import Receiver, Sender
 from tpray.serving.tokenizer_facts import facts_path, read_facts
 
 MakeCheckpoint = Callable[..., Path]
@@ -168,3 +169,12 @@ def test_the_canary_is_compared_however_the_codec_was_made(make_checkpoint: Make
     keep_facts(path, replace(facts, templates=facts.templates[::-1]))
     with pytest.raises((ParityError, ValueError, IndexError)):
         Engine._make_codec(artifact)
+
+
+def test_a_replica_knows_whether_the_start_is_still_watched() -> None:
+    receiver = Receiver()
+    sender = Sender(receiver.address)
+    assert sender.heard
+    receiver.close()
+    assert not sender.heard
+    assert not Sender(None).heard

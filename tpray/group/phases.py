@@ -48,6 +48,10 @@ class CurrentPhase:
     reports: int = 0
 
 
+LAST_SPAN = "tokenizer"
+"""What ends the start of an engine."""
+
+
 class Spans:
     """The spans of one start. Each begins where the one before has ended, so that their sum is the time it took.
 

@@ -25,7 +25,7 @@ from tpray.errors import (
 from tpray.group.channel import StepResult
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.lifecycle import State
-from tpray.group.phases import PhaseReport
+from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.group.wire import Array
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
@@ -67,7 +67,7 @@ class Engine:
         self._codec: TextCodec | None = None
         self._batcher: Batcher | None = None
         self.startup: tuple[PhaseReport, ...] = ()
-        """The phases of the first start."""
+        """The spans of the first start: what came before the group, the group's phases, the tokenizer."""
         self._checked = float("-inf")
         self._watch = CanaryWatch(group, lambda: self._batcher is None or self._batcher.idle)
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tpray-tokenizer")
@@ -83,6 +83,9 @@ class Engine:
         except BaseException:
             await self.group.stop()
             raise
+        spans = Spans(lambda _: None, self.startup[-1].ended)
+        spans.end(LAST_SPAN)
+        self.startup += tuple(spans.reports)
         self._batcher = Batcher(
             self.group, self._batching(), self._codec.pad_id, self.group.packs_rows, self.group.buckets
         )

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from tpray.artifacts.resolve import recall_or_find
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
-from tpray.group.phases import PhaseReport, Spans
+from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology
@@ -87,9 +87,6 @@ def _errors(request_timeout_s: float) -> dict[int, bytes]:
         answers[status] = "\r\n".join([*head, "", ""]).encode() + rendered.body
     return answers
 
-
-LAST_SPAN = "tokenizer"
-"""After which a replica is up."""
 
 GONE_S = 60.0
 """How long a server may be without any replica, and Serve unable to start one, before it is given up."""
@@ -190,7 +187,14 @@ class Server:
         self._spans.end("Serve")
         receiver = Receiver()
         try:
-            app = application(self.config, topology, receiver.address, self._token, spares=spares.names)
+            app = application(
+                self.config,
+                topology,
+                receiver.address,
+                self._token,
+                spares=spares.names,
+                before=tuple(self._spans.reports),
+            )
             # Not blocking, so that Ctrl-C need not wait until a large model is up.
             serve.run_many(
                 [serve.RunTarget(app, name=APP_NAME, route_prefix="/")],
