@@ -45,7 +45,7 @@ __all__ = ["__version__", "connect", "load", "parallel_layers", "trace"]
 
 if TYPE_CHECKING:
     from tpray import parallel_layers, trace
-    from tpray.serving.launch import connect
+    from tpray.serving.client import connect
     from tpray.serving.local import load
 
 _MODULES = ("modules", "parallel_layers", "trace")
@@ -57,7 +57,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "connect":
-        from tpray.serving.launch import connect
+        from tpray.serving.client import connect
 
         return connect
     if name in _MODULES:  # as attributes of the package, which a script from neuronx-distributed takes them for

@@ -198,9 +198,9 @@ def _stock_p50_ms(model: Path, inputs: Sequence[Any]) -> float:
 
 def start(run: Run) -> None:
     """From the launch of `tpray serve` of the demo to its first answer, beside a bare Serve application."""
-    from tests.bench import starts  # type: ignore[attr-defined,unused-ignore]
+    from tests.bench import starts
 
-    found: dict[str, list[float]] = starts.measure(run.rounds, ("bare", "serve first", "serve again"))
+    found = starts.measure(run.rounds)
     run.note("start", {f"{kind} s": statistics.median(seconds) for kind, seconds in found.items()})
 
 

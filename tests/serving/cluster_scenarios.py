@@ -143,7 +143,7 @@ def follow_the_load(port: int) -> None:
                     assert ("trace" in phases) == info["traced_now"], (
                         "only the first traces; the other takes it from the store"
                     )
-                    assert phases[-3:] == ["load", "check", "warm up"]
+                    assert phases[-4:] == ["load", "check", "warm up", "tokenizer"]
                     assert sum(phase["seconds"] for phase in info["startup"]) > 0.1
             finally:
                 stop.set()

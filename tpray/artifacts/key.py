@@ -7,11 +7,14 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tpray.artifacts.manifest import FORMAT, versions
-from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket
+
+if TYPE_CHECKING:
+    from tpray.parallel_layers.checkpoint import Checkpoint
 
 SHAPING_CODE = ("parallel_layers", "runtime")
 """The packages of tpray whose code shapes a program."""

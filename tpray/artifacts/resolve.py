@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tpray.artifacts import memo
 from tpray.artifacts.folder import Artifact, is_artifact
 from tpray.artifacts.key import cache_key
 from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, check_cores
@@ -24,9 +25,7 @@ from tpray.artifacts.store import SharedStore, fetch, is_url
 from tpray.config import AUTO, DEMO_DIR, ModelConfig, cache_dir
 from tpray.errors import ArtifactError, ConfigError, StoreError
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
-from tpray.parallel_layers.loading import check_weights
-from tpray.parallel_layers.plan import read_plan
-from tpray.parallel_layers.shard import check_plan, empty_model
+from tpray.parallel_layers.plan import Plan, read_plan
 from tpray.platforms.memory import available_bytes
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket
@@ -39,7 +38,7 @@ class TraceTask:
     """What is to be traced, and where the artifact goes.
 
     directory: of the artifact. kept_by_user: it is a folder that the user named, and not in the cache.
-    store: where other machines look for it, under ``key``.
+    store: where other machines look for it, under ``key``. note: where it is remembered; see `memo`.
     """
 
     checkpoint: Checkpoint
@@ -51,6 +50,7 @@ class TraceTask:
     directory: Path
     kept_by_user: bool = False
     store: SharedStore | None = None
+    note: Path | None = None
 
     @property
     def programs(self) -> int:
@@ -68,6 +68,11 @@ class TraceTask:
             self.discard()
             return None
 
+    def remember(self) -> None:
+        """Note that the artifact is there, for the next start."""
+        if self.note is not None:
+            memo.remember(self.note, self.key)
+
     def discard(self) -> None:
         """Throw the artifact away, unless the user keeps it."""
         if not self.kept_by_user:
@@ -79,13 +84,48 @@ class Resolution:
     """What `resolve` has found.
 
     artifact: None, if it must be traced. task: how to trace it, or to trace it again; None for an artifact that the
-    user named. url: where the store has it. damaged: the store's copy is to be replaced.
+    user named, or that was remembered. url: where the store has it. damaged: the store's copy is to be replaced.
+    note: where it is remembered, if it was.
     """
 
     artifact: Artifact | None = None
     task: TraceTask | None = None
     url: str | None = None
     damaged: bool = False
+    note: Path | None = None
+
+    def discard(self) -> None:
+        """Throw the artifact away, unless a user keeps it."""
+        if self.task is not None:
+            self.task.discard()
+        elif self.note is not None and self.artifact is not None:
+            memo.forget(self.note)
+            shutil.rmtree(self.artifact.directory, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """The artifact of a checkpoint whose files are as they were when it was last resolved; see `memo`."""
+
+    artifact: Artifact
+    note: Path
+
+
+Found = Checkpoint | Artifact | Remembered
+"""What a model was found as."""
+
+
+def recall_or_find(model: ModelConfig, topology: Topology, out: Path | None = None) -> Found:
+    """What the last start has found, without transformers and torch; if nothing is remembered, `find_model`."""
+    directory = DEMO_DIR if model.source is None else Path(model.source).expanduser()
+    if out is None and model.store is None and directory.is_dir() and not is_artifact(directory):
+        own_plan = None if model.plan is None else read_plan(model.plan)
+        note = _note(directory, own_plan, topology.platform.choose_dtype(model.dtype), model, topology)
+        remembered = _recall(note)
+        if remembered is not None:
+            _check_memory(remembered.artifact.manifest.weight_bytes, str(directory))
+            return remembered
+    return find_model(model, topology, out)
 
 
 def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) -> Checkpoint | Artifact:
@@ -121,6 +161,8 @@ def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) 
     found = find_checkpoint(directory if name is None else name, model.revision)
     checkpoint = replace(found, own_plan=own_plan)
     if own_plan is not None:
+        from tpray.parallel_layers.shard import check_plan
+
         check_plan(checkpoint)
     checkpoint.check_classifier()
     checkpoint.plan.check_degree(checkpoint.config, topology.tp)
@@ -130,8 +172,31 @@ def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) 
     _check_memory(checkpoint.size_bytes, checkpoint.source)
     if out is not None or not _was_traced(checkpoint):
         _check_disk(checkpoint, out or cache_dir())
-        check_weights(empty_model(checkpoint.config), checkpoint)
+        _check_weights(checkpoint)
     return checkpoint
+
+
+def _check_weights(checkpoint: Checkpoint) -> None:
+    from tpray.parallel_layers.loading import check_weights
+    from tpray.parallel_layers.shard import empty_model
+
+    check_weights(empty_model(checkpoint.config), checkpoint)
+
+
+def _note(directory: Path, own_plan: Plan | None, dtype: str, model: ModelConfig, topology: Topology) -> Path:
+    plan = None if own_plan is None else own_plan.to_json()
+    return memo.note_path(directory, plan, dtype, model.buckets, topology)
+
+
+def _recall(note: Path) -> Remembered | None:
+    key = memo.recall(note)
+    if key is None:
+        return None
+    try:
+        return Remembered(Artifact.open(cache_dir() / "artifacts" / key), note)
+    except ArtifactError:  # gone or damaged: what it was made from is looked at again
+        memo.forget(note)
+        return None
 
 
 def _was_traced(checkpoint: Checkpoint) -> bool:
@@ -148,9 +213,7 @@ def _was_traced(checkpoint: Checkpoint) -> bool:
     return False
 
 
-async def resolve(
-    found: Checkpoint | Artifact, model: ModelConfig, topology: Topology, out: Path | None = None
-) -> Resolution:
+async def resolve(found: Found, model: ModelConfig, topology: Topology, out: Path | None = None) -> Resolution:
     """The artifact of a model, or what must be traced.
 
     Args:
@@ -159,10 +222,14 @@ async def resolve(
     """
     if isinstance(found, Artifact):
         return Resolution(found)
+    if isinstance(found, Remembered):
+        return Resolution(found.artifact, note=found.note)
     task = await asyncio.to_thread(_task, found, model, topology, out)
     artifact = None if task.kept_by_user else task.open()
     if artifact is None:
-        await asyncio.to_thread(lambda: check_weights(empty_model(found.config), found))
+        await asyncio.to_thread(_check_weights, found)
+    else:
+        task.remember()
     if task.kept_by_user or task.store is None:
         return Resolution(artifact, task)
     in_store = damaged = False
@@ -179,8 +246,11 @@ async def resolve(
 
 
 def _task(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None) -> TraceTask:
-    limit = checkpoint.plan.max_length(checkpoint.config)
     dtype = topology.platform.choose_dtype(model.dtype)
+    # Before any file is read: one that changes meanwhile is not remembered as it then is.
+    kept = out is not None or model.store is not None or checkpoint.revision is not None
+    note = None if kept else _note(checkpoint.directory, checkpoint.own_plan, dtype, model, topology)
+    limit = checkpoint.plan.max_length(checkpoint.config)
     named = model.buckets or topology.platform.default_buckets(limit)
     buckets = tuple(sorted({Bucket(*shape) for shape in named}))
     key = cache_key(checkpoint, topology, dtype, buckets)
@@ -194,6 +264,7 @@ def _task(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: P
         directory=out or cache_dir() / "artifacts" / key,
         kept_by_user=out is not None,
         store=SharedStore(model.store) if model.store else None,
+        note=note,
     )
 
 

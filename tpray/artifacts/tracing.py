@@ -20,7 +20,6 @@ from tpray.artifacts.manifest import Manifest, ModelRecord, RankRecord, machine,
 from tpray.artifacts.resolve import Resolution, TraceTask, check_padding
 from tpray.artifacts.store import SharedStore
 from tpray.errors import StoreError
-from tpray.parallel_layers.shard import count_token_types, empty_model
 from tpray.runtime.records import INPUT_NAMES, Canary
 from tpray.tokenizer import takes_types
 
@@ -78,6 +77,8 @@ async def _make_for_all(resolution: Resolution, task: TraceTask, store: SharedSt
 
 
 async def _trace(task: TraceTask, tracer: Tracer) -> Artifact:
+    from tpray.parallel_layers.shard import count_token_types, empty_model
+
     checkpoint, config, topology = task.checkpoint, task.checkpoint.config, task.topology
     family, lnc = topology.compiled_for
     staging = task.directory.parent / f".{task.directory.name}.tracing"
@@ -118,6 +119,7 @@ async def _trace(task: TraceTask, tracer: Tracer) -> Artifact:
         write_manifest(staging, manifest)
         shutil.rmtree(task.directory, ignore_errors=True)
         staging.rename(task.directory)
+        task.remember()
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Artifact(task.directory, manifest)

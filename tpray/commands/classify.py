@@ -78,6 +78,7 @@ def classify(
         instance_family=instance_family,
         neuron_layout=neuron_layout,
         lnc=lnc_number(lnc),
+        in_process=input_file is None,  # a file may take hours, and its ranks are brought back
     ) as classifier:
         if input_file is not None:
             done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err, resume)

@@ -89,7 +89,8 @@ def show_progress(status: Status, what: str, report: PhaseReport) -> None:
 def show_phase(report: PhaseReport) -> None:
     """A line for a phase of a group's start."""
     note = f"  [dim]{escape(report.note)}[/]" if report.note else ""
-    err.print(f"  {report.number} {report.name:<8} {report.seconds:6.2f} s{note}", highlight=False, soft_wrap=True)
+    number = report.number or " "
+    err.print(f"  {number} {report.name:<9} {report.seconds:6.2f} s{note}", highlight=False, soft_wrap=True)
 
 
 def print_checks(checks: list[Check]) -> None:

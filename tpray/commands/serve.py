@@ -23,7 +23,7 @@ from tpray.commands.flags import (
     lnc_number,
 )
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
-from tpray.group.phases import PhaseReport
+from tpray.group.phases import PhaseReport, process_started
 
 
 def serve(
@@ -109,7 +109,7 @@ def serve(
                 show_phase(report)
             show_progress(status, f"Starting {named}", report)
 
-        with launch.Server(config, host, port, show, drain_timeout) as server:
+        with launch.Server(config, host, port, show, drain_timeout, process_started()) as server:
             status.stop()
             print_ready(server.url, named, config)
             server.wait()

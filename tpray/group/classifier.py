@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tpray.artifacts.folder import Artifact, rank_folder
-from tpray.artifacts.resolve import Resolution, TraceTask, find_model, resolve
+from tpray.artifacts.resolve import Found, Resolution, TraceTask, recall_or_find, resolve
 from tpray.artifacts.tracing import Traced, make_artifact
 from tpray.config import ModelConfig
 from tpray.errors import ArtifactError, ParityError, RankError, StepError
@@ -21,7 +21,6 @@ from tpray.group.group import Group
 from tpray.group.jobs import ShardJob
 from tpray.group.phases import PhaseReport
 from tpray.group.wire import Array
-from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.runtime.buckets import Bucket, fitting, largest_batch, pad_to
 from tpray.runtime.canary import TOLERANCE, canary_steps, check_logits, difference
 from tpray.tokenizer import takes_types
@@ -48,7 +47,7 @@ class ClassifierGroup(Group):
     Args:
         model: what to serve.
         executor, step_timeout_s, progress: as in `Group`.
-        found: what `find_model` has found for ``model``, if it was asked already.
+        found: what `recall_or_find` has found for ``model``, if it was asked already.
         out: keep the traced artifact in this folder instead of in the cache.
     """
 
@@ -58,7 +57,7 @@ class ClassifierGroup(Group):
         executor: Executor,
         step_timeout_s: float = 60.0,
         progress: Callable[[PhaseReport], None] | None = None,
-        found: Checkpoint | Artifact | None = None,
+        found: Found | None = None,
         out: Path | None = None,
     ) -> None:
         super().__init__(executor, step_timeout_s, progress)
@@ -113,7 +112,7 @@ class ClassifierGroup(Group):
         topology = self.executor.topology
         found = self._found
         if found is None:
-            found = await asyncio.to_thread(find_model, self._model, topology)
+            found = await asyncio.to_thread(recall_or_find, self._model, topology)
         self._resolution = await resolve(found, self._model, topology, self._out)
 
     @property
@@ -128,12 +127,14 @@ class ClassifierGroup(Group):
         try:
             self.packs_rows = await self._phase("load", self.executor.load(self.artifact))
         except ArtifactError as e:
-            task = self._resolution.task
-            if task is None:
+            if self._resolution.task is None and self._resolution.note is None:
                 raise
             log.warning("%s; tracing it again", e)
-            task.discard()
-            self._resolution = Resolution(None, task, damaged=True)
+            self._resolution.discard()
+            if self._resolution.task is None:  # it was remembered
+                found = await asyncio.to_thread(recall_or_find, self._model, self._topology)
+                self._resolution = await resolve(found, self._model, self._topology)
+            self._resolution = Resolution(None, self._resolution.task, damaged=True)
             await self._trace_phase(self._trace)
             self.packs_rows = await self._phase("load", self.executor.load(self.artifact))
         await self._phase("check", self._check())
@@ -221,8 +222,8 @@ class ClassifierGroup(Group):
                 steps.append(_CanaryStep(inputs, reference, logits, np.array_equal(logits, again)))
         except ParityError:
             # While another layout may follow it is not the artifact that is in doubt.
-            if self._resolution.task is not None and self.executor.topology.fallback is None:
-                self._resolution.task.discard()
+            if self.executor.topology.fallback is None:
+                self._resolution.discard()
             raise
         self.parity, self._canary = max(differences), steps
 

@@ -69,6 +69,7 @@ class Group(ABC):
         self._supervisor = Supervisor(self)
         self._channel = Channel(self._fail, self._on_report)
         self._current: CurrentPhase | None = None
+        self._ended = 0.0  # the last phase, by `time.monotonic`: the next one is counted from there
         self._failure: asyncio.Future[None] | None = None  # of a start that is under way
         self._end: asyncio.Task[None] | None = None  # of `stop`, whoever asks for it
         self._ending = asyncio.Lock()  # of ranks: a start that fails and `stop` may both want that
@@ -227,7 +228,7 @@ class Group(ABC):
             raise error from e
 
     async def _bring_up(self, first: bool) -> None:
-        attempts = Attempts(self._topology)
+        attempts, self._ended = Attempts(self._topology), time.monotonic()
         self._failure = asyncio.get_running_loop().create_future()
         try:
             if first:
@@ -265,7 +266,7 @@ class Group(ABC):
                     raise
                 raise explained from e
         log.warning("%s", attempt.reason)
-        self._reported(PhaseReport(list(PHASES).index(current.name) + 1, current.name, seconds, attempt.reason))
+        self._reported(list(PHASES).index(current.name) + 1, current.name, attempt.reason)
         self.layout_failure = attempts.layout_failure or self.layout_failure
         await self._end_ranks(attempt.pause_s)
         self._topology = attempt.topology
@@ -327,11 +328,13 @@ class Group(ABC):
         result = task.result()
         if self._failure.done():
             self._failure.result()
-        self._reported(PhaseReport(number, name, time.perf_counter() - self._current.started, self._note(name)))
+        self._reported(number, name, self._note(name))
         return result
 
-    def _reported(self, report: PhaseReport) -> None:
-        """Keep the report of a phase that has ended, and pass it on."""
+    def _reported(self, number: int, name: str, note: str) -> None:
+        """Keep the report of a phase that has ended, and pass it on. What lies between two phases is the second's."""
+        before, self._ended = self._ended, time.monotonic()
+        report = PhaseReport(number, name, self._ended - before, note, ended=self._ended)
         self.phases.append(report)
         log.info("phase %d %s: %.2f s %s", report.number, report.name, report.seconds, report.note)
         if self._progress is not None:

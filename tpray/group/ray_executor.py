@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from tpray.config import cache_dir, log_level
 from tpray.errors import GroupError, PlacementError, RankError, TprayError
+from tpray.group import spares
 from tpray.group.executor import Worker, WorkerExecutor
 from tpray.group.jobs import WorkerInfo
 from tpray.group.placement import Placement
@@ -37,8 +38,10 @@ KILL_S = 10.0
 class RayExecutor(WorkerExecutor):
     """See `tpray.group.executor.Executor`."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, spares: Sequence[str] = ()) -> None:
+        """spares: names of processes that may wait for ranks; see `tpray.group.spares`."""
         super().__init__(topology)
+        self._spares = spares
         self._placement: Placement | None = None
         self._ports: Lease | None = None
         self._actors: list[Any] = []
@@ -52,6 +55,8 @@ class RayExecutor(WorkerExecutor):
     async def spawn(self) -> list[WorkerInfo]:
         topology, level = self.topology, log_level()
         if not topology.on_assigned_cores:
+            names, self._spares = self._spares, ()  # of the first start
+            self._actors = await spares.claim(names, len(topology.processes))
             self._start_actors()
             variables = topology.platform.tracing_environment(self._cache)
             begin: list[tuple[Any, ...]] = [(ranks, topology, variables, None, level) for ranks in topology.processes]
@@ -85,7 +90,7 @@ class RayExecutor(WorkerExecutor):
         # max_restarts=0: a rank that came back alone would sit in no collective; the group restarts whole.
         options = {"max_restarts": 0, "scheduling_strategy": self._placement.strategy()}
         host = ray.remote(WorkerHost)
-        for ranks in self.topology.processes:
+        for ranks in self.topology.processes[len(self._actors) :]:
             amounts = self.topology.resources(len(ranks))
             cpus = amounts.pop("CPU")
             self._actors.append(host.options(**options, num_cpus=cpus, resources=amounts).remote())

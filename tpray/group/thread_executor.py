@@ -1,4 +1,5 @@
-"""Ranks that are threads of this process: the real ones without Ray, for tests and for a debugger."""
+"""Ranks that are threads of this process: the real ones without Ray, for a single rank that answers once, for tests and
+for a debugger."""
 
 from __future__ import annotations
 

@@ -7,7 +7,9 @@ environment is known only when Ray has said which cores the process was given.
 from __future__ import annotations
 
 import os
+import select
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,29 @@ class WorkerHost:
         self.workers: list[ShardWorker] = []
         self._threads: ThreadPoolExecutor | None = None
         self._in_turn: tuple[str, ...] = ()
+        self._owner: int | None = None  # who has claimed this process; see `tpray.group.spares`
+
+    def preload(self, threads: int) -> None:
+        """Import what a rank needs, before there is one. threads: of a rank."""
+        set_variables({"OMP_NUM_THREADS": str(threads)})  # read when torch is imported
+        import tpray.group.worker  # noqa: F401
+
+    def claim(self, owner: int) -> bool:
+        """Be the process ``owner``'s from now on, and end with it; False if another one has come first."""
+        if self._owner is not None:
+            return False
+        self._owner = owner
+        try:
+            fd = os.pidfd_open(owner)
+        except ProcessLookupError:
+            os._exit(0)
+        threading.Thread(target=_end_with, args=(fd,), name="tpray-owner", daemon=True).start()
+        return True
+
+    def leave_unless_claimed(self) -> None:
+        """End this process, if nobody has claimed it."""
+        if self._owner is None:
+            os._exit(0)
 
     def cores(self, resource: str) -> tuple[int, ...]:
         """The ids of the cores that Ray gave this process of a resource, ascending."""
@@ -94,3 +119,11 @@ class WorkerHost:
         for done in wait(futures, return_when=FIRST_EXCEPTION).done:
             done.result()
         return [future.result() for future in futures]
+
+
+def _end_with(fd: int) -> None:
+    """End this process when another one has ended. fd: that one's pidfd, which can be read then."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll()
+    os._exit(0)

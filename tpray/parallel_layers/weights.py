@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from tpray.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Reader(Protocol):
@@ -61,6 +61,8 @@ class PickledFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        import torch
+
         try:
             # Files of torch before 1.6 are no zip archives, and cannot be memory-mapped.
             mapped = zipfile.is_zipfile(path)

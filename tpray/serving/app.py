@@ -15,6 +15,7 @@ from ray import serve
 from tpray.config import BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.nodes import STRATEGY, has_room, wait_for_node
+from tpray.group.phases import PhaseReport, Spans
 from tpray.group.ray_executor import RayExecutor
 from tpray.local_ray.private import keep_replica_on_loopback
 from tpray.platforms.topology import Topology
@@ -38,19 +39,29 @@ class Classifier:
 
     # Serve awaits an async constructor; the language does not know that.
     async def __init__(  # type: ignore[misc]
-        self, config: ServeConfig, progress_address: str | None = None, token: str | None = None
+        self,
+        config: ServeConfig,
+        progress_address: str | None = None,
+        token: str | None = None,
+        spares: Sequence[str] = (),
+        before: Sequence[PhaseReport] = (),
     ) -> None:
         logging.getLogger("tpray").setLevel(log_level())
         keep_replica_on_loopback()
         self._config = config
         self._gate = Gate(token)
         report = progress.Sender(progress_address)
+        before = before if report.heard else ()
+        spans = Spans(report.phase, before[-1].ended if before else None)
+        spans.end("replica")
         try:
             # Of this machine, which need not be the one where the application was built.
-            executor = RayExecutor(Topology.of(config.parallel))
+            executor = RayExecutor(Topology.of(config.parallel), spares)
             group = ClassifierGroup(config.model, executor, config.batch.step_timeout_s, report.phase)
             self._engine = Engine(group, config.batch)
             await self._engine.start()
+            report.phase(self._engine.startup[-1])
+            self._engine.startup = (*before, *spans.reports, *self._engine.startup)
         except Exception as e:
             report.failed(e)
             raise
@@ -161,6 +172,8 @@ def application(
     progress_address: str | None = None,
     token: str | None = None,
     surge: bool = False,
+    spares: Sequence[str] = (),
+    before: Sequence[PhaseReport] = (),
 ) -> serve.Application:
     """The Serve application of a configuration.
 
@@ -170,6 +183,8 @@ def application(
         token: what HTTP requests must show; see `gate`.
         surge: whether a new version's groups start before the old ones stop, so that no request is dropped; where
             there is no room for one more group, the new version would wait for ever.
+        spares: names of processes that wait for the first ranks; see `tpray.group.spares`.
+        before: the spans of the start until now.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     resolved = {"cores_per_rank": topology.cores_per_rank, "runtime": topology.runtime}
@@ -191,5 +206,5 @@ def application(
         # A replica that is replaced answers what it has taken.
         graceful_shutdown_timeout_s=config.batch.request_timeout_s + 5,
     )
-    bound: serve.Application = deployment.bind(config, progress_address, token)
+    bound: serve.Application = deployment.bind(config, progress_address, token, spares, before)
     return bound

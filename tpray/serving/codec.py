@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from tpray.group.wire import Array
 from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.serving.joints import Joints
 from tpray.serving.template import Template, kept
+from tpray.serving.tokenizer_facts import TokenizerFacts
 from tpray.tokenizer import (
     Encoded,
     Item,
@@ -90,22 +92,34 @@ class TextCodec:
     Args:
         directory: ``config.json`` and the tokenizer's files.
         record: the model's labels, problem type and sizes.
+        facts: what another codec of the same files has learned; transformers is then not imported.
 
     Raises:
         CheckpointError: there is no tokenizer in ``directory`` that can be the model's.
     """
 
-    def __init__(self, directory: Path, record: ModelRecord) -> None:
-        self.record = record
-        self._stock = load_tokenizer(directory, record.source)
-        check_vocabulary(self._stock, record.vocab_size, record.source)
+    def __init__(self, directory: Path, record: ModelRecord, facts: TokenizerFacts | None = None) -> None:
+        self.record, self._directory = record, directory
         self.pad_id = record.pad_id
-        self.max_length = longest_row(self._stock, record.max_length)
         self._lock = threading.Lock()  # transformers keeps how to cut as the tokenizer's state
-        self._own_side: Direction = "Left" if self._stock.truncation_side == "left" else "Right"
+        self.facts = facts or self._learn()
+        self.max_length, self._own_side = self.facts.max_length, self.facts.side
+        self._templates: tuple[Template, ...] = self.facts.templates
+        self._compiled: Any = self.facts.tokenizer()
+        self.compiled = self._compiled is not None
+        """Whether the compiled half gives what transformers gives."""
+        self._joints = self._find_joints()
+
+    @cached_property
+    def _stock(self) -> Any:
+        """transformers' tokenizer."""
+        tokenizer = load_tokenizer(self._directory, self.record.source)
+        check_vocabulary(tokenizer, self.record.vocab_size, self.record.source)
+        return tokenizer
+
+    def _learn(self) -> TokenizerFacts:
         samples = sample_items(self._stock)
         expected = self._stock_rows(samples, None)
-        self._templates: tuple[Template, ...] = ()
         for compiled in (self._compile(), None):
             self._compiled = compiled
             self._templates = self._learn_templates(samples, expected)
@@ -113,9 +127,17 @@ class TextCodec:
                 break
         else:
             self._templates = ()  # its rows are not its texts' tokens in a template: transformers makes them whole
-        self.compiled = self._compiled is not None
-        """Whether the compiled half gives what transformers gives."""
-        self._joints = self._find_joints()
+        added = list(self._stock.added_tokens_decoder.values())
+        return TokenizerFacts(
+            max_length=longest_row(self._stock, self.record.max_length),
+            side="Left" if self._stock.truncation_side == "left" else "Right",
+            fast=self._stock.is_fast,
+            special_split=self._compiled is not None and self._compiled.encode_special_tokens,
+            added=tuple(token.content for token in added),
+            greedy=any(token.rstrip or token.single_word for token in added),
+            templates=self._templates,
+            compiled=None if self._compiled is None else self._compiled.to_str(),
+        )
 
     def _compile(self) -> Any:
         from tokenizers import Tokenizer
@@ -149,7 +171,6 @@ class TextCodec:
         return self._templates[len(parts) - 1].put(parts)
 
     def _find_joints(self) -> Joints:
-        added = list(self._stock.added_tokens_decoder.values())
         words_of: Callable[[str], list[str]] | None = None
         if self._compiled is not None:
             normalizer, splitter = self._compiled.normalizer, self._compiled.pre_tokenizer
@@ -158,8 +179,7 @@ class TextCodec:
                 plain = text if normalizer is None else normalizer.normalize_str(text)
                 return [plain] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(plain)]
 
-        greedy = any(token.rstrip or token.single_word for token in added)
-        return Joints(self._tokens, words_of, [token.content for token in added], greedy)
+        return Joints(self._tokens, words_of, self.facts.added, self.facts.greedy)
 
     def encode(
         self,
@@ -248,7 +268,7 @@ class TextCodec:
                 for text in texts:
                     text.read(ended)
                 lengths = [len(text.ids) for text in texts]
-        counts = kept(lengths, room, self.compiled or self._stock.is_fast)
+        counts = kept(lengths, room, self.compiled or self.facts.fast)
         return template.put([text.cut(count) for text, count in zip(texts, counts, strict=True)])
 
     def _too_long(self, tokens: int, known: bool, number: int) -> InputTooLongError:
@@ -265,7 +285,8 @@ class TextCodec:
             raise self._too_long(len(row), True, number)
         if max(row.ids) >= self.record.vocab_size or min(row.ids) < 0:
             unknown = next(i for i in row.ids if not 0 <= i < self.record.vocab_size)
-            token = self._stock.convert_ids_to_tokens(unknown)
+            made = self._compiled.id_to_token if self._compiled is not None else self._stock.convert_ids_to_tokens
+            token = made(unknown)
             raise InputError(
                 f"has the token {token!r} with the id {unknown}, and the model's vocabulary ends at "
                 f"{self.record.vocab_size - 1}: leave it out, or resize the model's embedding for its tokenizer",

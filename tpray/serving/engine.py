@@ -25,12 +25,13 @@ from tpray.errors import (
 from tpray.group.channel import StepResult
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.lifecycle import State
-from tpray.group.phases import PhaseReport
+from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.group.wire import Array
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
 from tpray.serving.codec import LARGE_CHARS, Direction, Score, TextCodec
 from tpray.serving.rows import RowResult
+from tpray.serving.tokenizer_facts import facts_path, keep_facts, read_facts
 from tpray.tokenizer import Encoded, Item
 
 INLINE_CHARS = 2048
@@ -66,7 +67,7 @@ class Engine:
         self._codec: TextCodec | None = None
         self._batcher: Batcher | None = None
         self.startup: tuple[PhaseReport, ...] = ()
-        """The phases of the first start."""
+        """The spans of the first start: what came before the group, the group's phases, the tokenizer."""
         self._checked = float("-inf")
         self._watch = CanaryWatch(group, lambda: self._batcher is None or self._batcher.idle)
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tpray-tokenizer")
@@ -82,6 +83,9 @@ class Engine:
         except BaseException:
             await self.group.stop()
             raise
+        spans = Spans(lambda _: None, self.startup[-1].ended)
+        spans.end(LAST_SPAN)
+        self.startup += tuple(spans.reports)
         self._batcher = Batcher(
             self.group, self._batching(), self._codec.pad_id, self.group.packs_rows, self.group.buckets
         )
@@ -89,7 +93,9 @@ class Engine:
 
     @staticmethod
     def _make_codec(artifact: Artifact) -> TextCodec:
-        codec = TextCodec(artifact.model_directory, artifact.manifest.model)
+        record = artifact.manifest.model
+        kept = facts_path(artifact.manifest.model_files, record.max_length)
+        codec = TextCodec(artifact.model_directory, record, read_facts(kept))
         for text in artifact.manifest.canary.texts:
             item = text.texts[0] if len(text.texts) == 1 else (text.texts[0], text.texts[1])
             (row,) = codec.encode([item], truncate=True, direction="Right")
@@ -98,6 +104,7 @@ class Engine:
                     f"the tokenizer in {artifact.model_directory} makes other tokens of {item!r} than transformers did "
                     "when the model was traced: trace the model again"
                 )
+        keep_facts(kept, codec.facts)
         return codec
 
     def _batching(self) -> BatchConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -15,16 +14,16 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
-from urllib.request import ProxyHandler, build_opener
 
-from tpray.artifacts.resolve import find_model
+from tpray.artifacts.resolve import recall_or_find
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
-from tpray.group.phases import PhaseReport
+from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology
 from tpray.serving import haproxy
+from tpray.serving.client import get
 from tpray.serving.progress import Receiver
 
 log = logging.getLogger(__name__)
@@ -101,26 +100,36 @@ class Server:
         host, port: where HTTP listens.
         show: called with each start-up phase of the (first) group.
         drain_s: how long the end waits for requests, seconds.
+        started: when what the user waits for has begun, `time.monotonic`; default: now.
 
     Raises:
         TprayError: whatever keeps it from starting; nothing is left running.
     """
 
     def __init__(
-        self, config: ServeConfig, host: str, port: int, show: Callable[[PhaseReport], None], drain_s: float = DRAIN_S
+        self,
+        config: ServeConfig,
+        host: str,
+        port: int,
+        show: Callable[[PhaseReport], None],
+        drain_s: float = DRAIN_S,
+        started: float | None = None,
     ) -> None:
         self.config, self.host, self.port = config, host, port
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self._show, self._drain_s = show, drain_s
+        self._spans = Spans(show, started)
         self._ports: Lease | None = None
         self._token = secrets.token_hex(16)
         self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
 
     def __enter__(self) -> Server:
         config, parallel = self.config, self.config.parallel
+        self._spans.end("import")
         topology = Topology.of(parallel, config.replicas)
-        find_model(config.model, topology)  # refuses what cannot work; the replica finds it again, where it runs
+        recall_or_find(config.model, topology)  # refuses what cannot work; the replica finds it again, where it runs
         check_port(self.host, self.port)
+        self._spans.end("find", "the model")
 
         cores, needed = len(usable_cores()), parallel.tp * topology.threads * config.replicas
         if needed > cores:
@@ -138,6 +147,7 @@ class Server:
 
     def _start_ray(self, cpus: int) -> None:
         """Start a Ray whose ports are this server's own."""
+        threading.Thread(target=_import_routes, name="tpray-import", daemon=True).start()
         from tpray.local_ray.local import start_ray
         from tpray.local_ray.preflight import check_machine, make_folder
         from tpray.local_ray.private import connect_only_when_told
@@ -151,16 +161,20 @@ class Server:
         start_ray(cpus, folder, self._ports)
         connect_only_when_told()
         catch_signals()  # Ray has put a handler of its own in their place
+        self._spans.end("Ray")
 
     def _deploy(self, topology: Topology) -> None:
         from ray import serve
 
         from tpray.group.nodes import shortfall
-        from tpray.serving.app import APP_NAME, application
+        from tpray.group.spares import Spares
 
         reason = shortfall(topology)
         if reason is not None:
             raise PlacementError(reason)
+        spares = Spares(topology, self.config.replicas)
+        from tpray.serving.app import APP_NAME, application
+
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
@@ -170,18 +184,35 @@ class Server:
             logging.disable(logging.NOTSET)
         for name in ("ray", "ray.serve"):  # Serve has just configured them; the rest is in their files
             logging.getLogger(name).setLevel(logging.ERROR)
+        self._spans.end("Serve")
         receiver = Receiver()
         try:
-            app = application(self.config, topology, receiver.address, self._token)
+            app = application(
+                self.config,
+                topology,
+                receiver.address,
+                self._token,
+                spares=spares.names,
+                before=tuple(self._spans.reports),
+            )
             # Not blocking, so that Ctrl-C need not wait until a large model is up.
             serve.run_many(
                 [serve.RunTarget(app, name=APP_NAME, route_prefix="/")],
                 wait_for_ingress_deployment_creation=False,
                 wait_for_applications_running=False,
             )
-            while not self._is_up():
-                self._show_message(receiver.poll(0.2))
+            waiting = self.config.replicas
+            while waiting:
+                message = receiver.poll(1.0)
+                waiting -= isinstance(message, PhaseReport) and message.name == LAST_SPAN
+                self._show_message(message)
+                if message is None and self._is_up():
+                    break
+            while self.config.replicas > 1 and not self._is_up():
+                time.sleep(0.1)
             self._wait_until_reachable()
+            self._spans.end("HAProxy")
+            spares.end()
         finally:
             receiver.close()
 
@@ -190,12 +221,12 @@ class Server:
         give_up = time.monotonic() + timeout_s
         while True:
             try:
-                with _get(f"{self.url}/info", timeout_s):
+                with get(f"{self.url}/info", timeout_s):
                     return
             except OSError as e:
                 if time.monotonic() > give_up:
                     raise GroupError(f"the model is up, but {self.url} does not answer: {e}") from e
-                time.sleep(0.05)
+                time.sleep(0.02)
 
     @staticmethod
     def _is_up() -> bool:
@@ -207,7 +238,11 @@ class Server:
     def _show_message(self, message: PhaseReport | TprayError | None) -> None:
         if isinstance(message, TprayError):
             raise message
-        if message is not None:
+        if message is None:
+            return
+        if message.done and self.config.replicas == 1:
+            self._spans.take(message)
+        else:
             self._show(message)
 
     def wait(self) -> None:
@@ -305,6 +340,11 @@ class Server:
             self._ports.release()
 
 
+def _import_routes() -> None:
+    """While Ray starts, import what the application needs of others than Ray."""
+    import tpray.serving.http  # noqa: F401
+
+
 def _end_at_once_if_asked_again() -> None:
     """From now on Ctrl-C and SIGTERM end this process without waiting for anything; the watchdog ends the rest."""
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -326,40 +366,3 @@ def _application() -> Any:
 
 def _last_line(overview: Any) -> str:
     return str((overview.message.strip() or "Serve does not say why").splitlines()[-1])
-
-
-def connect(app: str = "tpray", url: str | None = None) -> Any:
-    """The Serve handle of a server that runs on this machine, for another process than its own.
-
-    ``connect().classify.remote([...]).result()`` gives what `Classifier.classify` returns.
-
-    Args:
-        app: the Serve application's name; ``tpray serve`` calls its own ``tpray``.
-        url: of the server, where several run here: ``http://127.0.0.1:8000``.
-
-    Raises:
-        ConfigError: no server runs here, or several and ``url`` does not say which.
-    """
-    from ray import serve
-
-    from tpray.local_ray.local import join_ray
-
-    join_ray(None if url is None else _ray_of(url))
-    try:
-        return serve.get_app_handle(app)
-    except Exception as e:  # Serve raises a class of its own per reason, all of them "there is none"
-        raise ConfigError(f"no Serve application {app!r} runs on this machine: start it with `tpray serve`") from e
-
-
-def _get(url: str, timeout_s: float) -> Any:
-    """The answer of a server of ours, which no proxy of the environment is asked for."""
-    return build_opener(ProxyHandler({})).open(url, timeout=timeout_s)
-
-
-def _ray_of(url: str) -> str:
-    """The address of the Ray on which the server at ``url`` runs."""
-    try:
-        with _get(f"{url.rstrip('/')}/info", 30) as answer:
-            return str(json.load(answer)["ray_address"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ConfigError(f"no tpray server answers at {url} ({e}): start it with `tpray serve`") from e

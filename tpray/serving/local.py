@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from tpray.artifacts.resolve import find_model
+from tpray.artifacts.resolve import recall_or_find
 from tpray.config import AUTO, BatchConfig, DtypeName, InstanceFamily, ModelConfig, NeuronLayout, ParallelConfig
 from tpray.errors import ConfigError, GroupError, ItemError
 from tpray.group.classifier import ClassifierGroup
@@ -206,6 +206,7 @@ def load(
     store: str | None = None,
     revision: str | None = None,
     trace_only: bool = False,
+    in_process: bool = False,
 ) -> LocalClassifier:
     """Bring up one group on this machine, starting Ray here if there is none.
 
@@ -225,6 +226,8 @@ def load(
         revision: branch, tag or commit of a Hub id.
         trace_only: where no cores are free here to run the model, trace it all the same, if its runtime can; the
             classifier has an artifact then, and no ranks.
+        in_process: a single rank on CPU cores is a thread of this process, without Ray: it comes up in a third of the
+            time, and nothing brings it back if it dies.
 
     Raises:
         TprayError: the model, the degree or the machine does not fit; the message says what would.
@@ -241,8 +244,12 @@ def load(
         lnc=lnc,
     )
     topology = Topology.of(parallel) if executor is None else executor.topology
-    found = find_model(config, topology, out)  # before anything is started
+    found = recall_or_find(config, topology, out)  # before anything is started
     owns_ray = False
+    if executor is None and in_process and topology.tp == 1 and not topology.on_assigned_cores:
+        from tpray.group.thread_executor import ThreadExecutor
+
+        executor = ThreadExecutor(topology)
     if executor is None:
         from tpray.group.nodes import has_room_here
         from tpray.group.ray_executor import RayExecutor

@@ -47,6 +47,14 @@ class Sender:
     def __init__(self, address: str | None) -> None:
         self._address = address
 
+    @property
+    def heard(self) -> bool:
+        """Whether somebody listens: not so for a replica that takes another's place once the server is up."""
+        if self._address is None:
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            return sock.connect_ex(self._address) == 0
+
     def phase(self, report: PhaseReport) -> None:
         """Report a phase that ended."""
         self._send(asdict(report))

@@ -1,0 +1,46 @@
+"""What another process asks of a server on this machine: its Serve handle, or an answer over HTTP."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.request import ProxyHandler, build_opener
+
+from tpray.errors import ConfigError
+
+
+def connect(app: str = "tpray", url: str | None = None) -> Any:
+    """The Serve handle of a server that runs on this machine, for another process than its own.
+
+    ``connect().classify.remote([...]).result()`` gives what `Classifier.classify` returns.
+
+    Args:
+        app: the Serve application's name; ``tpray serve`` calls its own ``tpray``.
+        url: of the server, where several run here: ``http://127.0.0.1:8000``.
+
+    Raises:
+        ConfigError: no server runs here, or several and ``url`` does not say which.
+    """
+    from ray import serve
+
+    from tpray.local_ray.local import join_ray
+
+    join_ray(None if url is None else _ray_of(url))
+    try:
+        return serve.get_app_handle(app)
+    except Exception as e:  # Serve raises a class of its own per reason, all of them "there is none"
+        raise ConfigError(f"no Serve application {app!r} runs on this machine: start it with `tpray serve`") from e
+
+
+def get(url: str, timeout_s: float) -> Any:
+    """The answer of a server of ours, which no proxy of the environment is asked for."""
+    return build_opener(ProxyHandler({})).open(url, timeout=timeout_s)
+
+
+def _ray_of(url: str) -> str:
+    """The address of the Ray on which the server at ``url`` runs."""
+    try:
+        with get(f"{url.rstrip('/')}/info", 30) as answer:
+            return str(json.load(answer)["ray_address"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ConfigError(f"no tpray server answers at {url} ({e}): start it with `tpray serve`") from e
