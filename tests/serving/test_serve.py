@@ -52,6 +52,7 @@ def test_service_routes(server: Running) -> None:
     assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
     info = server.info()
     assert (info["tp_degree"], info["labels"]) == (2, ["not_paraphrase", "paraphrase"])
+    assert info["restarts"] == 0
     spans = {p["phase"] for p in info["startup"]}
     assert spans > {"import", "find", "Ray", "Serve", "replica", "resolve", "load", "check", "warm up", "tokenizer"}
     page = httpx.get(f"{server.url}/docs").text

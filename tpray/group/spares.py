@@ -31,9 +31,10 @@ class Spares:
     Args:
         topology: of each of its groups.
         groups: how many there are.
+        traces: whether their ranks will trace.
     """
 
-    def __init__(self, topology: Topology, groups: int) -> None:
+    def __init__(self, topology: Topology, groups: int, traces: bool = False) -> None:
         mark, host = secrets.token_hex(8), ray.remote(WorkerHost)
         # Where Ray gives out the cores, a process gets them when it starts.
         count = 0 if topology.on_assigned_cores else groups * len(topology.processes)
@@ -43,7 +44,7 @@ class Spares:
             host.options(name=name, namespace=NAMESPACE, num_cpus=0, max_restarts=0).remote() for name in self.names
         ]
         for actor in self._actors:
-            actor.preload.remote(topology.threads)
+            actor.preload.remote(topology.threads, traces)
 
     def end(self) -> None:
         """End those that nobody has claimed."""

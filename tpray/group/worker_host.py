@@ -36,10 +36,16 @@ class WorkerHost:
         self._in_turn: tuple[str, ...] = ()
         self._owner: int | None = None  # who has claimed this process; see `tpray.group.spares`
 
-    def preload(self, threads: int) -> None:
-        """Import what a rank needs, before there is one. threads: of a rank."""
+    def preload(self, threads: int, traces: bool) -> None:
+        """Import what a rank needs, before there is one. threads: of a rank. traces: whether it will trace."""
         set_variables({"OMP_NUM_THREADS": str(threads)})  # read when torch is imported
-        import tpray.group.worker  # noqa: F401
+        import tpray.group.worker
+
+        if traces:
+            import torch._dynamo  # noqa: F401
+            from transformers import AutoModelForSequenceClassification  # noqa: F401
+
+            import tpray.parallel_layers.shard  # noqa: F401
 
     def claim(self, owner: int) -> bool:
         """Be the process ``owner``'s from now on, and end with it; False if another one has come first."""

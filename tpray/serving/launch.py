@@ -10,21 +10,26 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from http import HTTPStatus
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tpray.artifacts.resolve import recall_or_find
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
+from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology
 from tpray.serving import haproxy
 from tpray.serving.client import get
 from tpray.serving.progress import Receiver
+
+if TYPE_CHECKING:
+    from tpray.group.spares import Spares
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +93,9 @@ def _errors(request_timeout_s: float) -> dict[int, bytes]:
     return answers
 
 
+QUICK_S = 0.3
+"""How long Ray's start waits for the model to be found, or refused."""
+
 GONE_S = 60.0
 """How long a server may be without any replica, and Serve unable to start one, before it is given up."""
 
@@ -120,6 +128,7 @@ class Server:
         self._show, self._drain_s = show, drain_s
         self._spans = Spans(show, started)
         self._ports: Lease | None = None
+        self._spares: Spares | None = None
         self._token = secrets.token_hex(16)
         self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
 
@@ -127,9 +136,14 @@ class Server:
         config, parallel = self.config, self.config.parallel
         self._spans.end("import")
         topology = Topology.of(parallel, config.replicas)
-        recall_or_find(config.model, topology)  # refuses what cannot work; the replica finds it again, where it runs
         check_port(self.host, self.port)
-        self._spans.end("find", "the model")
+        # Refuses what cannot work; the replica finds it again, where it runs. Where that takes long, because the model
+        # was not traced yet, Ray starts meanwhile.
+        finding = ThreadPoolExecutor(1, "tpray-find").submit(recall_or_find, config.model, topology)
+        wait([finding], QUICK_S)
+        if finding.done():
+            finding.result()
+            self._spans.end("find", "the model")
 
         cores, needed = len(usable_cores()), parallel.tp * topology.threads * config.replicas
         if needed > cores:
@@ -137,9 +151,14 @@ class Server:
                 "%d ranks want %d CPU cores and this machine has %d: they run unpinned and share them",
                 parallel.tp * config.replicas, needed, cores,
             )  # fmt: skip
+        from tpray.local_ray import local  # noqa: F401  # before there is anything to end, for that needs it whole
+
         try:
             self._start_ray(max(cores, needed))
-            self._deploy(topology)
+            found = finding.result()
+            if self._spans.reports[-2].name != "find":
+                self._spans.end("find", "the model")
+            self._deploy(topology, traces=isinstance(found, Checkpoint))
         except BaseException:
             self._shut_down()
             raise
@@ -163,7 +182,8 @@ class Server:
         catch_signals()  # Ray has put a handler of its own in their place
         self._spans.end("Ray")
 
-    def _deploy(self, topology: Topology) -> None:
+    def _deploy(self, topology: Topology, traces: bool) -> None:
+        """traces: whether the ranks will trace."""
         from ray import serve
 
         from tpray.group.nodes import shortfall
@@ -172,7 +192,9 @@ class Server:
         reason = shortfall(topology)
         if reason is not None:
             raise PlacementError(reason)
-        spares = Spares(topology, self.config.replicas)
+        self._spares = spares = Spares(
+            topology, self.config.replicas, traces
+        )  # kept: Ray ends actors that nobody refers to
         from tpray.serving.app import APP_NAME, application
 
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
@@ -331,9 +353,9 @@ class Server:
             log.warning("%d requests were not answered within %g s", sum(left), self._drain_s)
 
     def _shut_down(self) -> None:
+        _end_at_once_if_asked_again()
         from tpray.local_ray.local import stop_ray
 
-        _end_at_once_if_asked_again()
         # The whole Ray is ours and goes: taking Serve down first only takes longer, and complains about it.
         stop_ray()
         if self._ports is not None:
