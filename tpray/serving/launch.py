@@ -16,6 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from tpray.artifacts.resolve import recall_or_find
+from tpray.artifacts.settle import settle
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
@@ -124,22 +125,18 @@ class Server:
         self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
 
     def __enter__(self) -> Server:
-        config, parallel = self.config, self.config.parallel
         self._spans.end("import")
-        topology = Topology.of(parallel, config.replicas)
-        recall_or_find(config.model, topology)  # refuses what cannot work; the replica finds it again, where it runs
+        settled = settle(self.config)
+        self.config, topology = settled.config, settled.topology
+        if settled.why:
+            self._spans.end("choose", settled.why)
+        recall_or_find(self.config.model, topology)  # refuses what cannot work; the replica looks again, where it runs
         check_port(self.host, self.port)
         self._spans.end("find", "the model")
-
-        cores, needed = len(usable_cores()), parallel.tp * topology.threads * config.replicas
-        if needed > cores:
-            log.warning(
-                "%d ranks want %d CPU cores and this machine has %d: they run unpinned and share them",
-                parallel.tp * config.replicas, needed, cores,
-            )  # fmt: skip
+        cores, needed = len(usable_cores()), topology.tp * topology.threads * settled.replicas
         try:
             self._start_ray(max(cores, needed))
-            self._deploy(topology)
+            self._deploy(topology, settled.replicas)
         except BaseException:
             self._shut_down()
             raise
@@ -163,7 +160,7 @@ class Server:
         catch_signals()  # Ray has put a handler of its own in their place
         self._spans.end("Ray")
 
-    def _deploy(self, topology: Topology) -> None:
+    def _deploy(self, topology: Topology, replicas: int) -> None:
         from ray import serve
 
         from tpray.group.nodes import shortfall
@@ -172,7 +169,7 @@ class Server:
         reason = shortfall(topology)
         if reason is not None:
             raise PlacementError(reason)
-        spares = Spares(topology, self.config.replicas)
+        spares = Spares(topology, replicas)
         from tpray.serving.app import APP_NAME, application
 
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
