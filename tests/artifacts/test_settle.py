@@ -14,7 +14,7 @@ from tpray.artifacts.settle import cheapest_degree, settle
 from tpray.config import ModelConfig, ParallelConfig, ServeConfig, cache_dir
 from tpray.errors import ConfigError, DegreeError
 from tpray.platforms import cpu, measured
-from tpray.platforms.choose import Layout, ModelFacts, candidates
+from tpray.platforms.choose import Asked, Layout, ModelFacts, candidates
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.cpu import CpuPlatform
 from tpray.platforms.topology import Topology
@@ -96,7 +96,7 @@ def test_a_dtype_that_the_cores_emulate_is_refused_with_the_factor(monkeypatch: 
 @pytest.mark.usefixtures("own_cache")
 def test_real_layers_are_measured_once() -> None:
     """On a machine that others use there may be no answer, and then there is none in the cache either."""
-    layouts = candidates(EVERYWHERE, CpuPlatform().facts(ParallelConfig()), "throughput", settling.Asked())
+    layouts = candidates(EVERYWHERE, CpuPlatform().facts(ParallelConfig()), "throughput", Asked())
     figures = measured.step_seconds(EVERYWHERE, layouts, 8)
     kept = list((cache_dir() / "measured").glob("*.json"))
     assert len(kept) == bool(figures)
