@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.artifacts.test_artifact import start
 from tpray.artifacts import settle as settling
 from tpray.artifacts.resolve import find_model
 from tpray.artifacts.settle import cheapest_degree, settle
@@ -115,5 +116,9 @@ def test_a_measurement_that_fails_leaves_a_choice(monkeypatch: pytest.MonkeyPatc
     assert settle(ServeConfig()).topology.tp == 1
 
 
-def test_a_traced_model_keeps_its_degree(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_cache")
+def test_a_traced_model_keeps_its_degree(make_checkpoint: Callable[..., Path]) -> None:
+    artifact = start(ModelConfig(source=str(make_checkpoint()), dtype="float32")).artifact
+    traced = ModelConfig(source=str(artifact.directory))
+    assert cheapest_degree(traced.source) == settle(ServeConfig(model=traced)).topology.tp == 2
     assert cheapest_degree(None) == 1
