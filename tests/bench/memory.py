@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -144,10 +144,10 @@ def _status() -> dict[str, int]:
     return {parts[0].rstrip(":"): int(parts[1]) * 1024 for parts in lines if parts[-1] == "kB"}
 
 
-def table(model: Path, empty: Path, folder: Path, cases: Sequence[tuple[int, str]]) -> list[str]:
+def table(model: Path, empty: Path, folder: Path, cases: Sequence[tuple[int, str]]) -> Iterator[str]:
     """Lines of MiB, and of what exceeds the constant (that of the model ``empty``) as a share of the shard."""
     names = ("shard", "peak", "own peak", "kept", "mapped", "peak/", "own/", "kept/", "constants")
-    lines = [f"{'tp dtype start rank':22}" + "".join(f"{name:>9}" for name in names)]
+    yield f"{'tp dtype start rank':22}" + "".join(f"{name:>9}" for name in names)
     for tp, dtype in cases:
         large, small = measure(model, folder, tp, dtype), measure(empty, folder, tp, dtype)
         for start, ranks in large.items():
@@ -155,13 +155,12 @@ def table(model: Path, empty: Path, folder: Path, cases: Sequence[tuple[int, str
                 sizes = [own.shard, own.peak, own.own_peak, own.kept, own.mapped]
                 constants = [none.peak, none.own_peak, none.kept]
                 shares = [(a - b) / own.shard for a, b in zip(sizes[1:4], constants, strict=True)]
-                lines.append(
+                yield (
                     f"{f'{tp} {dtype} {start} {rank}':22}"
                     + "".join(f"{size >> 20:9}" for size in sizes)
                     + "".join(f"{share:9.2f}" for share in shares)
                     + f"   {', '.join(str(size >> 20) for size in constants)}"
                 )
-    return lines
 
 
 def main() -> None:
@@ -178,7 +177,8 @@ def main() -> None:
         folder = Path(name)
         model, empty = checkpoint(folder, arguments.layers), checkpoint(folder, 1, hidden=128, words=200)
         cases = [(tp, dtype) for dtype in ("float32", "bfloat16") for tp in (1, 2)]
-        print("\n".join(table(model, empty, folder, cases)))
+        for line in table(model, empty, folder, cases):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
