@@ -10,10 +10,11 @@ import pytest
 
 from tests.artifacts.test_artifact import start
 from tpray.artifacts import settle as settling
-from tpray.artifacts.resolve import find_model
+from tpray.artifacts.resolve import bytes_in, find_model
 from tpray.artifacts.settle import cheapest_degree, settle
 from tpray.config import ModelConfig, ParallelConfig, ServeConfig, cache_dir
 from tpray.errors import ConfigError, DegreeError
+from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.platforms import cpu, measured
 from tpray.platforms.choose import Asked, Layout, ModelFacts, candidates
 from tpray.platforms.cores import usable_cores
@@ -122,3 +123,9 @@ def test_a_traced_model_keeps_its_degree(make_checkpoint: Callable[..., Path]) -
     traced = ModelConfig(source=str(artifact.directory))
     assert cheapest_degree(traced.source) == settle(ServeConfig(model=traced)).topology.tp == 2
     assert cheapest_degree(None) == 1
+
+
+def test_a_model_is_as_large_as_its_dtype_makes_it(make_checkpoint: Callable[..., Path]) -> None:
+    checkpoint = find_checkpoint(make_checkpoint())
+    assert bytes_in(checkpoint, "float32") == checkpoint.size_bytes
+    assert bytes_in(checkpoint, "bfloat16") == checkpoint.size_bytes // 2

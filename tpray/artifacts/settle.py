@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tpray.artifacts.folder import MODEL_DIR, is_artifact
 from tpray.artifacts.manifest import Manifest, read_manifest
+from tpray.artifacts.resolve import bytes_in
 from tpray.artifacts.store import fetch, is_url
 from tpray.config import AUTO, DEMO_DIR, Goal, ModelConfig, ServeConfig
 from tpray.errors import CheckpointError
@@ -31,9 +32,6 @@ from tpray.platforms.measured import ROWS, step_seconds
 from tpray.platforms.topology import Topology
 
 log = logging.getLogger(__name__)
-
-BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 2}
-"""Of a weight; int8's are read in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +122,7 @@ def _facts(model: ModelConfig, platform: Platform) -> tuple[ModelFacts, int | No
         return ModelFacts(name, manifest.weight_bytes, manifest.dtype, **sizes), manifest.tp
     checkpoint = find_checkpoint(directory if model.source is None else model.source, model.revision)
     dtype = platform.choose_dtype(model.dtype)
-    stored = json.loads((checkpoint.directory / "config.json").read_bytes())
-    kept = BYTES.get(str(stored.get("dtype") or stored.get("torch_dtype")), 4)
-    size = checkpoint.size_bytes * BYTES[dtype] // kept
-    return ModelFacts(name, size, dtype, **_sizes(checkpoint)), None
+    return ModelFacts(name, bytes_in(checkpoint, dtype), dtype, **_sizes(checkpoint)), None
 
 
 NAMES = {
