@@ -80,6 +80,12 @@ def test_two_cores_are_two_groups_for_throughput_when_they_are_faster() -> None:
     assert "4.55 with tp 1 on 2 cores" in choice.reason
 
 
+def test_groups_that_are_hardly_slower_are_taken_for_throughput() -> None:
+    one, two, both = Layout(1, 1, 2), Layout(2, 1, 1), Layout(1, 2, 1)
+    assert choose(BERT, facts(2), "throughput", Asked(), {one: 0.22, two: 0.45, both: 0.23}).layout == two
+    assert choose(BERT, facts(2), "throughput", Asked(), {one: 0.22, two: 0.50, both: 0.23}).layout == one
+
+
 def test_a_degree_that_is_hardly_faster_is_not_taken() -> None:
     one, both = Layout(1, 1, 2), Layout(1, 2, 1)
     assert choose(BERT, facts(2), "latency", Asked(), {one: 0.031, both: 0.030}).layout == one

@@ -13,7 +13,8 @@ from tpray.config import Goal
 from tpray.errors import ConfigError, DegreeError
 
 CLEARLY = 0.95
-"""A layout of more ranks, or of more groups, must need at most this share of the time of one that has fewer."""
+"""A layout must need at most this share of the time of one that is preferred to it: for latency one of fewer ranks, for
+throughput one of more groups, which wait for nobody and tokenise side by side."""
 
 RANK_BYTES = 450 << 20
 """Memory of a rank's process besides its weights; ``python -m tests.bench.memory`` measures it."""
@@ -139,16 +140,17 @@ def choose(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: Asked, f
 
     Args:
         figures: of the candidates; empty: they could not be measured. Then it is what has won in most measurements:
-            a single rank for latency, for throughput a group for each core (README, "How many ranks and groups").
+            a single rank for latency, for throughput a group for each core.
     """
     layouts = candidates(model, machine, goal, asked)
     if len(layouts) == 1:
         return Choice(layouts[0], f"{layouts[0]}: {_only(model, machine, layouts[0], goal, asked)}")
-    if not all(layout in figures for layout in layouts):
-        usual = layouts[0] if goal == "latency" else max(layouts, key=lambda one: (one.replicas, -one.tp))
-        return Choice(usual, f"{usual}, for {goal}: what is fastest as a rule; this machine is too busy to measure")
-    cost = {layout: figures[layout] / (layout.replicas if goal == "throughput" else 1) for layout in layouts}
+    if goal == "throughput":
+        layouts.sort(key=lambda layout: (-layout.replicas, layout.tp))
     best = layouts[0]
+    if not all(layout in figures for layout in layouts):
+        return Choice(best, f"{best}, for {goal}: what is fastest as a rule; this machine is too busy to measure")
+    cost = {layout: figures[layout] / (layout.replicas if goal == "throughput" else 1) for layout in layouts}
     for layout in layouts[1:]:
         if cost[layout] < CLEARLY * cost[best]:
             best = layout
