@@ -34,6 +34,8 @@ LAYERS_BYTES = 192 << 20
 """How much the layers that a rank runs may weigh; two at least, so that none is in the cache when its turn comes."""
 TURN_S = 0.04
 """How long a layout runs in a turn, about."""
+REST_S = 0.02
+"""How long the cores rest before a turn: OpenMP's threads spin for some milliseconds after their last work."""
 TURNS = 5
 """How often each is run with its cores to itself."""
 LIMIT_S = 3.0
@@ -168,6 +170,7 @@ class Ranks:
 
     def _run(self) -> tuple[float, bool]:
         """The time of a step, of the rank that took longest, seconds; whether all had their cores to themselves."""
+        time.sleep(REST_S)
         for pipe in self._pipes:
             pipe.send(self._steps)
         answers = [self._answer(pipe) for pipe in self._pipes]
