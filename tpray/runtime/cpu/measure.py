@@ -29,6 +29,7 @@ from torch import Tensor
 from tpray.parallel_layers.collective import Collective
 from tpray.parallel_layers.rendezvous import Rendezvous, join
 from tpray.runtime.base import DTYPES
+from tpray.runtime.cpu.huge_pages import use_huge_pages
 
 LAYERS_BYTES = 192 << 20
 """How much the layers that a rank runs may weigh; two at least, so that none is in the cache when its turn comes."""
@@ -65,6 +66,7 @@ class Layers:
         layer_bytes = sum(o * i for o, i in sizes) * self._dtype.itemsize
         self.count = min(shape["layers"], max(2, min(4, LAYERS_BYTES // max(1, layer_bytes))))
         self._layers = [[self._linear(*size) for size in sizes] for _ in range(self.count)]
+        use_huge_pages(weight for layer in self._layers for weight, _ in layer)
         self._norm = torch.ones(hidden, dtype=self._dtype)
         self._x = torch.full((self._rows * self._length, hidden), 0.5, dtype=self._dtype)
 
