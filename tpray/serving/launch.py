@@ -198,14 +198,14 @@ class Server:
                 wait_for_ingress_deployment_creation=False,
                 wait_for_applications_running=False,
             )
-            waiting = self.config.replicas
+            waiting = replicas
             while waiting:
                 message = receiver.poll(1.0)
                 waiting -= isinstance(message, PhaseReport) and message.name == LAST_SPAN
                 self._show_message(message)
                 if message is None and self._is_up():
                     break
-            while self.config.replicas > 1 and not self._is_up():
+            while replicas > 1 and not self._is_up():
                 time.sleep(0.1)
             self._wait_until_reachable()
             self._spans.end("HAProxy")
