@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -27,9 +27,10 @@ DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 InstanceFamily = Literal["inf2", "trn1", "trn2"]
 ProcessLayout = Literal["process-per-rank", "single-process"]
 NeuronLayout = Literal["auto", "process-per-rank", "single-process"]
+Goal = Literal["latency", "throughput"]
 
 AUTO: Final = "auto"
-"""The runtime or dtype that suits this machine; `tpray.platforms` has the names of the runtimes."""
+"""The runtime, dtype, degree or number of groups that suits this machine; `tpray.platforms` names the runtimes."""
 
 DRAIN_S: Final = 25.0
 """How long the end of a server waits for requests that are under way; Kubernetes kills after 30 s."""
@@ -58,7 +59,9 @@ class ModelConfig(Frozen):
 class ParallelConfig(Frozen):
     """How one group is laid out: ``tp`` ranks, each on ``cores_per_rank`` cores."""
 
-    tp: int = Field(1, ge=1, description="tensor-parallel degree: the number of ranks of a group")
+    tp: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        AUTO, description="tensor-parallel degree: the number of ranks of a group; auto: what suits the goal"
+    )
     cores_per_rank: int | None = Field(None, ge=1, description="None: one NeuronCore; of CPU cores an even share")
     runtime: str = Field(AUTO, description="the kind of core: auto, or a name that `tpray.platforms` lists")
     instance_family: InstanceFamily | None = Field(None, description="of the NeuronCores; None: this machine's")
@@ -116,7 +119,10 @@ class ServeConfig(Frozen):
     model: ModelConfig = ModelConfig()
     parallel: ParallelConfig = ParallelConfig()
     batch: BatchConfig = BatchConfig()
-    replicas: int = Field(1, ge=1, description="groups, each with its own copy of the model")
+    goal: Goal = Field("latency", description="what an auto degree and number of groups are to be fastest for")
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        AUTO, description="groups, each with its own copy of the model; auto: one, or for throughput what fits"
+    )
     autoscaling: AutoscalingConfig | None = Field(None, description="instead of a fixed number of replicas")
     node_labels: dict[str, str] = Field({}, description="of the nodes that groups may lie on, as Ray's label selectors")
 
@@ -128,7 +134,7 @@ class ServeConfig(Frozen):
 
     @model_validator(mode="after")
     def _either(self) -> ServeConfig:
-        if self.autoscaling is not None and self.replicas != 1:
+        if self.autoscaling is not None and self.replicas not in (AUTO, 1):
             raise ValueError("replicas is a fixed number and autoscaling a range: give one of them")
         return self
 

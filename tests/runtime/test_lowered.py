@@ -24,6 +24,8 @@ from tpray.runtime.cpu.runtime import lower
 class Kinds(nn.Module):
     """Everything that an argument can be: sizes, dtypes, devices, infinity, lists, a shared weight, a buffer."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(11, 8)

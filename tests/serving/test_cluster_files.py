@@ -48,6 +48,7 @@ def bundle(config: ServeConfig) -> dict[str, int]:
     """What one group takes of its node: each rank's NeuronCores, and a CPU for its process."""
     tp, width = config.parallel.tp, config.parallel.cores_per_rank
     assert width is not None
+    assert tp != "auto", "the machine that reads the file is not the one that serves"
     return {"CPU": tp, "neuron_cores": tp * width}
 
 

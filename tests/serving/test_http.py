@@ -132,6 +132,7 @@ def test_what_the_server_says_of_itself(with_fake_engine: WithEngine) -> None:
         async with client(engine) as http:
             info = (await http.get("/info")).json()
             assert (info["tp_degree"], info["state"], info["restarts"]) == (2, "ready", 0)
+            assert info["chosen"] is None
             assert (info["layout"], info["layout_failure"]) == ("process-per-rank", None)
             assert set(info["metrics"]) == {metric.name for metric in METRICS}
             assert [phase["phase"] for phase in info["startup"]][:2] == ["resolve", "place"]

@@ -167,9 +167,9 @@ def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) 
     checkpoint.check_classifier()
     checkpoint.plan.check_degree(checkpoint.config, topology.tp)
     topology.platform.check_model(checkpoint.config.model_type)
-    topology.platform.choose_dtype(model.dtype)
+    dtype = topology.platform.choose_dtype(model.dtype)
     _check_buckets(model, checkpoint, topology)
-    _check_memory(checkpoint.size_bytes, checkpoint.source)
+    _check_memory(bytes_in(checkpoint, dtype), checkpoint.source)
     if out is not None or not _was_traced(checkpoint):
         _check_disk(checkpoint, out or cache_dir())
         _check_weights(checkpoint)
@@ -295,6 +295,17 @@ def _check_buckets(model: ModelConfig, checkpoint: Checkpoint, topology: Topolog
         raise ConfigError(f"a bucket of {longest} tokens is longer than the {limit} that {checkpoint.source} takes")
     buckets = model.buckets or topology.platform.default_buckets(limit)
     check_padding(buckets, checkpoint, checkpoint.plan.reads_padding or checkpoint.mixes_lengths)
+
+
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 2}
+"""Of a weight; int8's are read in bfloat16."""
+
+
+def bytes_in(checkpoint: Checkpoint, dtype: str) -> int:
+    """How large a checkpoint's weights are in ``dtype``, bytes."""
+    stored = json.loads((checkpoint.directory / "config.json").read_bytes())
+    kept = str(stored.get("dtype") or stored.get("torch_dtype"))  # newer and older releases of transformers
+    return checkpoint.size_bytes * BYTES[dtype] // BYTES.get(kept, 4)
 
 
 def _check_memory(needed: int, name: str) -> None:

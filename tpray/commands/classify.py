@@ -31,7 +31,7 @@ def classify(
     ] = None,
     model: ModelFlag = None,
     revision: Revision = None,
-    tp: Tp = 1,
+    tp: Tp = AUTO,
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
     plan: PlanFile = None,

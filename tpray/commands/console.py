@@ -24,7 +24,7 @@ out, err = Console(), Console(stderr=True)
 
 def print_ready(url: str, named: str, config: ServeConfig) -> None:
     """Where the server is, and a command to try it with."""
-    groups = f"{config.replicas} group{'s' if config.replicas > 1 else ''} of tp {config.parallel.tp}"
+    groups = f"{config.replicas} group{'' if config.replicas == 1 else 's'} of tp {config.parallel.tp}"
     out.print(f"[bold green]Ready[/] {escape(named)}, {groups}, at [bold]{escape(url)}[/]", highlight=False)
     example = {"inputs": ["The company is based in New York City", "The headquarters are situated in Manhattan"]}
     command = f"  curl {url}/predict -H 'content-type: application/json' -d '{json.dumps(example)}'"

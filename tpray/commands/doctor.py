@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import typer
 
-from tpray.commands.console import print_checks, print_plan
-from tpray.commands.flags import Model, PlanFile, Revision, Tp
-from tpray.config import ModelConfig
+from tpray.commands.console import out, print_checks, print_plan
+from tpray.commands.flags import Dtype, For, Model, PlanFile, Revision, Tp
+from tpray.config import AUTO, ModelConfig, ParallelConfig, ServeConfig
 
 
-def doctor(model: Model = None, revision: Revision = None, tp: Tp = 1, plan: PlanFile = None) -> None:
+def doctor(
+    model: Model = None,
+    revision: Revision = None,
+    tp: Tp = AUTO,
+    goal: For = "latency",
+    dtype: Dtype = AUTO,
+    plan: PlanFile = None,
+) -> None:
     """Say what this machine has, and what `auto` would choose on it; or, given a MODEL, how it would be sharded."""
+    from tpray.artifacts.settle import settle
     from tpray.commands.machine_checks import examine
     from tpray.commands.plan_report import explain_plan
 
     if model is not None or plan is not None:
-        print_plan(explain_plan(ModelConfig(source=model, revision=revision, plan=plan), tp), tp)
+        named = ModelConfig(source=model, revision=revision, plan=plan, dtype=dtype)
+        settled = settle(ServeConfig(model=named, parallel=ParallelConfig(tp=tp), goal=goal))
+        degree = settled.topology.tp
+        lines = explain_plan(named, degree)
+        if settled.why:
+            out.print(f"auto chooses {settled.why}", highlight=False, markup=False, soft_wrap=True)
+        print_plan(lines, degree)
         return
     checks = list(examine())
     print_checks(checks)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tpray.config import AUTO, DtypeName, InstanceFamily, NeuronLayout
+from tpray.config import AUTO, DtypeName, Goal, InstanceFamily, NeuronLayout
 from tpray.platforms import PLATFORMS
 
 _MODEL: dict[str, Any] = {
@@ -21,7 +21,37 @@ Revision = Annotated[
     str | None,
     typer.Option("--revision", envvar="TPRAY_REVISION", help="Branch, tag or commit of a Hub id.", show_default="main"),
 ]
-Tp = Annotated[int, typer.Option(min=1, envvar="TPRAY_TP", help="Tensor-parallel degree: ranks that share one model.")]
+
+
+def _count(value: str) -> int | Literal["auto"]:
+    """A number from 1, or auto."""
+    if value == AUTO:
+        return AUTO
+    if not value.isdecimal() or int(value) < 1:
+        raise typer.BadParameter(f"{value!r} is neither a number from 1 nor {AUTO}")
+    return int(value)
+
+
+Count = int | Literal["auto"]
+Tp = Annotated[
+    Any,  # a Count, which typer cannot read by itself
+    typer.Option(
+        envvar="TPRAY_TP",
+        parser=_count,
+        metavar="N|auto",
+        help="Tensor-parallel degree: ranks that share one model.",
+    ),
+]
+Replicas = Annotated[
+    Any,
+    typer.Option(
+        envvar="TPRAY_REPLICAS",
+        parser=_count,
+        metavar="N|auto",
+        help="Groups, each with the whole model. auto: one, or for throughput what fits.",
+    ),
+]
+For = Annotated[Goal, typer.Option("--for", envvar="TPRAY_FOR", help="What auto is to be fastest for.")]
 Dtype = Annotated[DtypeName, typer.Option(envvar="TPRAY_DTYPE", help="What the shards compute in.")]
 PlanFile = Annotated[
     Path | None,

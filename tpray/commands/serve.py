@@ -12,10 +12,12 @@ from tpray.commands.flags import (
     CoresPerRank,
     Dtype,
     Family,
+    For,
     Layout,
     LogicalCores,
     Model,
     PlanFile,
+    Replicas,
     Revision,
     Runtime,
     Store,
@@ -29,10 +31,9 @@ from tpray.group.phases import PhaseReport, process_started
 def serve(
     model: Model = None,
     revision: Revision = None,
-    tp: Tp = 1,
-    replicas: Annotated[
-        int, typer.Option(min=1, envvar="TPRAY_REPLICAS", help="Groups, each with the whole model.")
-    ] = 1,
+    tp: Tp = AUTO,
+    replicas: Replicas = AUTO,
+    goal: For = "latency",
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
@@ -97,6 +98,7 @@ def serve(
             payload_limit_bytes=payload_limit,
             max_queue_s=max_queue_s,
         ),
+        goal=goal,
         replicas=replicas,
     )
     from tpray.serving import launch
@@ -111,7 +113,7 @@ def serve(
 
         with launch.Server(config, host, port, show, drain_timeout, process_started()) as server:
             status.stop()
-            print_ready(server.url, named, config)
+            print_ready(server.url, named, server.config)
             server.wait()
             err.print("Stopping: what is under way is answered first; Ctrl-C again ends at once")
     err.print("Stopped")

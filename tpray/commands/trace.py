@@ -11,6 +11,7 @@ from tpray.commands.console import err, out
 from tpray.commands.flags import (
     Dtype,
     Family,
+    For,
     Layout,
     LogicalCores,
     Model,
@@ -21,7 +22,7 @@ from tpray.commands.flags import (
     Tp,
     lnc_number,
 )
-from tpray.config import AUTO
+from tpray.config import AUTO, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, StoreError
 
 
@@ -31,7 +32,8 @@ def trace(
         Path | None, typer.Option("--out", help="Where to put the artifact.", show_default="the cache")
     ] = None,
     revision: Revision = None,
-    tp: Tp = 1,
+    tp: Tp = AUTO,
+    goal: For = "latency",
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
@@ -55,6 +57,7 @@ def trace(
 ) -> None:
     """Trace a model's shards ahead of time, check them, and print where the artifact is."""
     from tpray.artifacts.folder import is_artifact
+    from tpray.artifacts.settle import settle
     from tpray.commands.loading import load_with_progress
 
     if out_dir is not None and out_dir.exists():
@@ -69,6 +72,13 @@ def trace(
         err.print(f"Buckets: {buckets}", highlight=False)
     elif samples is not None:
         raise ConfigError("--samples is for --buckets auto")
+    if tp == AUTO:
+        parallel = ParallelConfig(runtime=runtime, instance_family=instance_family, lnc=lnc_number(lnc))
+        settled = settle(
+            ServeConfig(model=ModelConfig(source=model, revision=revision, dtype=dtype), parallel=parallel, goal=goal)
+        )
+        err.print(f"auto chooses {settled.why}", highlight=False, markup=False, soft_wrap=True)
+        tp = settled.topology.tp
     with load_with_progress(
         model,
         revision=revision,

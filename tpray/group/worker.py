@@ -35,6 +35,7 @@ from tpray.parallel_layers.collective import Collective, SingleRank
 from tpray.parallel_layers.layers import is_sharded
 from tpray.parallel_layers.rendezvous import Rendezvous, join
 from tpray.platforms import cores, lease
+from tpray.platforms.memory import return_free_memory
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import DTYPES, Program, SavedShard, SavedUserModel, runtime_for
 from tpray.runtime.records import Canary
@@ -132,7 +133,10 @@ class ShardWorker:
             shard = build_shard(job.checkpoint, DTYPES[job.dtype], self._runtime.attention, job.typed)
             in_int8 = job.checkpoint.plan.is_sharded if job.dtype == "int8" else None
             self._runtime.trace(shard, job.max_length, job.directory, job.buckets, self._report, in_int8)
-        return _record(shard, job.directory)
+        record = _record(shard, job.directory)
+        del shard
+        return_free_memory()
+        return record
 
     def trace_user_model(self, job: UserModelJob) -> UserModelTrace:
         """Build a user's own model and trace it for each of the job's examples.
@@ -189,7 +193,9 @@ class ShardWorker:
         """The unsharded model's answer to a fixed input; see `runtime.canary`."""
         from tpray.runtime.canary import make_canary
 
-        return self._thread.do(lambda: make_canary(checkpoint, max_length))
+        canary = self._thread.do(lambda: make_canary(checkpoint, max_length))
+        return_free_memory()
+        return canary
 
     def load(self, artifact: Artifact) -> bool:
         """Check this rank's files and load its program; whether that packs rows.
@@ -202,6 +208,7 @@ class ShardWorker:
         directory = artifact.rank_directory(self.rank)
         saved = SavedShard(directory, self.rank, manifest.tp, manifest.dtype, manifest.buckets, manifest.model.sharding)
         self._program = self._thread.do(lambda: self._runtime.load(saved))
+        return_free_memory()
         return self._program.packs_rows
 
     def _report(self, text: str) -> None:
@@ -236,6 +243,16 @@ class ShardWorker:
             kind = Kind.FAULT if isinstance(e, GroupError) else Kind.ERROR
             begun = np.array(self._collective.begun, dtype=np.int64)
             return Frame(kind, frame.step, (begun,), text=f"{type(e).__name__}: {e}").encode()
+
+
+def import_for_tracing() -> None:
+    """Import what `ShardWorker.trace` needs, which takes seconds, before there is anything to trace."""
+    import torch._dynamo
+    from transformers import AutoModelForSequenceClassification
+
+    from tpray.parallel_layers import shard
+
+    log.debug("imported %s, %s, %s", torch._dynamo, AutoModelForSequenceClassification, shard)
 
 
 def _record(module: nn.Module, directory: Path) -> RankRecord:

@@ -39,13 +39,10 @@ class WorkerHost:
     def preload(self, threads: int, traces: bool) -> None:
         """Import what a rank needs, before there is one. threads: of a rank. traces: whether it will trace."""
         set_variables({"OMP_NUM_THREADS": str(threads)})  # read when torch is imported
-        import tpray.group.worker
+        from tpray.group.worker import import_for_tracing
 
         if traces:
-            import torch._dynamo  # noqa: F401
-            from transformers import AutoModelForSequenceClassification  # noqa: F401
-
-            import tpray.parallel_layers.shard  # noqa: F401
+            import_for_tracing()
 
     def claim(self, owner: int) -> bool:
         """Be the process ``owner``'s from now on, and end with it; False if another one has come first."""

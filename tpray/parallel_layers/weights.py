@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tpray.errors import CheckpointError
 
@@ -27,14 +27,19 @@ class Reader(Protocol):
 
 
 class SafetensorsFile:
+    """What is read comes through a mapping of its own, so that its pages go with it, and not with the file's reader."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = self._open()
+
+    def _open(self) -> Any:
         from safetensors import SafetensorError, safe_open
 
         try:
-            self._file = safe_open(path, framework="pt", device="cpu")
+            return safe_open(self.path, framework="pt", device="cpu")
         except (SafetensorError, OSError) as e:
-            raise CheckpointError(f"{path} is damaged or no safetensors file: {e}") from e
+            raise CheckpointError(f"{self.path} is damaged or no safetensors file: {e}") from e
 
     def names(self) -> list[str]:
         return list(self._file.keys())
@@ -48,11 +53,11 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path} has no tensor {name}, which the index of the weights names: {e}") from e
 
     def whole(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
+        tensor: Tensor = self._open().get_tensor(name)
         return tensor
 
     def piece(self, name: str, dim: int, start: int, stop: int) -> Tensor:
-        tensor: Tensor = self._file.get_slice(name)[(slice(None),) * dim + (slice(start, stop),)]
+        tensor: Tensor = self._open().get_slice(name)[(slice(None),) * dim + (slice(start, stop),)]
         return tensor
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tpray.config import DtypeName, InstanceFamily, ProcessLayout
+from tpray.config import DtypeName, InstanceFamily, ParallelConfig, ProcessLayout
+from tpray.platforms.choose import MachineFacts
 
 if TYPE_CHECKING:
     from tpray.platforms.topology import Topology
@@ -96,6 +97,10 @@ class Platform(Protocol):
 
     def threads(self, cores_per_rank: int) -> int:
         """CPU threads of a rank with so many cores."""
+        ...
+
+    def facts(self, parallel: ParallelConfig) -> MachineFacts:
+        """What of this machine decides how many ranks and groups there are."""
         ...
 
     def choose_dtype(self, asked: DtypeName) -> str:

@@ -6,10 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpray.config import AUTO, DtypeName, InstanceFamily, ProcessLayout, environment
+from tpray.config import AUTO, DtypeName, InstanceFamily, ParallelConfig, ProcessLayout, environment
 from tpray.errors import ConfigError
 from tpray.platforms.base import ProcessCores, Shape
+from tpray.platforms.choose import MachineFacts
 from tpray.platforms.cores import share_of_cores, usable_cores
+from tpray.platforms.memory import available_bytes
 
 if TYPE_CHECKING:
     from tpray.platforms.topology import Topology
@@ -24,6 +26,17 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     named = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
     return frozenset(named.partition(":")[2].split())
+
+
+@cache
+def cpu_model() -> str:
+    """What this machine's cores are called, and how many there are; empty where Linux does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))]
+    return f"{len(names)} x {names[0]}" if names else ""
 
 
 _MULTIPLIED_BY: dict[DtypeName, tuple[str, ...]] = {
@@ -57,6 +70,18 @@ def native_dtypes() -> tuple[DtypeName, ...]:
     usable = cpu_flags() - _withheld()
     able: list[DtypeName] = [name for name, needs in _MULTIPLIED_BY.items() if usable.intersection(needs)]
     return (*able, "float32")
+
+
+def _lacks(dtype: DtypeName) -> str:
+    """What is wrong with a dtype that the cores do not multiply themselves."""
+    if dtype == "int8":
+        # Source: oneDNN, "Nuances of int8 Computations".
+        return "has none of AVX512_VNNI, AVX_VNNI and AMX, without which sums of int8 products overflow"
+    from tpray.platforms.measured import times_float32
+
+    factor = times_float32(dtype)
+    slower = "is slower than" if factor is None else f"takes {factor:.2g} times as long as"
+    return f"does not multiply {dtype} itself (no AVX512_BF16 or AMX): a product {slower} in float32"
 
 
 class CpuPlatform:
@@ -96,15 +121,14 @@ class CpuPlatform:
     def threads(self, cores_per_rank: int) -> int:
         return cores_per_rank
 
+    def facts(self, parallel: ParallelConfig) -> MachineFacts:
+        return MachineFacts(len(usable_cores()), available_bytes())
+
     def choose_dtype(self, asked: DtypeName) -> str:
         """``auto`` is bfloat16 where the cores multiply it natively, else float32."""
         able = native_dtypes()
         if asked not in (AUTO, *able):
-            lacks = {"int8": "no AVX512_VNNI, AVX_VNNI or AMX", "bfloat16": "no AVX512_BF16 or AMX"}[asked]
-            raise ConfigError(
-                f"this CPU does not multiply {asked} itself ({lacks}), which makes it slower than float32: use "
-                f"--dtype {', '.join(able)} or auto"
-            )
+            raise ConfigError(f"this CPU {_lacks(asked)}: use --dtype {', '.join(able)} or auto")
         if asked == AUTO:
             return "bfloat16" if "bfloat16" in able else "float32"
         return asked

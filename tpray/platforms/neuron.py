@@ -18,11 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpray.config import AUTO, DtypeName, InstanceFamily, ProcessLayout
+from tpray.config import AUTO, DtypeName, InstanceFamily, ParallelConfig, ProcessLayout
 from tpray.config import environment as own_environment
 from tpray.errors import ConfigError, DegreeError, UnsupportedModelError
 from tpray.platforms.base import ProcessCores, Shape
 from tpray.platforms.busy import BUSY_LIMIT_S, is_busy
+from tpray.platforms.choose import MachineFacts
 from tpray.platforms.memory import available_bytes
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ DEGREES: dict[InstanceFamily, tuple[int, ...]] = {
     "trn2": (1, 2, 4, 8, 16, 32, 64),
 }
 """Over how many NeuronCores a collective runs; Trn2's are logical cores of two physical ones."""
+
+CORE_BYTES: dict[InstanceFamily, int] = {"inf2": 16 << 30, "trn1": 16 << 30, "trn2": 24 << 30}
+"""Memory of a NeuronCore: half of a chip's 32 GiB; of Trn2 a quarter of 96, since its logical cores are of two.
+
+Source: AWS Neuron's architecture pages of Inferentia2, Trainium and Trainium2.
+"""
+DEVICE_CORES: dict[InstanceFamily, int] = {"inf2": 2, "trn1": 2, "trn2": 4}
+"""NeuronCores of a device; Trn2's logical ones."""
 
 NOT_LOWERED = {
     "xlm": "torch 2.9 cannot export its check of the lengths",
@@ -252,6 +261,15 @@ class NeuronPlatform:
 
     def threads(self, cores_per_rank: int) -> int:
         return 1
+
+    def facts(self, parallel: ParallelConfig) -> MachineFacts:
+        family = parallel.instance_family or self.instance_family()
+        if family is None:
+            return MachineFacts(0, available_bytes())
+        halves = 2 if family == "trn2" and parallel.lnc == 1 else 1
+        devices = len(list(DEVICES.glob("neuron[0-9]*")))
+        cores = devices * DEVICE_CORES[family] * halves
+        return MachineFacts(cores, available_bytes(), CORE_BYTES[family] // halves, DEGREES[family])
 
     def choose_dtype(self, asked: DtypeName) -> str:
         """``auto`` is bfloat16, what NeuronCores multiply fastest."""

@@ -6,7 +6,7 @@ the one process that holds all cores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tpray.config import AUTO, InstanceFamily, ParallelConfig, ProcessLayout
 from tpray.platforms import platform_for
@@ -27,6 +27,7 @@ class Topology:
         lnc: physical NeuronCores in a logical one; None: Neuron's default.
         tracing: its ranks only trace, on CPUs, and take none of the cores; see `for_tracing`.
         fake: its ranks have no model; what they trace is kept apart from what is real.
+        why: its degree was chosen, in a sentence; empty: the user has said it.
     """
 
     tp: int
@@ -38,13 +39,15 @@ class Topology:
     lnc: int | None = None
     tracing: bool = False
     fake: bool = False
+    why: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, parallel: ParallelConfig, replicas: int = 1) -> Topology:
-        """What a configuration says, with what this machine is where it does not say.
+    def of(cls, parallel: ParallelConfig, replicas: int = 1, why: str = "") -> Topology:
+        """What a configuration says, with what this machine is where it does not say; an ``auto`` degree is 1.
 
         Args:
             replicas: how many groups share this machine's cores.
+            why: see above; `tpray.artifacts.settle` chooses a degree.
 
         Raises:
             DegreeError, ConfigError: it cannot work on these cores; see `Platform.check`.
@@ -52,14 +55,16 @@ class Topology:
         platform = platform_for(parallel.runtime)
         asked = parallel.neuron_layout if platform.ray_assigns_cores else AUTO
         layout, *others = platform.layouts if asked == AUTO else (asked,)
+        tp = 1 if parallel.tp == AUTO else parallel.tp
         topology = cls(
-            tp=parallel.tp,
+            tp=tp,
             runtime=platform.name,
-            cores_per_rank=parallel.cores_per_rank or platform.cores_per_rank(parallel.tp * replicas),
+            cores_per_rank=parallel.cores_per_rank or platform.cores_per_rank(tp * replicas),
             layout=layout,
-            fallback=others[0] if others and parallel.tp > 1 else None,  # a single rank is a single process
+            fallback=others[0] if others and tp > 1 else None,  # a single rank is a single process
             instance_family=parallel.instance_family or platform.instance_family(),
             lnc=parallel.lnc,
+            why=why,
         )
         platform.check(topology)
         return topology

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from tpray.artifacts.settle import settle
 from tpray.config import BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.nodes import STRATEGY, has_room, wait_for_node
@@ -45,6 +46,7 @@ class Classifier:
         token: str | None = None,
         spares: Sequence[str] = (),
         before: Sequence[PhaseReport] = (),
+        why: str = "",
     ) -> None:
         logging.getLogger("tpray").setLevel(log_level())
         keep_replica_on_loopback()
@@ -56,7 +58,7 @@ class Classifier:
         spans.end("replica")
         try:
             # Of this machine, which need not be the one where the application was built.
-            executor = RayExecutor(Topology.of(config.parallel), spares)
+            executor = RayExecutor(Topology.of(config.parallel, why=why), spares)
             group = ClassifierGroup(config.model, executor, config.batch.step_timeout_s, report.phase)
             self._engine = Engine(group, config.batch)
             await self._engine.start()
@@ -128,11 +130,12 @@ def build(args: ServeConfig) -> serve.Application:
         args: from a Serve config file, where every key may be left out; Serve validates it by this annotation.
 
     Raises:
-        DegreeError, ConfigError: the cores have no such degree, or the runtime does not know them.
+        TprayError: the model, the cores, the memory or the runtime do not agree with the configuration.
         PlacementError: no node of the cluster can hold a group, and none that could is coming; see `wait_for_node`.
     """
     stay_quiet()
-    topology = Topology.of(args.parallel, args.replicas)
+    settled = settle(args)
+    args, topology = settled.config, settled.topology
     surge = False
     if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing
         wait_for_node(topology, args.node_labels)
@@ -206,5 +209,5 @@ def application(
         # A replica that is replaced answers what it has taken.
         graceful_shutdown_timeout_s=config.batch.request_timeout_s + 5,
     )
-    bound: serve.Application = deployment.bind(config, progress_address, token, spares, before)
+    bound: serve.Application = deployment.bind(config, progress_address, token, spares, before, topology.why)
     return bound

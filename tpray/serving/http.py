@@ -100,6 +100,7 @@ def describe(engine: Engine) -> dict[str, Any]:
         "labels": model.labels,
         "model_dtype": manifest.dtype,
         "tp_degree": manifest.tp,
+        "chosen": group.executor.topology.why or None,
         "runtime": manifest.runtime,
         "layout": group.executor.topology.layout,
         "layout_failure": group.layout_failure,

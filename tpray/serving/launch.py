@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tpray.artifacts.resolve import recall_or_find
+from tpray.artifacts.settle import settle
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
@@ -133,24 +134,21 @@ class Server:
         self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
 
     def __enter__(self) -> Server:
-        config, parallel = self.config, self.config.parallel
         self._spans.end("import")
-        topology = Topology.of(parallel, config.replicas)
+        settled = settle(self.config)
+        self.config, topology = settled.config, settled.topology
+        if settled.why:
+            self._spans.end("choose", settled.why)
         check_port(self.host, self.port)
         # Refuses what cannot work; the replica finds it again, where it runs. Where that takes long, because the model
         # was not traced yet, Ray starts meanwhile.
-        finding = ThreadPoolExecutor(1, "tpray-find").submit(recall_or_find, config.model, topology)
+        finding = ThreadPoolExecutor(1, "tpray-find").submit(recall_or_find, self.config.model, topology)
         wait([finding], QUICK_S)
         if finding.done():
             finding.result()
             self._spans.end("find", "the model")
 
-        cores, needed = len(usable_cores()), parallel.tp * topology.threads * config.replicas
-        if needed > cores:
-            log.warning(
-                "%d ranks want %d CPU cores and this machine has %d: they run unpinned and share them",
-                parallel.tp * config.replicas, needed, cores,
-            )  # fmt: skip
+        cores, needed = len(usable_cores()), topology.tp * topology.threads * settled.replicas
         from tpray.local_ray import local  # noqa: F401  # before there is anything to end, for that needs it whole
 
         try:
@@ -158,7 +156,7 @@ class Server:
             found = finding.result()
             if self._spans.reports[-2].name != "find":
                 self._spans.end("find", "the model")
-            self._deploy(topology, traces=isinstance(found, Checkpoint))
+            self._deploy(topology, settled.replicas, traces=isinstance(found, Checkpoint))
         except BaseException:
             self._shut_down()
             raise
@@ -182,7 +180,7 @@ class Server:
         catch_signals()  # Ray has put a handler of its own in their place
         self._spans.end("Ray")
 
-    def _deploy(self, topology: Topology, traces: bool) -> None:
+    def _deploy(self, topology: Topology, replicas: int, traces: bool) -> None:
         """traces: whether the ranks will trace."""
         from ray import serve
 
@@ -192,9 +190,7 @@ class Server:
         reason = shortfall(topology)
         if reason is not None:
             raise PlacementError(reason)
-        self._spares = spares = Spares(
-            topology, self.config.replicas, traces
-        )  # kept: Ray ends actors that nobody refers to
+        self._spares = spares = Spares(topology, replicas, traces)  # kept: Ray ends actors that nobody refers to
         from tpray.serving.app import APP_NAME, application
 
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
@@ -223,14 +219,14 @@ class Server:
                 wait_for_ingress_deployment_creation=False,
                 wait_for_applications_running=False,
             )
-            waiting = self.config.replicas
+            waiting = replicas
             while waiting:
                 message = receiver.poll(1.0)
                 waiting -= isinstance(message, PhaseReport) and message.name == LAST_SPAN
                 self._show_message(message)
                 if message is None and self._is_up():
                     break
-            while self.config.replicas > 1 and not self._is_up():
+            while replicas > 1 and not self._is_up():
                 time.sleep(0.1)
             self._wait_until_reachable()
             self._spans.end("HAProxy")

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from tpray.artifacts.resolve import recall_or_find
+from tpray.artifacts.settle import cheapest_degree
 from tpray.config import AUTO, BatchConfig, DtypeName, InstanceFamily, ModelConfig, NeuronLayout, ParallelConfig
 from tpray.errors import ConfigError, GroupError, ItemError
 from tpray.group.classifier import ClassifierGroup
@@ -191,7 +192,7 @@ def _wait(future: Future[T]) -> T:
 
 def load(
     model: str | Path | None = None,
-    tp: int = 1,
+    tp: int | Literal["auto"] = AUTO,
     dtype: DtypeName = AUTO,
     runtime: str = AUTO,
     cores: int | None = None,
@@ -212,7 +213,7 @@ def load(
 
     Args:
         model: a Hub id, a checkpoint directory, an artifact directory or its URL; None is the embedded demo.
-        tp: the tensor-parallel degree.
+        tp: the tensor-parallel degree; ``auto`` is what costs least to start: that of a traced model, else one rank.
         dtype: what the shards compute in; ``auto`` is the fastest that the cores multiply natively.
         runtime: the kind of core.
         cores: cores per rank; the default shares this machine's out.
@@ -236,7 +237,7 @@ def load(
     named = None if model is None else str(model)
     config = ModelConfig(source=named, revision=revision, dtype=dtype, plan=plan, buckets=shapes, store=store)
     parallel = ParallelConfig(
-        tp=tp,
+        tp=cheapest_degree(named) if tp == AUTO else tp,
         cores_per_rank=cores,
         runtime=runtime,
         instance_family=instance_family,
@@ -255,7 +256,7 @@ def load(
         from tpray.group.ray_executor import RayExecutor
         from tpray.local_ray.local import ensure_ray
 
-        owns_ray = ensure_ray(max(len(usable_cores()), tp * topology.threads))
+        owns_ray = ensure_ray(max(len(usable_cores()), topology.tp * topology.threads))
         if trace_only and not has_room_here(topology):
             topology = topology.for_tracing()
         executor = RayExecutor(topology)

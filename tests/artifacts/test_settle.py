@@ -1,0 +1,131 @@
+"""What a configuration leaves open is settled before anything starts: by a measurement, the model and the machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.artifacts.test_artifact import start
+from tpray.artifacts import settle as settling
+from tpray.artifacts.resolve import bytes_in, find_model
+from tpray.artifacts.settle import cheapest_degree, settle
+from tpray.config import ModelConfig, ParallelConfig, ServeConfig, cache_dir
+from tpray.errors import ConfigError, DegreeError
+from tpray.parallel_layers.checkpoint import find_checkpoint
+from tpray.platforms import cpu, measured
+from tpray.platforms.choose import Asked, Layout, ModelFacts, candidates
+from tpray.platforms.cores import usable_cores
+from tpray.platforms.cpu import CpuPlatform
+from tpray.platforms.topology import Topology
+
+CORES = len(usable_cores())
+EVERYWHERE = ModelFacts("m", 1 << 20, "float32", 128, 384, 4, 4)
+
+
+@pytest.fixture
+def measurements(monkeypatch: pytest.MonkeyPatch) -> list[list[Layout]]:
+    """What was asked to be measured; each layout takes as long as it has processes."""
+    asked: list[list[Layout]] = []
+
+    def answer(model: ModelFacts, layouts: list[Layout], rows: int) -> dict[Layout, float]:
+        asked.append(layouts)
+        return dict.fromkeys(layouts, 0.01)
+
+    monkeypatch.setattr(settling, "step_seconds", answer)
+    return asked
+
+
+def test_explicit_values_are_kept_and_nothing_is_read_or_measured(measurements: list[list[Layout]]) -> None:
+    config = ServeConfig(model=ModelConfig(source="/nowhere"), parallel=ParallelConfig(tp=2, cores_per_rank=1))
+    settled = settle(config)
+    assert (settled.topology.tp, settled.replicas, settled.why) == (2, 1, "")
+    assert measurements == []
+
+
+@pytest.mark.skipif(CORES < 2, reason="on one core there is nothing to choose")
+def test_an_open_degree_is_measured_and_the_reason_goes_with_the_topology(measurements: list[list[Layout]]) -> None:
+    settled = settle(ServeConfig())
+    assert settled.config.parallel.tp == settled.topology.tp == 1
+    assert settled.config.replicas == settled.replicas == 1
+    assert measurements[0][0] == Layout(1, 1, CORES)
+    assert settled.topology.why == settled.why
+    assert "for latency" in settled.why
+    assert settle(settled.config).topology == settled.topology
+
+
+@pytest.mark.skipif(CORES < 2, reason="on one core there is nothing to choose")
+def test_for_throughput_there_are_several_groups(measurements: list[list[Layout]]) -> None:
+    settled = settle(ServeConfig(goal="throughput"))
+    assert settled.replicas > 1
+    assert settled.config.replicas == settled.replicas
+    assert settled.topology.cores_per_rank == CORES // settled.replicas
+    assert settle(ServeConfig(goal="throughput", replicas=1)).replicas == 1
+
+
+def test_autoscaling_chooses_for_one_group(measurements: list[list[Layout]]) -> None:
+    config = ServeConfig.model_validate({"goal": "throughput", "autoscaling": {"max_replicas": 3}})
+    assert settle(config).replicas == 1
+
+
+def test_other_names_of_the_sizes_are_transformers(make_checkpoint: Callable[..., Path]) -> None:
+    for model_type in ("gpt2", "distilbert", "xlm"):
+        facts, _ = settling._facts(ModelConfig(source=str(make_checkpoint(model_type))), CpuPlatform())
+        assert (facts.hidden, facts.heads, facts.layers) == (64, 4, 2)
+
+
+@pytest.mark.parametrize("tp", [3, 5])
+def test_more_ranks_than_cores_are_a_warning_with_both_figures(tp: int, caplog: pytest.LogCaptureFixture) -> None:
+    tp += CORES
+    with caplog.at_level(logging.WARNING):
+        settle(ServeConfig(parallel=ParallelConfig(tp=tp)))
+    assert f"{tp} ranks want {tp} CPU cores and this machine has {CORES}" in caplog.text
+    with pytest.raises(DegreeError, match="for throughput use --tp"):
+        settle(ServeConfig(parallel=ParallelConfig(tp=tp), goal="throughput", replicas=1))
+
+
+def test_a_dtype_that_the_cores_emulate_is_refused_with_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2"}))
+    with pytest.raises(ConfigError, match=r"does not multiply bfloat16 itself .* takes [\d.]+ times as long as in flo"):
+        find_model(ModelConfig(dtype="bfloat16"), Topology(1))
+    with pytest.raises(ConfigError, match="without which sums of int8 products overflow: use --dtype float32 or auto"):
+        find_model(ModelConfig(dtype="int8"), Topology(1))
+    assert CpuPlatform().choose_dtype("auto") == "float32"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_real_layers_are_measured_once() -> None:
+    """On a machine that others use there may be no answer, and then there is none in the cache either."""
+    layouts = candidates(EVERYWHERE, CpuPlatform().facts(ParallelConfig()), "throughput", Asked())
+    figures = measured.step_seconds(EVERYWHERE, layouts, 8)
+    kept = list((cache_dir() / "measured").glob("*.json"))
+    assert len(kept) == bool(figures)
+    assert set(figures) in (set(), set(layouts))
+    assert all(0 < step_s < 10 for step_s in figures.values())
+    if figures:
+        kept[0].write_text('{"answer": [' + ", ".join(["1.5"] * len(layouts)) + "]}")
+        assert measured.step_seconds(EVERYWHERE, layouts, 8) == dict.fromkeys(layouts, 1.5 * EVERYWHERE.layers)
+        kept[0].write_text("{")
+        assert set(measured.step_seconds(EVERYWHERE, layouts, 8)) in (set(), set(layouts))
+
+
+def test_a_measurement_that_fails_leaves_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "MEASURE", "tpray.nothing")
+    monkeypatch.setattr(measured, "TOKENS", 63)  # no answer is in the cache
+    assert settle(ServeConfig()).topology.tp == 1
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_traced_model_keeps_its_degree(make_checkpoint: Callable[..., Path]) -> None:
+    artifact = start(ModelConfig(source=str(make_checkpoint()), dtype="float32")).artifact
+    traced = ModelConfig(source=str(artifact.directory))
+    assert cheapest_degree(traced.source) == settle(ServeConfig(model=traced)).topology.tp == 2
+    assert cheapest_degree(None) == 1
+
+
+def test_a_model_is_as_large_as_its_dtype_makes_it(make_checkpoint: Callable[..., Path]) -> None:
+    checkpoint = find_checkpoint(make_checkpoint())
+    assert bytes_in(checkpoint, "float32") == checkpoint.size_bytes
+    assert bytes_in(checkpoint, "bfloat16") == checkpoint.size_bytes // 2

@@ -1,0 +1,147 @@
+"""Settle what a configuration leaves open: the degree and the number of groups, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tpray.artifacts.folder import MODEL_DIR, is_artifact
+from tpray.artifacts.manifest import Manifest, read_manifest
+from tpray.artifacts.resolve import bytes_in
+from tpray.artifacts.store import fetch, is_url
+from tpray.config import AUTO, DEMO_DIR, Goal, ModelConfig, ServeConfig
+from tpray.errors import CheckpointError
+from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
+from tpray.platforms import platform_for
+from tpray.platforms.base import Platform
+from tpray.platforms.choose import (
+    Asked,
+    Choice,
+    Layout,
+    MachineFacts,
+    ModelFacts,
+    candidates,
+    check_cores,
+    check_memory,
+    choose,
+    choose_cores,
+)
+from tpray.platforms.measured import ROWS, step_seconds
+from tpray.platforms.topology import Topology
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A configuration in which nothing is left open that decides on processes.
+
+    topology: of each group. replicas: how many there are; with autoscaling, at first.
+    """
+
+    config: ServeConfig
+    topology: Topology
+    replicas: int
+
+    @property
+    def why(self) -> str:
+        """The degree and the number of groups were chosen, in a sentence; empty: the user has said both."""
+        return self.topology.why
+
+
+def settle(config: ServeConfig) -> Settled:
+    """Choose what the user left open, for ``config.goal``, and refuse what this machine cannot hold.
+
+    What was traced already keeps its degree. It may measure for a second or two, once for each shape of model.
+
+    Raises:
+        TprayError: the model cannot be found; the machine has not the memory or the cores for what was asked.
+    """
+    parallel = config.parallel
+    platform = platform_for(parallel.runtime)
+    machine = platform.facts(parallel)
+    asked = _asked(config)
+    if asked.tp is not None and asked.replicas == 1:
+        width = asked.cores_per_rank or platform.cores_per_rank(asked.tp)
+        choice = Choice(Layout(1, asked.tp, width))
+    else:
+        model, traced_tp = _facts(config.model, platform)
+        if asked.tp is None and traced_tp is not None:
+            asked = replace(asked, tp=traced_tp)
+        choice = _choose(model, machine, platform, config.goal, asked)
+        check_memory(model, machine, choice.layout)
+    layout = choice.layout
+    said = None if platform.ray_assigns_cores else check_cores(machine.cores, layout, config.goal)
+    if said is not None:
+        log.warning("%s", said)
+    chosen = {"parallel": parallel.model_copy(update={"tp": layout.tp}), "replicas": layout.replicas}
+    settled = config.model_copy(update=chosen)
+    return Settled(settled, Topology.of(settled.parallel, layout.replicas, choice.reason), layout.replicas)
+
+
+def _asked(config: ServeConfig) -> Asked:
+    """What the user has said; that there is one group, if it is to be fast."""
+    tp, replicas = config.parallel.tp, config.replicas
+    single = config.autoscaling is not None or config.goal == "latency"
+    return Asked(
+        None if tp == AUTO else tp,
+        replicas if replicas != AUTO else 1 if single else None,
+        config.parallel.cores_per_rank,
+    )
+
+
+def cheapest_degree(source: str | None) -> int:
+    """The degree of a group that costs least to start: that of a traced model, else a single rank."""
+    directory = _directory(source)
+    return read_manifest(directory, Manifest).tp if is_artifact(directory) else 1
+
+
+def _choose(model: ModelFacts, machine: MachineFacts, platform: Platform, goal: Goal, asked: Asked) -> Choice:
+    if platform.ray_assigns_cores:
+        return choose_cores(model, machine, goal, asked)
+    layouts = candidates(model, machine, goal, asked)
+    figures = step_seconds(model, layouts, ROWS if goal == "throughput" else 1) if len(layouts) > 1 else {}
+    return choose(model, machine, goal, asked, figures)
+
+
+def _directory(source: str | None) -> Path:
+    if source is not None and is_url(source):
+        return fetch(source)
+    return DEMO_DIR if source is None else Path(source).expanduser()
+
+
+def _facts(model: ModelConfig, platform: Platform) -> tuple[ModelFacts, int | None]:
+    """What of the model decides, and the degree that it was traced for."""
+    directory = _directory(model.source)
+    name = model.source or "the embedded demo"
+    if is_artifact(directory):
+        manifest = read_manifest(directory, Manifest)
+        sizes = _sizes(Checkpoint(name, directory / MODEL_DIR))
+        return ModelFacts(name, manifest.weight_bytes, manifest.dtype, **sizes), manifest.tp
+    checkpoint = find_checkpoint(directory if model.source is None else model.source, model.revision)
+    dtype = platform.choose_dtype(model.dtype)
+    return ModelFacts(name, bytes_in(checkpoint, dtype), dtype, **_sizes(checkpoint)), None
+
+
+NAMES = {
+    "hidden": "hidden_size",
+    "intermediate": "intermediate_size",
+    "heads": "num_attention_heads",
+    "layers": "num_hidden_layers",
+}
+"""What config.json calls them; transformers translates where an architecture has names of its own."""
+
+
+def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    try:
+        stored = json.loads((checkpoint.directory / "config.json").read_bytes())
+        return {name: int(stored[key]) for name, key in NAMES.items()}
+    except (OSError, ValueError, KeyError, TypeError):  # transformers says what is wrong with it, if anything is
+        config = checkpoint.config
+    found = {name: getattr(config, key, None) for name, key in NAMES.items()}
+    found["intermediate"] = found["intermediate"] or 4 * (found["hidden"] or 0)
+    if not all(found.values()):
+        raise CheckpointError(f"{checkpoint.source}: its config.json does not say how large its layers are")
+    return {name: int(size) for name, size in found.items() if size}
