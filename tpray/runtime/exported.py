@@ -10,8 +10,11 @@ Source: torch/_export/serde of torch 2.13. It is private, which is one reason wh
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,9 +33,22 @@ SERIALISER = "2.13"
 
 WEIGHTS_FILE = "weights.safetensors"
 
-ALLOWED = ("aten", "tpray", "_operator", "math")
+ALLOWED = ("aten", "tpray")
 """Namespaces whose operators a stored graph may call: arithmetic, and this package's collectives."""
-_ALLOWED_FUNCTIONS = ("torch.sym_not", "torch.sym_min", "torch.sym_max", "torch.sym_sum")  # arithmetic of sizes
+REFUSED = ("aten.from_file.default",)
+"""Operators that it may not call for all that: this one opens any file."""
+
+ARITHMETIC: dict[str, Callable[..., Any]] = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module, names in {
+        operator: "add and_ eq floordiv ge getitem gt le lt mod mul ne neg not_ or_ pow sub truediv",
+        math: "ceil floor sqrt trunc",
+        torch: "sym_float sym_int sym_max sym_min sym_not sym_sqrt sym_sum",
+    }.items()
+    for name in names.split()
+    if hasattr(module, name)
+}
+"""Arithmetic of sizes. Not all of ``operator``: some of it calls whatever it is given the name of."""
 
 
 def inputs_of(bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,6 +152,7 @@ def _check_operators(stored: dict[str, object], path: Path) -> None:
         return set().union(*map(targets, part)) if isinstance(part, list) else set()
 
     for target in targets(stored["graph_module"]):
-        name = target.removeprefix("torch.ops.")
-        if name.split(".")[0] not in ALLOWED and target not in _ALLOWED_FUNCTIONS:
+        name = target.removeprefix("torch.ops.").replace("_operator.", "operator.", 1)
+        known = name in ARITHMETIC or name.split(".")[0] in ALLOWED
+        if not known or name in REFUSED:
             raise ArtifactError(f"{path} calls {target}, which no program that tpray traces does; refused")

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from keyword import iskeyword
 from pathlib import Path
@@ -35,7 +34,7 @@ from tpray.runtime.cpu import packing
 from tpray.runtime.cpu.huge_pages import use_huge_pages
 from tpray.runtime.cpu.int8 import Int8Weight, int8_linear
 from tpray.runtime.cpu.passes import additive_mask, mkldnn, tensor_of
-from tpray.runtime.exported import WEIGHTS_FILE
+from tpray.runtime.exported import ARITHMETIC, REFUSED, WEIGHTS_FILE
 
 Function = Callable[..., Any]
 
@@ -46,19 +45,7 @@ _OWN: dict[str, Function] = {
         additive_mask, int8_linear,
     )
 }  # fmt: skip
-_SIZES: dict[str, Function] = {
-    f"{module.__name__}.{name}": getattr(module, name)
-    for module, names in {
-        operator: "add and_ eq floordiv ge getitem gt le lt mod mul ne neg not_ or_ pow sub truediv",
-        math: "ceil floor sqrt trunc",
-        torch: "sym_float sym_int sym_max sym_min sym_not sym_sqrt sym_sum",
-    }.items()
-    for name in names.split()
-    if hasattr(module, name)
-}
-"""Arithmetic of sizes. Not all of ``operator``: some of it calls whatever it is given the name of."""
 _NAMESPACES = ("aten", "mkldnn", "tpray")
-_REFUSED = ("aten.from_file.default",)  # opens any file
 _KINDS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
 # torch's own bindings of an operator cost a third of what its general entry does; their arguments are the same.
@@ -153,7 +140,9 @@ def _title(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         title = str(target)
     else:
-        title = next((known for known, f in (_OWN | _SIZES).items() if f is target), getattr(target, "__name__", ""))
+        title = next(
+            (known for known, f in (_OWN | ARITHMETIC).items() if f is target), getattr(target, "__name__", "")
+        )
     if _operator(title) is None:
         raise ConfigError(f"a traced program calls {title}, which the runtime cpu does not know")
     return title
@@ -161,11 +150,11 @@ def _title(target: Any) -> str:
 
 def _operator(title: str) -> Function | None:
     """What ``title`` stands for; None: nothing that a lowered graph may call."""
-    found: Any = _BINDINGS.get(title) or _OWN.get(title) or _SIZES.get(title)
+    found: Any = _BINDINGS.get(title) or _OWN.get(title) or ARITHMETIC.get(title)
     if found is not None:
         return found  # type: ignore[no-any-return]
     space, _, name = title.partition(".")
-    if title in _REFUSED or space not in _NAMESPACES or name.count(".") != 1:
+    if title in REFUSED or space not in _NAMESPACES or name.count(".") != 1:
         return None
     packet, _, overload = name.partition(".")
     found = getattr(getattr(getattr(torch.ops, space), packet, None), overload, None)
