@@ -15,6 +15,7 @@ from tpray.artifacts.settle import cheapest_degree, settle
 from tpray.config import ModelConfig, ParallelConfig, ServeConfig, cache_dir
 from tpray.errors import ConfigError, DegreeError
 from tpray.parallel_layers.checkpoint import find_checkpoint
+from tpray.platforms import choose as choosing
 from tpray.platforms import cpu, measured
 from tpray.platforms.choose import Asked, Layout, ModelFacts, candidates
 from tpray.platforms.cores import usable_cores
@@ -46,7 +47,18 @@ def test_explicit_values_are_kept_and_nothing_is_read_or_measured(measurements: 
 
 
 @pytest.mark.skipif(CORES < 2, reason="on one core there is nothing to choose")
-def test_an_open_degree_is_measured_and_the_reason_goes_with_the_topology(measurements: list[list[Layout]]) -> None:
+def test_layers_too_small_to_share_are_not_measured(measurements: list[list[Layout]]) -> None:
+    settled = settle(ServeConfig())
+    assert measurements == []
+    assert settled.topology.tp == 1
+    assert "layers of 0.2 M weights are not worth sharing" in settled.why
+
+
+@pytest.mark.skipif(CORES < 2, reason="on one core there is nothing to choose")
+def test_an_open_degree_is_measured_and_the_reason_goes_with_the_topology(
+    measurements: list[list[Layout]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "SMALL_WEIGHTS", 0)
     settled = settle(ServeConfig())
     assert settled.config.parallel.tp == settled.topology.tp == 1
     assert settled.config.replicas == settled.replicas == 1

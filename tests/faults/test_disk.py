@@ -25,10 +25,10 @@ def in_a_disk_of(size: str, folder: Path) -> list[str]:
     return command
 
 
-def classify(prefix: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+def classify(prefix: list[str], *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command that classifies one text, behind another command, with these variables."""
     return subprocess.run(
-        [*prefix, *CLASSIFY], capture_output=True, text=True, timeout=120, check=False,
+        [*prefix, *CLASSIFY, *flags], capture_output=True, text=True, timeout=120, check=False,
         env=os.environ | {"COLUMNS": "300"} | variables,
     )  # fmt: skip
 
@@ -43,7 +43,10 @@ def test_a_full_cache_is_said_before_ray_is_started(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_full_disk_of_rays_is_said_before_it_is_started(tmp_path: Path) -> None:
-    done = classify(in_a_disk_of("50m", tmp_path), RAY_TMPDIR=str(tmp_path), TPRAY_CACHE=str(tmp_path.parent))
+    # Of one rank, which is the command itself, Ray has no part.
+    done = classify(
+        in_a_disk_of("50m", tmp_path), "--tp", "2", RAY_TMPDIR=str(tmp_path), TPRAY_CACHE=str(tmp_path.parent)
+    )
     assert done.returncode == 2, done.stderr
     assert "MiB left: free some, or set RAY_TMPDIR" in done.stderr
 

@@ -27,6 +27,7 @@ from tpray.platforms.choose import (
     check_memory,
     choose,
     choose_cores,
+    has_small_layers,
 )
 from tpray.platforms.measured import ROWS, step_seconds
 from tpray.platforms.topology import Topology
@@ -102,7 +103,8 @@ def _choose(model: ModelFacts, machine: MachineFacts, platform: Platform, goal: 
     if platform.ray_assigns_cores:
         return choose_cores(model, machine, goal, asked)
     layouts = candidates(model, machine, goal, asked)
-    figures = step_seconds(model, layouts, ROWS if goal == "throughput" else 1) if len(layouts) > 1 else {}
+    measures = len(layouts) > 1 and not has_small_layers(model)
+    figures = step_seconds(model, layouts, ROWS if goal == "throughput" else 1) if measures else {}
     return choose(model, machine, goal, asked, figures)
 
 

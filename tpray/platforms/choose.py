@@ -96,6 +96,23 @@ class Choice:
     reason: str = ""
 
 
+SMALL_WEIGHTS = 1_000_000
+"""A layer of fewer weights takes one core less time for a row than two collectives do: nothing need be measured.
+
+By ``python -m tests.bench``: two ranks took longer than one for the demo (0.2 M), and less for a layer of 1.8 M.
+"""
+
+
+def layer_weights(model: ModelFacts) -> int:
+    """How many weights the linear layers of one layer of an encoder have."""
+    return 4 * model.hidden**2 + 2 * model.hidden * model.intermediate
+
+
+def has_small_layers(model: ModelFacts) -> bool:
+    """Whether sharing a layer costs more than it gains, whatever the cores."""
+    return layer_weights(model) < SMALL_WEIGHTS
+
+
 Figures = Mapping[Layout, float]
 """Seconds that a group of the layout takes for a step, all groups of it working at once."""
 
@@ -148,6 +165,10 @@ def choose(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: Asked, f
     if goal == "throughput":
         layouts.sort(key=lambda layout: (-layout.replicas, layout.tp))
     best = layouts[0]
+    if has_small_layers(model):
+        return Choice(
+            best, f"{best}, for {goal}: layers of {layer_weights(model) / 1e6:.1f} M weights are not worth sharing"
+        )
     if not all(layout in figures for layout in layouts):
         return Choice(best, f"{best}, for {goal}: what is fastest as a rule; this machine is too busy to measure")
     cost = {layout: figures[layout] / (layout.replicas if goal == "throughput" else 1) for layout in layouts}

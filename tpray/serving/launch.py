@@ -134,7 +134,10 @@ class Server:
         self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
 
     def __enter__(self) -> Server:
+        from tpray.local_ray.preflight import check_machine
+
         self._spans.end("import")
+        check_machine()  # before anything that takes long, and before there is anything that nobody would remove
         settled = settle(self.config)
         self.config, topology = settled.config, settled.topology
         if settled.why:
@@ -166,10 +169,9 @@ class Server:
         """Start a Ray whose ports are this server's own."""
         threading.Thread(target=_import_routes, name="tpray-import", daemon=True).start()
         from tpray.local_ray.local import start_ray
-        from tpray.local_ray.preflight import check_machine, make_folder
+        from tpray.local_ray.preflight import make_folder
         from tpray.local_ray.private import connect_only_when_told
 
-        check_machine()  # before there is anything that nobody would remove
         self._ports = take_ports(haproxy.PORTS, SERVER_PORTS)
         folder = make_folder()
         timeout_s = self.config.batch.request_timeout_s

@@ -134,8 +134,11 @@ def add_before_reducing(module: GraphModule, rank: int) -> int:
         last, residual = bias_add, None
         residual_add = _only_user(bias_add, aten.add.Tensor)
         if residual_add is not None and _same_shape(residual_add, bias_add):
-            last = residual_add
             residual = next(a for a in residual_add.args[:2] if a is not bias_add)
+            if len(residual.users) > 1:  # else nobody would compute it on the other ranks: what it raises, all raise
+                last = residual_add
+            else:
+                residual = None
         bias = bias_add.args[1]
         with module.graph.inserting_before(last):
             total = linear.args
