@@ -179,3 +179,10 @@ def test_a_replica_knows_whether_the_start_is_still_watched() -> None:
     receiver.close()
     assert not sender.heard
     assert not Sender(None).heard
+
+
+def test_what_a_spare_imports_is_there() -> None:
+    """By name, so that the module of the host itself needs none of it."""
+    code = "from tpray.group.worker_host import WorkerHost as H; H().preload(1, True)"
+    assert loaded_by(code, "torch", "transformers", "ray") == ["torch", "transformers"]
+    assert loaded_by(code.replace("True", "False"), "torch", "transformers", "ray") == ["torch"]

@@ -227,7 +227,7 @@ async def resolve(found: Found, model: ModelConfig, topology: Topology, out: Pat
     task = await asyncio.to_thread(_task, found, model, topology, out)
     artifact = None if task.kept_by_user else task.open()
     if artifact is None:
-        if _was_traced(found):  # else `find_model` has checked them
+        if out is None and _was_traced(found):  # else `find_model` has checked them
             await asyncio.to_thread(_check_weights, found)
     else:
         task.remember()
