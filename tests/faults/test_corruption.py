@@ -41,7 +41,7 @@ def program_of(executor: ThreadExecutor, rank: int) -> CpuProgram:
 
 def tensors_of(executor: ThreadExecutor, rank: int) -> Iterator[torch.Tensor]:
     """What the padded program of a rank has bound, in the order of its calls."""
-    for value in program_of(executor, rank).padded.__globals__.values():
+    for value in program_of(executor, rank).padded.run.__globals__.values():
         yield from (x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, torch.Tensor))
 
 

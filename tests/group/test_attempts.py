@@ -38,6 +38,7 @@ from tpray.group.attempts import TRIAL_S
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.executor import Executor
 from tpray.group.fake_executor import FakeExecutor
+from tpray.group.jobs import Loaded
 from tpray.group.lifecycle import State
 from tpray.group.phases import PHASES, PhaseReport
 from tpray.group.thread_executor import ThreadExecutor
@@ -96,13 +97,13 @@ class FaultyLayouts(FakeExecutor):
         self.layouts: list[str] = []
         """The layout of each load."""
 
-    async def load(self, artifact: Artifact) -> bool:
+    async def load(self, artifact: Artifact) -> Loaded:
         self.layouts.append(self.topology.layout)
-        packs = await super().load(artifact)
+        loaded = await super().load(artifact)
         fault = self.faults.get(self.topology.layout.replace("-", "_"))
         if fault is not None:
             await fault(self)
-        return packs
+        return loaded
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_real_ranks_load_in_the_next_layout_what_they_traced_in_the_first(monkey
     """They are made anew with the other topology, and answer the canary."""
     load, loaded = ShardWorker.load, list[int]()
 
-    def fail_alone(self: ShardWorker, artifact: Artifact) -> bool:
+    def fail_alone(self: ShardWorker, artifact: Artifact) -> Loaded:
         if self.topology.layout == "process-per-rank":
             raise RuntimeError("nrt_load_collectives status=2")
         loaded.append(self.rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tpray.errors import ArtifactError, ConfigError
+from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.checkpoint import find_checkpoint
+from tpray.parallel_layers.shard import build_shard
 from tpray.platforms.memory import available_bytes
+from tpray.platforms.topology import Topology
 from tpray.runtime.cpu.huge_pages import PAGE_BYTES, use_huge_pages
-from tpray.runtime.cpu.lowered import graph_file, load_graphs, save_graphs
+from tpray.runtime.cpu.lowered import PARTS, LoadedGraph, _stops, graph_file, load_graphs, save_graphs
 from tpray.runtime.cpu.packing import PackedRows, attend_rows, packed_attention, plain_copy
-from tpray.runtime.cpu.runtime import lower
+from tpray.runtime.cpu.runtime import CpuRuntime, lower
 
 
 class Kinds(nn.Module):
@@ -50,7 +55,7 @@ def lowered(module: nn.Module, folder: Path, *examples: Tensor, dynamic: Any = N
     graph_module = program.module(check_guards=False)
     lower(graph_module, 0)
     save_graphs([(graph_module, plain_copy(graph_module))], folder)
-    return load_graphs(folder)[0][0]
+    return load_graphs(folder)[0][0].run
 
 
 def test_a_loaded_graph_computes_what_was_traced(tmp_path: Path) -> None:
@@ -114,7 +119,7 @@ def test_text_in_a_file_stays_text(text: str, tmp_path_factory: pytest.TempPathF
     lowered(nn.Identity(), folder, torch.ones(2))
     (folder / graph_file(0)).write_text(json.dumps({"inputs": 1, "calls": [], "output": [text, {"value": 0}, 1.5]}))
     (function,), _ = load_graphs(folder)
-    given_back = function(7)
+    given_back = function.run(7)
     assert given_back == [text, 7, 1.5]
 
 
@@ -185,3 +190,56 @@ def test_packed_weights_lie_in_huge_pages_where_the_system_has_them() -> None:
     assert _in_huge_pages(torch.ops.mkldnn.data_ptr(weight) + tried // 2) >= tried // 2
     after = torch.ops.mkldnn._linear_pointwise(torch.ones(1, 2048), weight, None, "none", [], "")
     assert torch.equal(before, after)
+
+
+def run_in_parts(graph: LoadedGraph, *inputs: Any) -> tuple[int, Any]:
+    """How often the graph stopped, and its output."""
+    parts, stops = graph.in_parts(*inputs), 0
+    while True:
+        try:
+            next(parts)
+        except StopIteration as e:
+            return stops, e.value
+        stops += 1
+
+
+def test_a_graph_in_parts_computes_the_same_whatever_runs_between_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8))))
+    lowered(module, tmp_path, torch.randn(3, 8))
+    (graph,), _ = load_graphs(tmp_path)
+    assert graph.parts == PARTS
+    with torch.inference_mode():
+        x, y = torch.randn(3, 8), torch.randn(3, 8)
+        assert run_in_parts(graph, x)[0] == PARTS - 1
+        assert torch.equal(run_in_parts(graph, x)[1][0], graph.run(x)[0])
+        first, second = graph.in_parts(x), graph.in_parts(y)
+        for _ in range(PARTS - 1):
+            next(first), next(second)
+        with pytest.raises(StopIteration) as one:
+            next(first)
+        with pytest.raises(StopIteration) as other:
+            next(second)
+        assert torch.equal(one.value.value[0], graph.run(x)[0])
+        assert torch.equal(other.value.value[0], graph.run(y)[0])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "gpt2", "albert"])
+def test_all_ranks_stop_behind_the_same_collectives(
+    model_type: str, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = find_checkpoint(str(make_checkpoint(model_type)))
+    found = []
+    for rank in range(2):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        with parallel_state.use(rank, 2):
+            CpuRuntime(Topology(2)).trace(build_shard(checkpoint, torch.float32), 64, folder, ())
+        for path in sorted(folder.glob("graph_*.json")):
+            titles = [title for title, *_ in json.loads(path.read_text())["calls"]]
+            collectives = [number for number, title in enumerate(titles) if title.startswith("tpray.")]
+            stops = sorted(_stops(titles))
+            assert set(stops) <= set(collectives)
+            found.append([collectives.index(stop) for stop in stops])
+    assert len(found[0]) >= 3
+    assert all(each == found[0] for each in found), "and padded ones as packed ones"

@@ -40,7 +40,7 @@ def run(module: GraphModule, *inputs: Tensor) -> Tensor:
     with TemporaryDirectory() as folder, torch.inference_mode():
         save_graphs([(module, plain_copy(module))], Path(folder))
         ((function,), _) = load_graphs(Path(folder))
-        found = function(*inputs)
+        found = function.run(*inputs)
         result: Tensor = found[0] if isinstance(found, list) else found
     return result
 

@@ -46,6 +46,62 @@ class Steps:
     async def step(self, inputs: Sequence[Array]) -> StepResult:
         return await self._step(inputs)
 
+    async def step_in_parts(self, inputs: Sequence[Array]) -> StepResult:
+        raise NotImplementedError("it is a group without parts")
+
+
+class Ranks:
+    """A group that computes one thing at a time, a token in 0.1 ms, and long steps in four parts."""
+
+    PARTS, TOKEN_S = 4, 1e-4
+
+    def __init__(self) -> None:
+        self.lifecycle = Lifecycle()
+        for state in (State.STARTING, State.READY):
+            self.lifecycle.move(state)
+        self._turn = asyncio.Lock()
+        self.did: list[str] = []
+
+    async def _compute(self, inputs: Sequence[Array], share: float, what: str) -> StepResult:
+        async with self._turn:
+            await asyncio.sleep(float(inputs[1].sum()) * self.TOKEN_S * share)
+            self.did.append(what)
+        return StepResult((inputs[0][:, :1].astype(np.float32),), 0.001, 0.001)
+
+    async def step(self, inputs: Sequence[Array]) -> StepResult:
+        return await self._compute(inputs, 1.0, "step")
+
+    async def step_in_parts(self, inputs: Sequence[Array]) -> StepResult:
+        for _ in range(self.PARTS):
+            result = await self._compute(inputs, 1 / self.PARTS, "part")
+        return result
+
+
+def test_short_rows_go_between_the_parts_of_a_long_one_and_both_are_answered() -> None:
+    async def run() -> None:
+        group = Ranks()
+        limits = BatchConfig.model_validate({"max_step_tokens": 512, "max_batch_tokens": 512})
+        batcher = Batcher(group, limits, 0, packs_rows=True, parts=group.PARTS)
+        try:
+            for _ in range(2):  # the first step says how fast the ranks are: not so fast that nobody minds to wait
+                await batcher.submit([row(512)], 5)
+            assert "part" in group.did
+            group.did.clear()
+            long = asyncio.ensure_future(batcher.submit([row(500, first=7)], 5))
+            await asyncio.sleep(0.005)
+            for first in range(20, 23):
+                (answer,) = await batcher.submit([row(16, first)], 5)
+                assert answer.logits[0] == first
+                assert not long.done()
+            ((answer,), _) = await asyncio.gather(long, batcher.submit([row(16) for _ in range(60)], 5))
+            assert answer.logits[0] == 7
+            assert group.did[:6] == ["part", "step", "part", "step", "part", "step"]
+            assert group.did.count("part") == group.PARTS
+        finally:
+            await batcher.close(GroupError("closed"))
+
+    asyncio.run(run())
+
 
 def with_batcher(
     work: Callable[[Batcher], Awaitable[None]],

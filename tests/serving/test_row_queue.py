@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tpray.serving.row_queue import ABOUT_S, Kind, RowQueue
+from tpray.serving.row_queue import ABOUT_S, SHORT_SHARE, Kind, RowQueue
 
 LONG_TOKENS, STEP_TOKENS, SLOTS = 128, 512, 2
 TOKENS_PER_S = 2000.0
@@ -95,7 +95,7 @@ def test_every_row_is_taken_once_in_the_order_of_its_kind_within_the_budget(
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("load", [0.7, 1.5, 4.0])
-def test_neither_kind_takes_more_than_its_half_while_the_other_waits(seed: int, load: float) -> None:
+def test_neither_kind_takes_more_than_its_share_while_the_other_waits(seed: int, load: float) -> None:
     steps = served(arrivals(seed, 0.1, load))
     for before, step in pairwise(steps):  # of long rows: never two in succession while a short one waits
         if before.kind is step.kind is Kind.LONG:
@@ -105,7 +105,7 @@ def test_neither_kind_takes_more_than_its_half_while_the_other_waits(seed: int, 
         # it, a step that goes over that, and short ones that are older.
         first = max([long.arrived, *(o.started for o in taken_before(steps, long))])
         younger = [r for s in steps if first < s.at <= long.started and s.kind is Kind.SHORT for r in s.rows]
-        assert sum(len(r) for r in younger if r.arrived > long.arrived) <= 512 + STEP_TOKENS
+        assert sum(len(r) for r in younger if r.arrived > long.arrived) <= SHORT_SHARE * 512 + STEP_TOKENS
 
 
 def taken_before(steps: list[Took], long: Row) -> list[Row]:

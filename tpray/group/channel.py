@@ -101,8 +101,8 @@ class Channel:
             self._links.append(link)
             await link.open(sock)
 
-    def send(self, inputs: Sequence[Array], limits: Limits) -> asyncio.Future[StepResult]:
-        """Send one step to every rank; the future has rank 0's outputs once all have answered.
+    def send(self, inputs: Sequence[Array], limits: Limits, kind: Kind = Kind.STEP) -> asyncio.Future[StepResult]:
+        """Send one step, or a part of one, to every rank; the future has rank 0's outputs once all have answered.
 
         Its limits count from when the steps before it were answered. The future raises `StepError` when all ranks
         raised the same.
@@ -111,7 +111,7 @@ class Channel:
             ConfigError: the wire does not carry an input's dtype.
         """
         loop = asyncio.get_running_loop()
-        data = Frame(Kind.STEP, self._last + 1, tuple(inputs)).encode()  # first: it may refuse the inputs
+        data = Frame(kind, self._last + 1, tuple(inputs)).encode()  # first: it may refuse the inputs
         self._last += 1
         step = _Step(loop.create_future(), limits, set(range(len(self._links))))
         self._steps[self._last] = step

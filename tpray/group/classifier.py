@@ -14,13 +14,13 @@ from tpray.artifacts.folder import Artifact, rank_folder
 from tpray.artifacts.resolve import Found, Resolution, TraceTask, recall_or_find, resolve
 from tpray.artifacts.tracing import Traced, make_artifact
 from tpray.config import ModelConfig
-from tpray.errors import ArtifactError, ParityError, RankError, StepError
+from tpray.errors import ArtifactError, NotReadyError, ParityError, RankError, StepError
 from tpray.group.channel import StepResult
 from tpray.group.executor import Executor
 from tpray.group.group import Group
-from tpray.group.jobs import ShardJob
+from tpray.group.jobs import Loaded, ShardJob
 from tpray.group.phases import PhaseReport
-from tpray.group.wire import Array
+from tpray.group.wire import Array, Kind
 from tpray.runtime.buckets import Bucket, fitting, largest_batch, pad_to
 from tpray.runtime.canary import TOLERANCE, canary_steps, check_logits, difference
 from tpray.tokenizer import takes_types
@@ -63,7 +63,8 @@ class ClassifierGroup(Group):
         super().__init__(executor, step_timeout_s, progress)
         self.parity = float("nan")
         self.traced = False
-        self.packs_rows = False
+        self.packs_rows, self.parts = Loaded()
+        self._one_in_parts = asyncio.Lock()
         self._model, self._found, self._out = model, found, out
         self._resolution = Resolution()
         self._canary: list[_CanaryStep] = []
@@ -84,14 +85,14 @@ class ClassifierGroup(Group):
         """Where the artifact is in the store that machines share; None without one."""
         return self._resolution.url
 
-    async def _run(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
+    async def _run(self, inputs: Sequence[Array], timeout_s: float | None = None, kind: Kind = Kind.STEP) -> StepResult:
         """See `Group`; a program of fixed shapes is given its inputs in buckets, one after another.
 
         Raises:
             InputTooLongError: a row is longer than every bucket.
         """
         if not self.buckets:
-            return await super()._run(inputs, timeout_s)
+            return await super()._run(inputs, timeout_s, kind)
         rows, length = inputs[0].shape
         size = largest_batch(self.buckets, length)
         logits, compute_s, total_s = [], 0.0, 0.0
@@ -103,6 +104,25 @@ class ClassifierGroup(Group):
             logits.append(result.logits[: len(part[0])])
             compute_s, total_s = compute_s + result.compute_s, total_s + result.total_s
         return StepResult((np.concatenate(logits),), compute_s, total_s)
+
+    async def step_in_parts(self, inputs: Sequence[Array]) -> StepResult:
+        """`step` in `parts` pieces, between which the ranks run other steps; one at a time goes like that.
+
+        Raises:
+            NotReadyError: the group takes no steps now, or has restarted since the step began.
+            StepError, GroupError: see `step`.
+        """
+        async with self._one_in_parts:
+            size = self._size(inputs)
+            timeout_s = self._pace.limits(size, self.step_timeout_s).answer_s
+            restarts, parts = self.lifecycle.restarts, [await self.step(inputs, timeout_s, Kind.BEGIN)]
+            while len(parts) < self.parts:
+                if self.lifecycle.restarts != restarts:
+                    raise NotReadyError("the group has restarted, and knows nothing of a step that had begun")
+                parts.append(await self.step((), timeout_s, Kind.NEXT))
+            total_s = sum(part.total_s for part in parts)
+            self._pace.measure(size, total_s)
+            return StepResult(parts[-1].outputs, sum(part.compute_s for part in parts), total_s)
 
     def _size(self, inputs: Sequence[Array]) -> int:
         """Tokens, with padding where that is computed."""
@@ -125,7 +145,7 @@ class ClassifierGroup(Group):
         if self._topology.tracing:
             return
         try:
-            self.packs_rows = await self._phase("load", self.executor.load(self.artifact))
+            self.packs_rows, self.parts = await self._phase("load", self.executor.load(self.artifact))
         except ArtifactError as e:
             if self._resolution.task is None and self._resolution.note is None:
                 raise
@@ -136,7 +156,7 @@ class ClassifierGroup(Group):
                 self._resolution = await resolve(found, self._model, self._topology)
             self._resolution = Resolution(None, self._resolution.task, damaged=True)
             await self._trace_phase(self._trace)
-            self.packs_rows = await self._phase("load", self.executor.load(self.artifact))
+            self.packs_rows, self.parts = await self._phase("load", self.executor.load(self.artifact))
         await self._phase("check", self._check())
         await self._phase("warm up", self._warm_up())
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from tpray.errors import TprayError
-from tpray.group.jobs import ShardJob, UserModelJob, UserModelTrace, WorkerInfo
+from tpray.group.jobs import Loaded, ShardJob, UserModelJob, UserModelTrace, WorkerInfo
 
 if TYPE_CHECKING:
     from tpray.artifacts.folder import Artifact, UserModelArtifact
@@ -60,8 +60,8 @@ class Executor(Protocol):
         """Have one rank run the unsharded model; see `tpray.runtime.canary`."""
         ...
 
-    async def load(self, artifact: Artifact) -> bool:
-        """Have each rank load its program; whether these pack rows."""
+    async def load(self, artifact: Artifact) -> Loaded:
+        """Have each rank load its program; what they can do."""
         ...
 
     async def trace_user_model(self, jobs: Sequence[UserModelJob]) -> list[UserModelTrace]:
@@ -96,7 +96,7 @@ class Worker(Protocol):
 
     def make_canary(self, checkpoint: Checkpoint, max_length: int) -> Canary: ...
 
-    def load(self, artifact: Artifact) -> bool: ...
+    def load(self, artifact: Artifact) -> Loaded: ...
 
     def try_trace_user_model(self, job: UserModelJob) -> UserModelTrace | TprayError: ...
 
@@ -132,8 +132,8 @@ class WorkerExecutor(ABC):
         (canary,) = await self.call(Worker.make_canary, [(checkpoint, max_length)])
         return canary
 
-    async def load(self, artifact: Artifact) -> bool:
-        return all(await self._on_all(Worker.load, artifact))
+    async def load(self, artifact: Artifact) -> Loaded:
+        return Loaded.of_all(await self._on_all(Worker.load, artifact))
 
     async def trace_user_model(self, jobs: Sequence[UserModelJob]) -> list[UserModelTrace]:
         made = await self.call(Worker.try_trace_user_model, [(job,) for job in jobs], self._traces_at_once)

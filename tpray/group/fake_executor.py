@@ -20,7 +20,7 @@ import numpy as np
 from tpray.artifacts.manifest import RankRecord
 from tpray.errors import GroupError, TprayError
 from tpray.group import wire
-from tpray.group.jobs import ShardJob, UserModelJob, UserModelTrace, WorkerInfo
+from tpray.group.jobs import Loaded, ShardJob, UserModelJob, UserModelTrace, WorkerInfo
 from tpray.group.wire import Array, Frame, Kind
 from tpray.platforms.topology import Topology
 from tpray.runtime.records import Canary
@@ -175,10 +175,10 @@ class FakeExecutor:
         ids_, mask_, types_, logits_ = (tuple(map(tuple, x.tolist())) for x in (ids, mask, mask * 0, logits))
         return Canary(input_ids=ids_, attention_mask=mask_, token_type_ids=types_, logits=logits_)
 
-    async def load(self, artifact: Artifact) -> bool:
+    async def load(self, artifact: Artifact) -> Loaded:
         await self._called("load")
         self.labels = len(artifact.manifest.model.labels)
-        return False
+        return Loaded()
 
     async def trace_user_model(self, jobs: Sequence[UserModelJob]) -> list[UserModelTrace]:
         await self._called("trace_user_model")

@@ -32,7 +32,7 @@ from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.pace import Pace
 from tpray.group.phases import PHASES, CurrentPhase, PhaseReport
 from tpray.group.supervisor import Supervisor
-from tpray.group.wire import Array
+from tpray.group.wire import Array, Kind
 from tpray.platforms.cores import describe
 from tpray.platforms.topology import Topology
 
@@ -166,13 +166,14 @@ class Group(ABC):
             finally:
                 self.executor.release()
 
-    async def step(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
+    async def step(self, inputs: Sequence[Array], timeout_s: float | None = None, kind: Kind = Kind.STEP) -> StepResult:
         """Run the program once on every rank.
 
         Args:
             inputs: the program's, in its order; a classifier's are ``input_ids``, ``attention_mask`` and
                 ``token_type_ids``, int64 ``[B, S]`` each.
             timeout_s: shorter than the group's own limit, for a step that must not wait so long.
+            kind: a whole step, or which part of one.
 
         Raises:
             NotReadyError: the group takes no steps now, and nothing was sent.
@@ -183,7 +184,7 @@ class Group(ABC):
         if self._topology.tracing:
             raise GroupError("this model was traced, and has no ranks here: load its artifact where its cores are")
         try:
-            result = await self._run(inputs, timeout_s)
+            result = await self._run(inputs, timeout_s, kind)
         except StepError:
             await self._check_sound()
             self.answered += 1
@@ -191,15 +192,15 @@ class Group(ABC):
         self.answered += 1
         return result
 
-    async def _run(self, inputs: Sequence[Array], timeout_s: float | None = None) -> StepResult:
+    async def _run(self, inputs: Sequence[Array], timeout_s: float | None = None, kind: Kind = Kind.STEP) -> StepResult:
         """`step` in any state in which the ranks are connected: the check and the warm-up of a start use it."""
-        size = self._size(inputs)
+        size = self._size(inputs) if kind is Kind.STEP else None
         # During a start steps compile, and touch memory for the first time.
         known = size is not None and self.lifecycle.state is State.READY
         ceiling_s = min(self.step_timeout_s, timeout_s or self.step_timeout_s)
         limits = self._pace.limits(size if known else None, ceiling_s)
         # Shielded: a caller that leaves must not take away the future that the answer will come to.
-        result = await asyncio.shield(self._channel.send(inputs, limits))
+        result = await asyncio.shield(self._channel.send(inputs, limits, kind))
         if size is not None:
             self._pace.measure(size, result.total_s)
         return result

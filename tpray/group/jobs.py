@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tpray.artifacts.manifest import RankRecord
 from tpray.runtime.buckets import Bucket
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 MakeModel = Callable[[], Any]
 """Returns a model, or a model and its io_aliases; called on every rank, with `parallel_state` set."""
+
+
+class Loaded(NamedTuple):
+    """What a loaded program can do; see `tpray.runtime.base.Program`."""
+
+    packs_rows: bool = False
+    parts: int = 1
+
+    @classmethod
+    def of_all(cls, ranks: Iterable[Loaded]) -> Loaded:
+        """What all ranks can."""
+        packs, parts = zip(*ranks, strict=True)
+        return cls(all(packs), min(parts))
 
 
 @dataclass(frozen=True)

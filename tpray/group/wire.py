@@ -47,7 +47,9 @@ class Kind(IntEnum):
 
     HELLO = 1  # rank -> owner: text is the token, step the rank's number
     STEP = 2  # owner -> rank: tensors are the program's inputs
-    RESULT = 3  # rank -> owner: rank 0 adds the output, the others only acknowledge
+    BEGIN = 7  # owner -> rank: the same, of a step that goes in parts; do the first
+    NEXT = 8  # owner -> rank: do the next part of the step that began last
+    RESULT = 3  # rank -> owner: rank 0 adds the output, or that of a part, which is empty; the others only acknowledge
     ERROR = 4  # rank -> owner: text says what was raised, and a tensor, int64, how many exchanges came before it
     FAULT = 6  # rank -> owner: the same, raised by a collective, say; it cannot be what the step was given
     PROGRESS = 5  # rank -> owner: text says what has been done, of the start-up phase that is going on

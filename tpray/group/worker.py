@@ -14,19 +14,19 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tpray.artifacts.folder import Artifact, UserModelArtifact, record_files
 from tpray.artifacts.manifest import RankRecord
 from tpray.errors import GroupError, RankError, TprayError
 from tpray.group import wire
-from tpray.group.jobs import ShardJob, UserModelJob, UserModelTrace, WorkerInfo
+from tpray.group.jobs import Loaded, ShardJob, UserModelJob, UserModelTrace, WorkerInfo
 from tpray.group.program_thread import ProgramThread
 from tpray.group.wire import Frame, Kind
 from tpray.parallel_layers import parallel_state
@@ -43,6 +43,7 @@ from tpray.runtime.user_model import FlatModel, as_array, explain
 
 log = logging.getLogger(__name__)
 
+_UNFINISHED = torch.empty(0)
 _TRACEABLE = "it must not depend on values in its tensors: choose by value with torch.where, take sizes from shapes"
 
 
@@ -72,6 +73,7 @@ class ShardWorker:
         self._all_cores = os.sched_getaffinity(0)
         self._collective: Collective = SingleRank()
         self._program: Program | None = None
+        self._unfinished: Generator[None, None, Sequence[Tensor]] | None = None
         self._sock: socket.socket | None = None
         self._thread = ProgramThread(f"tpray-rank-{rank}", topology.threads)
 
@@ -197,8 +199,8 @@ class ShardWorker:
         return_free_memory()
         return canary
 
-    def load(self, artifact: Artifact) -> bool:
-        """Check this rank's files and load its program; whether that packs rows.
+    def load(self, artifact: Artifact) -> Loaded:
+        """Check this rank's files and load its program; what that can do.
 
         Raises:
             ArtifactError: a file is damaged.
@@ -209,7 +211,7 @@ class ShardWorker:
         saved = SavedShard(directory, self.rank, manifest.tp, manifest.dtype, manifest.buckets, manifest.model.sharding)
         self._program = self._thread.do(lambda: self._runtime.load(saved))
         return_free_memory()
-        return self._program.packs_rows
+        return Loaded(self._program.packs_rows, self._program.parts)
 
     def _report(self, text: str) -> None:
         """Report to the owner; no step is in flight then, whose answer this could come between."""
@@ -230,11 +232,25 @@ class ShardWorker:
         self._exit(0)  # the owner is gone: this rank has nobody to serve
         return False
 
+    def _next_part(self) -> Sequence[Tensor]:
+        """Go on with the step that began last: its outputs, or an empty one."""
+        assert self._unfinished is not None, "a step that goes in parts begins with its first"
+        try:
+            next(self._unfinished)
+        except StopIteration as e:
+            self._unfinished = None
+            outputs: Sequence[Tensor] = e.value
+            return outputs
+        return (_UNFINISHED,)
+
     def _step(self, frame: Frame) -> bytes:
         started = time.perf_counter()
         try:
             assert self._program is not None, "no step is sent before the program is loaded"
-            outputs = self._program(*(torch.from_numpy(array) for array in frame.tensors))
+            inputs = map(torch.from_numpy, frame.tensors)
+            if frame.kind is Kind.BEGIN:
+                self._unfinished = self._program.in_parts(*inputs)
+            outputs = self._program(*inputs) if frame.kind is Kind.STEP else self._next_part()
             micros = int((time.perf_counter() - started) * 1e6)
             sent = tuple(map(as_array, outputs)) if self.rank == 0 else ()
             return Frame(Kind.RESULT, frame.step, sent, micros).encode()

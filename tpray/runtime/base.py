@@ -6,7 +6,7 @@ Legend: B batch, S sequence, L labels. A classifier's program takes ``input_ids`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -32,8 +32,14 @@ class Program(Protocol):
     """A loaded program: takes the inputs, runs every collective inside, returns the outputs."""
 
     packs_rows: bool  # whether it leaves padding out, so that rows of any lengths go well together
+    parts: int  # how many pieces `in_parts` comes in; 1: it is not there
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]: ...
+
+    def in_parts(self, *inputs: Tensor) -> Generator[None, None, Sequence[Tensor]]:
+        """The same call with ``parts`` - 1 stops, behind the same collectives on every rank; other calls may be made
+        meanwhile."""
+        ...
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}

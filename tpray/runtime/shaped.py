@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class ShapedProgram:
     """
 
     packs_rows = False
+    parts = 1
 
     def __init__(
         self,
@@ -49,6 +50,9 @@ class ShapedProgram:
         shapes = [tuple(record.shape for record in program.inputs) for program in records]
         dtypes = [getattr(torch, record.dtype) for record in records[0].inputs]
         return cls(dict(zip(shapes, modules, strict=True)), dtypes, state)
+
+    def in_parts(self, *inputs: Tensor) -> Generator[None, None, Sequence[Tensor]]:
+        raise NotImplementedError("a program of static shapes is run as a whole")
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         module = self._modules[tuple(tuple(x.shape) for x in inputs)]

@@ -42,7 +42,7 @@ from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket
-from tpray.serving.row_queue import Kind, RowQueue
+from tpray.serving.row_queue import SHORT_SHARE, Kind, RowQueue
 from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
 from tpray.serving.waiting import Waiting
@@ -86,6 +86,10 @@ class Steps(Protocol):
         """
         ...
 
+    async def step_in_parts(self, inputs: Sequence[Array]) -> StepResult:
+        """The same, with other steps between its parts."""
+        ...
+
 
 class Batcher:
     """The queue of one group.
@@ -96,6 +100,7 @@ class Batcher:
         pad_id: the token id that fills short rows.
         packs_rows: whether padding costs the group nothing.
         buckets: the shapes that the group takes; none: any.
+        parts: into how many pieces it can cut a step of long rows, so that short ones need not wait for all of it.
     """
 
     def __init__(
@@ -105,9 +110,10 @@ class Batcher:
         pad_id: int,
         packs_rows: bool = False,
         buckets: Sequence[Bucket] = (),
+        parts: int = 1,
     ) -> None:
         self._group, self._config, self._pad_id = group, config, pad_id
-        self._packs_rows, self._buckets = packs_rows, buckets
+        self._packs_rows, self._buckets, self._parts = packs_rows, buckets, parts
         self._cut: deque[list[QueuedRow]] = deque()  # steps that were cut and wait for a slot
         self._cut_tokens = 0  # in those
         self._admitted: set[QueuedRow] = set()
@@ -250,8 +256,9 @@ class Batcher:
                 self._rate.begin()
             self._alone = rows[0].suspected
             tokens, full = tokens_in(rows), bool(self._cut or self._queue)
-            task = asyncio.get_running_loop().create_task(self._answer(rows))
-            self._running[task] = any(map(self._queue.is_long, rows))
+            long = any(map(self._queue.is_long, rows))
+            task = asyncio.get_running_loop().create_task(self._answer(rows, long and self._parts > 1))
+            self._running[task] = long
             task.add_done_callback(partial(self._on_answered, tokens, full))
 
     def _on_answered(self, tokens: int, full: bool, task: asyncio.Task[None]) -> None:
@@ -273,12 +280,15 @@ class Batcher:
 
     def _cut_steps(self) -> bool:
         """Take the rows whose turn it is and cut them into steps; whether there are any."""
-        kind = self._queue.turn(bool(self._running), any(self._running.values()))
+        long_under_way = any(self._running.values())
+        kind = self._queue.turn(bool(self._running), long_under_way)
         if kind is None:
             return False
         limits = self._config
         one_step = self._packs_rows or kind is Kind.LONG
         budget = min(limits.max_step_tokens, limits.max_batch_tokens) if one_step else limits.max_batch_tokens
+        if kind is Kind.SHORT and long_under_way and self._parts > 1:  # between two of its parts
+            budget = min(budget, SHORT_SHARE * limits.max_step_tokens // self._parts)
         rows = self._queue.take(kind, budget)
         if self._packs_rows or kind is Kind.SUSPECT:
             self._cut.append(rows)
@@ -289,13 +299,14 @@ class Batcher:
         self._cut_tokens += tokens_in(rows)
         return True
 
-    async def _answer(self, rows: list[QueuedRow]) -> None:
+    async def _answer(self, rows: list[QueuedRow], in_parts: bool) -> None:
         if rows[0].suspected and self._suspects.refuses(rows[0].encoded):  # since it came
             _fail(rows[0], RefusedError(REFUSED))
             return
         started = time.monotonic()
         try:
-            result = await self._group.step(pad([row.encoded for row in rows], self._pad_id))
+            inputs = pad([row.encoded for row in rows], self._pad_id)
+            result = await (self._group.step_in_parts(inputs) if in_parts else self._group.step(inputs))
         except NotReadyError:  # nothing was sent
             self._put_back(rows)
             return

@@ -87,7 +87,12 @@ class Engine:
         spans.end(LAST_SPAN)
         self.startup += tuple(spans.reports)
         self._batcher = Batcher(
-            self.group, self._batching(), self._codec.pad_id, self.group.packs_rows, self.group.buckets
+            self.group,
+            self._batching(),
+            self._codec.pad_id,
+            self.group.packs_rows,
+            self.group.buckets,
+            self.group.parts,
         )
         self._watch.start(self.config.canary_interval_s)
 

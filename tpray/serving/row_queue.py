@@ -1,10 +1,10 @@
 """The rows that wait, and whose turn it is.
 
-A step cannot be interrupted. A short row that arrives behind a long one therefore waits for all of it, and in one queue
-behind every long row that came before: a convoy. So rows wait in two lanes, each in the order of arrival:
+A short row that arrives behind a long one waits for it, and in one queue behind every long row that came before: a
+convoy. So rows wait in two lanes, each in the order of arrival:
 
-- A long row is followed by as many tokens of short ones, while both wait. Neither kind takes more than half of the time
-  from the other, and none starves.
+- With a long row go twice as many tokens of short ones, while both wait: long rows take a third of the time from short
+  ones, and these no more than two thirds from them. None starves.
 - While there are short rows about, long ones go one at a time, and none is sent ahead of need behind a step under way
   when it is not its turn: a short row that arrives waits for one long row at most.
 
@@ -24,6 +24,10 @@ from typing import Generic, Protocol, TypeVar
 
 ABOUT_S = 1.0
 """Short rows are about until none has come for so long."""
+
+
+SHORT_SHARE = 2
+"""How many tokens of short rows go with each of a long one, while both wait."""
 
 
 class Waiting(Protocol):
@@ -132,7 +136,7 @@ class RowQueue(Generic[Row]):
                 taken.append(row)
                 tokens += len(row)
         if kind is Kind.LONG:
-            self._owed = tokens
+            self._owed = SHORT_SHARE * tokens
         elif kind is Kind.SHORT:
             self._owed = max(0, self._owed - tokens)
         return taken

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,24 @@ _PREPARED: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
 """Operators that take a weight in a form of its own: which argument it is, and what makes that form."""
 
 
-def load_graphs(directory: Path, count: int = 1) -> tuple[list[Function], Callable[[str], Tensor]]:
+PARTS = 8
+"""Into how many parts a graph is cut, if it has places for so many cuts."""
+
+
+@dataclass(frozen=True)
+class LoadedGraph:
+    """A graph as a function.
+
+    in_parts: the same as a generator. It stops ``parts`` - 1 times on the way; what it returns is the output. Graphs of
+    all ranks stop behind the same collectives, so that other steps can run there.
+    """
+
+    run: Function
+    in_parts: Callable[..., Generator[None, None, Any]]
+    parts: int
+
+
+def load_graphs(directory: Path, count: int = 1) -> tuple[list[LoadedGraph], Callable[[str], Tensor]]:
     """What `save_graphs` wrote: a function for each graph, and what finds a tensor that they share by its name.
 
     Each weight is packed once, and its plain form is let go before the next is read; all others stay memory-mapped.
@@ -240,7 +258,7 @@ class _Store:
         return self._prepared[key]
 
 
-def _function(stored: Mapping[str, Any], store: _Store, path: Path) -> Function:
+def _function(stored: Mapping[str, Any], store: _Store, path: Path) -> LoadedGraph:
     """The function that makes the stored calls; ``values`` are its inputs, ``bound`` everything else it names."""
     bound: dict[str, Any] = {}
     names: dict[int, str] = {}  # of what is bound, by its identity
@@ -266,6 +284,7 @@ def _function(stored: Mapping[str, Any], store: _Store, path: Path) -> Function:
         return bind(store.tensor(content) if kind == "tensor" else _constant(kind, content))
 
     lines: list[str] = []
+    stops = _stops([title for title, *_ in stored["calls"]])
     last_uses = _last_uses(stored)
     for title, arguments, keywords in stored["calls"]:
         function = _operator(title)
@@ -283,11 +302,25 @@ def _function(stored: Mapping[str, Any], store: _Store, path: Path) -> Function:
         done = last_uses.get(known - 1 - len(inputs), ())
         if done:
             lines.append(f"del {', '.join(f'v{i}' for i in done)}")
+        if known - 1 - len(inputs) in stops:
+            lines.append("yield")
     lines.append(f"return {read(stored['output'])}")
-    source = f"def run({', '.join(inputs)}):\n" + "".join(f"    {line}\n" for line in lines)
+    source = ""
+    for name, leaves_out in (("run", "yield"), ("in_parts", "")):
+        body = "".join(f"    {line}\n" for line in lines if line != leaves_out)
+        source += f"def {name}({', '.join(inputs)}):\n{body}"
     exec(compile(source, str(path), "exec"), bound)  # the text is this function's own, see above
-    run: Function = bound["run"]
-    return run
+    return LoadedGraph(bound["run"], bound["in_parts"], len(stops) + 1)
+
+
+def _stops(titles: Sequence[str]) -> set[int]:
+    """After which calls a graph stops: collectives at about equal distances; linear layers where there are none."""
+    for names in (("tpray.",), ("mkldnn._linear_pointwise", "int8_linear", "aten.linear")):
+        places = [number for number, title in enumerate(titles) if title.startswith(names)]
+        if places:
+            parts = min(PARTS, len(places))
+            return {places[len(places) * part // parts - 1] for part in range(1, parts)}
+    return set()
 
 
 def _constant(kind: str, content: str) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,10 +289,3 @@ def _mixes_nothing_else(graph: Graph) -> bool:
             return False
         tokens.add(node)
     return True
-
-
-def run_packed(program: Callable[..., Any], rows: PackedRows, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Logits ``[R, L]``, in a tuple, of a packed program for padded ids, mask and types."""
-    ids, mask, types = inputs
-    outputs: Sequence[Tensor] = program(rows.pack(ids), mask, rows.pack(types), rows)
-    return outputs

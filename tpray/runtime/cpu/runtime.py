@@ -6,8 +6,9 @@ Batch and sequence stay symbolic, so that one program serves every shape without
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_r
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.cpu import passes
 from tpray.runtime.cpu.int8 import mark_int8, quantise_linears
-from tpray.runtime.cpu.lowered import Function, graph_file, load_graphs, save_graphs
-from tpray.runtime.cpu.packing import PackedRows, pack_rows, plain_copy, run_packed
+from tpray.runtime.cpu.lowered import Function, LoadedGraph, graph_file, load_graphs, save_graphs
+from tpray.runtime.cpu.packing import PackedRows, pack_rows, plain_copy
 from tpray.runtime.exported import as_module, export, inputs_of, record_program
 from tpray.runtime.records import ProgramRecord
 from tpray.runtime.shaped import ShapedProgram
@@ -56,17 +57,29 @@ def lower(
 class CpuProgram:
     """A lowered program in two versions that share their weights: padded rows, and packed ones where it has that."""
 
-    def __init__(self, padded: Function, packed: Function | None = None) -> None:
+    def __init__(self, padded: LoadedGraph, packed: LoadedGraph | None = None) -> None:
         self.padded, self.packed = padded, packed
         self.packs_rows = packed is not None
+        self.parts = padded.parts if packed is None or packed.parts == padded.parts else 1
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Logits ``[B, L]`` for ids, mask and types int64 ``[B, S]``."""
+        graph, arguments = self._prepared(inputs)
+        outputs: Sequence[Tensor] = graph.run(*arguments)
+        return outputs
+
+    def in_parts(self, *inputs: Tensor) -> Generator[None, None, Sequence[Tensor]]:
+        """The same, with stops on the way."""
+        graph, arguments = self._prepared(inputs)
+        return graph.in_parts(*arguments)
+
+    def _prepared(self, inputs: Sequence[Tensor]) -> tuple[LoadedGraph, Sequence[Any]]:
+        """Which graph takes ``inputs``, and as what."""
         rows = None if self.packed is None else PackedRows.of(inputs[1])
         if self.packed is None or rows is None:
-            outputs: Sequence[Tensor] = self.padded(*inputs)
-            return outputs
-        return run_packed(self.packed, rows, inputs)
+            return self.padded, inputs
+        ids, mask, types = inputs
+        return self.packed, (rows.pack(ids), mask, rows.pack(types), rows)
 
 
 class CpuRuntime:
@@ -110,7 +123,7 @@ class CpuRuntime:
 
     def load(self, saved: SavedShard) -> Program:
         if saved.buckets:
-            return ShapedProgram.of_buckets(saved.buckets, load_graphs(saved.directory, len(saved.buckets))[0])
+            return ShapedProgram.of_buckets(saved.buckets, _functions(saved.directory, len(saved.buckets))[0])
         packs_rows = (saved.directory / graph_file(1)).exists()
         return CpuProgram(*load_graphs(saved.directory, 1 + packs_rows)[0])
 
@@ -131,10 +144,16 @@ class CpuRuntime:
         return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]
 
     def load_user_model(self, saved: SavedUserModel) -> Program:
-        programs, tensor = load_graphs(saved.directory, len(saved.programs))
+        programs, tensor = _functions(saved.directory, len(saved.programs))
         return ShapedProgram.of_records(
             saved.programs, programs, {tensor(name): i for name, i in saved.aliases.items()}
         )
+
+
+def _functions(directory: Path, count: int) -> tuple[list[Function], Callable[[str], Tensor]]:
+    """`load_graphs` of graphs that are always run as a whole."""
+    graphs, tensor = load_graphs(directory, count)
+    return [graph.run for graph in graphs], tensor
 
 
 def _lowered(
