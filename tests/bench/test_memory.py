@@ -8,8 +8,12 @@ import pytest
 
 from tests.bench.memory import checkpoint, measure
 
-KEPT = 1.15
-"""Of a rank's weights, the most that it may keep while it serves, besides what it takes without any."""
+SHARE = 1.15
+"""Of a rank's weights, the most that it may take, files that are mapped included, besides what it takes without any."""
+TRACING = 1.4
+"""The same of its own memory while it traces, which changes the dtype and merges layers."""
+SLACK = 12 << 20
+"""What differs from run to run."""
 
 
 @pytest.mark.slow
@@ -20,4 +24,8 @@ def test_a_rank_keeps_its_weights_once(tp: int, dtype: str, tmp_path: Path) -> N
     large, small = measure(model, tmp_path, tp, dtype), measure(empty, tmp_path, tp, dtype)
     for start, ranks in large.items():
         for own, none in zip(ranks, small[start], strict=True):
-            assert own.kept - none.kept <= KEPT * own.shard + (8 << 20), (start, own, none)
+            found = start, own, none
+            assert own.kept - none.kept <= SHARE * own.shard + SLACK, found
+            assert own.own_peak - none.own_peak <= (TRACING if start == "first" else SHARE) * own.shard + SLACK, found
+            if start == "second":
+                assert own.peak - none.peak <= SHARE * own.shard + SLACK, found

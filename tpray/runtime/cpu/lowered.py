@@ -83,8 +83,19 @@ def save_graphs(lowered: Sequence[tuple[GraphModule, Graph]], directory: Path, a
             if value is not None and node.target not in names:
                 names[str(node.target)] = _name_of(str(node.target), value.detach(), tensors)
         (directory / graph_file(number)).write_text(json.dumps(_describe(graph, names)))
-    # safetensors refuses tensors that share memory, as an expanded buffer does with itself
-    save_file({name: t.clone().contiguous() for name, t in tensors.items()}, directory / WEIGHTS_FILE)
+    save_file(_apart(tensors), directory / WEIGHTS_FILE)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which none shares memory, as safetensors wants them; only those that do are copied."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        shares = place in seen or not tensor.is_contiguous()  # with itself, as an expanded buffer does
+        apart[name] = tensor.clone(memory_format=torch.contiguous_format) if shares else tensor
+        seen.add(place)
+    return apart
 
 
 def _name_of(name: str, value: Tensor, tensors: dict[str, Tensor]) -> str:
