@@ -54,7 +54,7 @@ def test_load_classifies_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         logs = Path(node.get_session_dir_path()) / "logs"
         said = "".join(file.read_text() for file in logs.glob("worker-*.err"))
         for rank in range(2):
-            assert f"INFO tpray.runtime.cpu.runtime: rank {rank} lowered" in said
+            assert f"INFO tpray.runtime.cpu.runtime: rank {rank} loaded" in said
         pids = [info.pid for info in classifier.group.workers]
         best = classifier.classify(("The firm is in Paris", "The firm is in Paris"))[0]
         assert best["label"] == "paraphrase"

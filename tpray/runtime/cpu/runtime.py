@@ -125,7 +125,10 @@ class CpuRuntime:
         if saved.buckets:
             return ShapedProgram.of_buckets(saved.buckets, _functions(saved.directory, len(saved.buckets))[0])
         packs_rows = (saved.directory / graph_file(1)).exists()
-        return CpuProgram(*load_graphs(saved.directory, 1 + packs_rows)[0])
+        program = CpuProgram(*load_graphs(saved.directory, 1 + packs_rows)[0])
+        kinds = "padded rows, and packed ones" if packs_rows else "padded rows"
+        log.info("rank %d loaded a program of %s, in up to %d parts", saved.rank, kinds, program.parts)
+        return program
 
     def trace_user_model(
         self,
