@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,3 +145,41 @@ def test_a_model_is_as_large_as_its_dtype_makes_it(make_checkpoint: Callable[...
     checkpoint = find_checkpoint(make_checkpoint())
     assert bytes_in(checkpoint, "float32") == checkpoint.size_bytes
     assert bytes_in(checkpoint, "bfloat16") == checkpoint.size_bytes // 2
+
+
+def test_what_runs_on_other_machines_is_not_judged_by_this_one() -> None:
+    parallel = ParallelConfig(tp=2, cores_per_rank=CORES + 1)
+    for goal in ("latency", "throughput"):
+        config = ServeConfig.model_validate(
+            {"model": {"source": "/only/on/the/workers"}, "parallel": parallel, "replicas": 64, "goal": goal}
+        )
+        settled = settle(config, runs_here=False)
+        assert (settled.topology.tp, settled.replicas, settled.why) == (2, 64, "")
+
+
+@pytest.mark.skipif(CORES < 2, reason="on one core there is nothing to choose")
+def test_who_has_said_both_is_told_no_reason() -> None:
+    config = ServeConfig(parallel=ParallelConfig(tp=2), replicas=2)
+    assert settle(config).why == ""
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_measurement_that_is_killed_leaves_no_process() -> None:
+    layouts = [[1, 1, 1], [1, 2, 1]] if CORES > 1 else [[1, 1, 1]]
+    shape = {"hidden": 512, "intermediate": 2048, "heads": 8, "layers": 2, "dtype": "float32", "rows": 8, "length": 64}
+    with subprocess.Popen([sys.executable, "-m", measured.MEASURE], stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"shape": shape, "layouts": layouts}))
+        process.stdin.close()
+        give_up = time.monotonic() + 60
+        while not (ranks := _children(process.pid)):
+            assert time.monotonic() < give_up
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < give_up, "a rank has outlived the measurement"
+        time.sleep(0.05)

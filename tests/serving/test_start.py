@@ -167,6 +167,11 @@ def test_the_canary_is_compared_however_the_codec_was_made(make_checkpoint: Make
     path = facts_path(artifact.manifest.model_files, artifact.manifest.model.max_length)
     facts = read_facts(path)
     assert facts is not None
+    whole = path.read_text()
+    path.write_text(whole.replace("e", "f", 1) if whole.index("e") < 64 else whole[:-2])
+    assert read_facts(path) is None, "damaged ones are none"
+    path.write_text(whole[:-9] + "x" + whole[-8:])
+    assert read_facts(path) is None
     keep_facts(path, replace(facts, templates=facts.templates[::-1]))
     with pytest.raises((ParityError, ValueError, IndexError)):
         Engine._make_codec(artifact)

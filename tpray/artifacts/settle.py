@@ -52,10 +52,14 @@ class Settled:
         return self.topology.why
 
 
-def settle(config: ServeConfig) -> Settled:
+def settle(config: ServeConfig, runs_here: bool = True) -> Settled:
     """Choose what the user left open, for ``config.goal``, and refuse what this machine cannot hold.
 
-    What was traced already keeps its degree. It may measure for a second or two, once for each shape of model.
+    A traced model, given as one, keeps its degree. It may measure for a second or two, once for each shape of model.
+
+    Args:
+        runs_here: whether all groups run on this machine; else nothing is refused for its sake, and where the user has
+            said both the degree and the number of groups, the model need not be here either.
 
     Raises:
         TprayError: the model cannot be found; the machine has not the memory or the cores for what was asked.
@@ -64,17 +68,21 @@ def settle(config: ServeConfig) -> Settled:
     platform = platform_for(parallel.runtime)
     machine = platform.facts(parallel)
     asked = _asked(config)
-    if asked.tp is not None and asked.replicas == 1:
+    if asked.tp is not None and asked.replicas is not None and (asked.replicas == 1 or not runs_here):
         width = asked.cores_per_rank or platform.cores_per_rank(asked.tp)
-        choice = Choice(Layout(1, asked.tp, width))
+        choice = Choice(Layout(asked.replicas, asked.tp, width))
     else:
         model, traced_tp = _facts(config.model, platform)
         if asked.tp is None and traced_tp is not None:
             asked = replace(asked, tp=traced_tp)
+        said_both = asked.tp is not None and asked.replicas is not None
         choice = _choose(model, machine, platform, config.goal, asked)
-        check_memory(model, machine, choice.layout)
+        choice = Choice(choice.layout) if said_both else choice
+        if runs_here:
+            check_memory(model, machine, choice.layout)
     layout = choice.layout
-    said = None if platform.ray_assigns_cores else check_cores(machine.cores, layout, config.goal)
+    pinned_here = runs_here and not platform.ray_assigns_cores
+    said = check_cores(machine.cores, layout, config.goal) if pinned_here else None
     if said is not None:
         log.warning("%s", said)
     chosen = {"parallel": parallel.model_copy(update={"tp": layout.tp}), "replicas": layout.replicas}

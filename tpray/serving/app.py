@@ -134,7 +134,7 @@ def build(args: ServeConfig) -> serve.Application:
         PlacementError: no node of the cluster can hold a group, and none that could is coming; see `wait_for_node`.
     """
     stay_quiet()
-    settled = settle(args)
+    settled = settle(args, runs_here=False)
     args, topology = settled.config, settled.topology
     surge = False
     if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing

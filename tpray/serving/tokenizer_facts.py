@@ -88,11 +88,16 @@ def _code_digest() -> str:
 
 
 def read_facts(path: Path) -> TokenizerFacts | None:
-    """The facts in ``path``; None if there are none that can be read."""
+    """The facts in ``path``; None if there are none that can be read, or these are damaged."""
     try:
-        return TokenizerFacts.of_json(path.read_text(encoding="utf-8"))
+        digest, _, text = path.read_text(encoding="utf-8").partition("\n")
+        return TokenizerFacts.of_json(text) if digest == _digest(text) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def keep_facts(path: Path, facts: TokenizerFacts) -> None:
@@ -102,7 +107,8 @@ def keep_facts(path: Path, facts: TokenizerFacts) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(facts.to_json(), encoding="utf-8")
+        text = facts.to_json()
+        partial.write_text(f"{_digest(text)}\n{text}", encoding="utf-8")
         partial.replace(path)
     except OSError:
         return

@@ -12,8 +12,10 @@ Legend: T tokens of a step, H hidden, own = a rank's share of H or of the feed-f
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -101,6 +103,7 @@ class Layers:
 
 def _rank(shape: dict[str, Any], meet: Rendezvous, cores: tuple[int, ...], pipe: Connection) -> None:
     """A rank's process, until it is killed: says how many layers it has, then how long the steps took that it ran."""
+    _end_with(os.getppid())
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
     with torch.inference_mode():
@@ -114,6 +117,13 @@ def _rank(shape: dict[str, Any], meet: Rendezvous, cores: tuple[int, ...], pipe:
                 layers.step()
             elapsed = time.perf_counter() - started
             pipe.send((elapsed / steps, _waited_s() - waited <= DISTURBED * elapsed * len(cores)))
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process with ``parent``, however that ends. Source: prctl(2), PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before
+        os._exit(1)
 
 
 def _waited_s() -> float:
