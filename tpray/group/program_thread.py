@@ -61,6 +61,7 @@ class ProgramThread:
     def _run(self) -> None:
         ready = select.poll()
         ready.register(self._woken, select.POLLIN)
+        torch.get_num_threads()  # else the first parallel work would take the number that another thread has set
         torch.set_num_threads(self._threads)
         while True:
             if self._serving is not None:

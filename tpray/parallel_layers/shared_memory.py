@@ -112,7 +112,8 @@ class SharedMemoryCollective:
         if key not in self._views:
             if len(self._views) >= self._SHAPES:
                 self._views.clear()
-            even, odd = ([slot[: x.nbytes].view(x.dtype).view(x.shape) for slot in slots] for slots in self._slots)
+            with torch.inference_mode(False):  # tensors of that mode could not be written to outside it
+                even, odd = ([slot[: x.nbytes].view(x.dtype).view(x.shape) for slot in slots] for slots in self._slots)
             self._views[key] = even, odd
         self.begun += 1
         slots = self._views[key][self.begun % 2]

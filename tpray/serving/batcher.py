@@ -118,6 +118,7 @@ class Batcher:
         self._cut_tokens = 0  # in those
         self._admitted: set[QueuedRow] = set()
         self._running: dict[asyncio.Task[None], bool] = {}  # whether there are long rows in it
+        self._long_under_way = 0  # tokens of the last long step
         self._alone = False  # whether what runs is a suspect
         self._suspects = Suspects()
         self._awake = False  # whether `_start_steps` is to run
@@ -259,6 +260,7 @@ class Batcher:
             long = any(map(self._queue.is_long, rows))
             task = asyncio.get_running_loop().create_task(self._answer(rows, long and self._parts > 1))
             self._running[task] = long
+            self._long_under_way = tokens if long else self._long_under_way
             task.add_done_callback(partial(self._on_answered, tokens, full))
 
     def _on_answered(self, tokens: int, full: bool, task: asyncio.Task[None]) -> None:
@@ -288,7 +290,7 @@ class Batcher:
         one_step = self._packs_rows or kind is Kind.LONG
         budget = min(limits.max_step_tokens, limits.max_batch_tokens) if one_step else limits.max_batch_tokens
         if kind is Kind.SHORT and long_under_way and self._parts > 1:  # between two of its parts
-            budget = min(budget, SHORT_SHARE * limits.max_step_tokens // self._parts)
+            budget = min(budget, SHORT_SHARE * self._long_under_way // self._parts)
         rows = self._queue.take(kind, budget)
         if self._packs_rows or kind is Kind.SUSPECT:
             self._cut.append(rows)

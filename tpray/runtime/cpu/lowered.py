@@ -103,7 +103,7 @@ def _name_of(name: str, value: Tensor, tensors: dict[str, Tensor]) -> str:
     for tried in (name, *(f"{name}#{i}" for i in range(1, len(tensors) + 2))):
         known = tensors.setdefault(tried, value)
         same = known.shape == value.shape and known.dtype == value.dtype
-        if known is value or (same and torch.equal(known, value)):
+        if same and (known.data_ptr() == value.data_ptr() or torch.equal(known, value)):
             return tried
     raise AssertionError("there are more names than tensors")
 
@@ -116,8 +116,8 @@ def _describe(graph: Graph, names: Mapping[str, str]) -> dict[str, Any]:
             return {"tensor": names[str(value.target)]} if value.op == "get_attr" else {"value": numbers[value]}
         if isinstance(value, (list, tuple)):
             return [write(each) for each in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return {"float": str(value)}
+        if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
+            return {type(value).__name__: str(value)}
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, torch.device):
@@ -166,7 +166,7 @@ def _operator(title: str) -> Function | None:
     if found is not None:
         return found  # type: ignore[no-any-return]
     space, _, name = title.partition(".")
-    if title in REFUSED or space not in _NAMESPACES or name.count(".") != 1:
+    if title.startswith(REFUSED) or space not in _NAMESPACES or name.count(".") != 1:
         return None
     packet, _, overload = name.partition(".")
     found = getattr(getattr(getattr(torch.ops, space), packet, None), overload, None)
@@ -217,10 +217,10 @@ def load_graphs(directory: Path, count: int = 1) -> tuple[list[LoadedGraph], Cal
     for number in range(count):
         path = directory / graph_file(number)
         try:
-            functions.append(_function(json.loads(path.read_bytes()), store, path))
+            functions.append(_function(json.loads(path.read_bytes(), parse_constant=_no_constant), store, path))
         except ArtifactError:
             raise
-        except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SyntaxError) as e:
             raise ArtifactError(f"{path} is not a traced program of this version: {e}") from e
     use_huge_pages(store.packed)
     return functions, store.tensor
@@ -334,10 +334,14 @@ def _stops(titles: Sequence[str]) -> set[int]:
     return set()
 
 
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is written as a kind of value")
+
+
 def _constant(kind: str, content: str) -> Any:
     """The value that JSON has no form for."""
-    if kind == "float":
-        return float(content)
+    if kind in ("float", "complex"):
+        return {"float": float, "complex": complex}[kind](content)
     if kind == "device":
         return torch.device(content)
     found = getattr(torch, content)

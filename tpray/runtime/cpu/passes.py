@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -150,7 +149,7 @@ def add_before_reducing(module: GraphModule, rank: int) -> int:
             else:
                 total = module.graph.call_function(aten.linear.default, linear.args)
             for made in [total, *total.all_input_nodes]:
-                if calls(made, aten.linear.default):
+                if calls(made, aten.linear.default) and made.args[:2] == linear.args[:2]:  # not what made x or residual
                     made.meta["int8"] = linear.meta.get("int8", False)
                 made.meta.setdefault("val", reduce.meta.get("val"))
             new = module.graph.call_function(tpray_ops.all_reduce.default, (total,))
@@ -183,15 +182,12 @@ def fold_biases(module: GraphModule) -> int:
     return found
 
 
-def use_onednn(module: GraphModule, changing: Collection[str] = ()) -> int:
-    """Linear layers as oneDNN's, whose weights are packed when they are loaded.
-
-    changing: tensors whose values do not stay, so that they cannot be packed.
-    """
+def use_onednn(module: GraphModule) -> int:
+    """Linear layers as oneDNN's, whose weights are packed when they are loaded."""
     found = 0
     for node in nodes_calling(module, aten.linear.default):
         x, weight, bias = (*node.args, None)[:3]
-        if tensor_of(module, weight) is None or str(weight.target) in changing:
+        if tensor_of(module, weight) is None:
             continue
         with module.graph.inserting_before(node):
             linear = module.graph.call_function(mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], ""))

@@ -6,7 +6,7 @@ Batch and sequence stay symbolic, so that one program serves every shape without
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,11 @@ from tpray.runtime.shaped import ShapedProgram
 log = logging.getLogger(__name__)
 
 
-def lower(
-    module: GraphModule, rank: int, in_int8: Callable[[str], bool] | None = None, changing: Collection[str] = ()
-) -> dict[str, int]:
+def lower(module: GraphModule, rank: int, in_int8: Callable[[str], bool] | None = None) -> dict[str, int]:
     """Run every pass in its order; how many matches each found.
 
     Args:
         in_int8: which layers, by their paths, to quantise.
-        changing: names of the tensors that steps change.
     """
     steps: dict[str, Callable[[], int]] = {
         "no-ops removed": lambda: passes.remove_no_ops(module),
@@ -46,7 +43,7 @@ def lower(
         "additions moved before all-reduces": lambda: passes.add_before_reducing(module, rank),
         "biases folded": lambda: passes.fold_biases(module),
         "linears quantised": lambda: quantise_linears(module),
-        "linears given to oneDNN": lambda: passes.use_onednn(module, changing),
+        "linears given to oneDNN": lambda: passes.use_onednn(module),
         "activations fused": lambda: passes.fuse_activations(module),
         "residuals fused": lambda: passes.fuse_residuals(module),
         "masks converted": lambda: passes.convert_masks(module),
@@ -143,7 +140,8 @@ class CpuRuntime:
         ``aliases`` are applied after each step, by the program that `load_user_model` makes.
         """
         programs = export(module, examples)
-        save_graphs([_lowered(program, changing=aliases or ()) for program in programs], directory, aliases or ())
+        modules = [as_module(program) for program in programs]  # as they are: the passes know classifiers
+        save_graphs([(module, plain_copy(module)) for module in modules], directory, aliases or ())
         return [record_program(program, example) for program, example in zip(programs, examples, strict=True)]
 
     def load_user_model(self, saved: SavedUserModel) -> Program:
@@ -159,12 +157,10 @@ def _functions(directory: Path, count: int) -> tuple[list[Function], Callable[[s
     return [graph.run for graph in graphs], tensor
 
 
-def _lowered(
-    program: ExportedProgram, in_int8: Callable[[str], bool] | None = None, changing: Collection[str] = ()
-) -> tuple[GraphModule, Graph]:
+def _lowered(program: ExportedProgram, in_int8: Callable[[str], bool] | None = None) -> tuple[GraphModule, Graph]:
     """A program lowered for this rank: the module that holds its tensors, and the graph to store."""
     module = as_module(program)
     rank = parallel_state.get_tensor_model_parallel_rank()
-    found = lower(module, rank, in_int8, changing)
+    found = lower(module, rank, in_int8)
     log.info("rank %d lowered: %s", rank, ", ".join(f"{n} {name}" for name, n in found.items()))
     return module, plain_copy(module)
