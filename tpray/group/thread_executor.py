@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
+from tpray.group.daemon import on_daemon_thread
 from tpray.group.executor import WorkerExecutor
 from tpray.group.jobs import WorkerInfo
 from tpray.group.worker import ShardWorker
@@ -42,7 +44,9 @@ class ThreadExecutor(WorkerExecutor):
     async def call(
         self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]], at_once: int | None = None
     ) -> list[T]:
-        return await asyncio.to_thread(self._host.call, method.__name__, arguments)
+        work = partial(self._host.call, method.__name__, arguments)
+        made: list[T] = await asyncio.wrap_future(on_daemon_thread(work, "tpray-ranks"))
+        return made
 
     async def kill(self) -> None:
         self._host.workers = []

@@ -10,8 +10,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,6 +21,7 @@ from tpray.artifacts.resolve import recall_or_find
 from tpray.artifacts.settle import settle
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
+from tpray.group.daemon import on_daemon_thread
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.platforms.cores import usable_cores
@@ -145,7 +147,7 @@ class Server:
         check_port(self.host, self.port)
         # Refuses what cannot work; the replica finds it again, where it runs. Where that takes long, because the model
         # was not traced yet, Ray starts meanwhile.
-        finding = ThreadPoolExecutor(1, "tpray-find").submit(recall_or_find, self.config.model, topology)
+        finding = on_daemon_thread(partial(recall_or_find, self.config.model, topology), "tpray-find")
         wait([finding], QUICK_S)
         if finding.done():
             finding.result()
