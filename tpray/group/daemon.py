@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def on_daemon_thread(work: Callable[[], T], name: str) -> Future[T]:
-    """Begin ``work`` on a thread of its own; what becomes of it. A pool's threads are joined at exit, daemons are not."""
+    """Begin ``work`` on a thread of its own; what becomes of it. A process joins a pool's threads when it ends."""
     future: Future[T] = Future()
 
     def run() -> None:
