@@ -158,6 +158,18 @@ def cache_dir() -> Path:
     return path
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file of the cache so that a reader sees all of it or none; its folder is made when missing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 

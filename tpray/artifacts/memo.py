@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tpray.artifacts.key import code_digest
 from tpray.artifacts.manifest import FORMAT, versions
-from tpray.config import cache_dir
+from tpray.config import cache_dir, write_whole
 from tpray.platforms.topology import Topology
 
 
@@ -49,13 +50,8 @@ def recall(note: Path) -> str | None:
 
 def remember(note: Path, key: str) -> None:
     """Write ``note``; where that cannot be done, the next start takes longer."""
-    try:
-        note.parent.mkdir(exist_ok=True)
-        partial = note.with_name(f".{note.name}.{os.getpid()}")
-        partial.write_text(key)
-        partial.replace(note)
-    except OSError:
-        return
+    with suppress(OSError):
+        write_whole(note, key)
 
 
 def forget(note: Path) -> None:

@@ -187,8 +187,11 @@ class Channel:
             step.due = min(step.due, now + step.limits.grace_s)
         if self._timer is None or step.due < self._rings_at:
             self._stop_timer()
-            self._rings_at = step.due
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, step.due - now), self._on_timer)
+            self._ring(step.due, now)
+
+    def _ring(self, due: float, now: float) -> None:
+        self._rings_at = due
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self._on_timer)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -199,10 +202,9 @@ class Channel:
         self._timer, step = None, self._oldest
         if step is None:
             return
-        left_s = step.due - time.perf_counter()
-        if left_s > 0:
-            self._rings_at = step.due
-            self._timer = asyncio.get_running_loop().call_later(left_s, self._on_timer)
+        now = time.perf_counter()
+        if step.due > now:
+            self._ring(step.due, now)
         else:
             self._on_late()
 

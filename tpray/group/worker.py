@@ -263,12 +263,10 @@ class ShardWorker:
 
 def import_for_tracing() -> None:
     """Import what `ShardWorker.trace` needs, which takes seconds, before there is anything to trace."""
-    import torch._dynamo
-    from transformers import AutoModelForSequenceClassification
+    import torch._dynamo  # noqa: F401
+    from transformers import AutoModelForSequenceClassification  # noqa: F401
 
-    from tpray.parallel_layers import shard
-
-    log.debug("imported %s, %s, %s", torch._dynamo, AutoModelForSequenceClassification, shard)
+    from tpray.parallel_layers import shard  # noqa: F401
 
 
 def _record(module: nn.Module, directory: Path) -> RankRecord:

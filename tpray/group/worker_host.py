@@ -39,10 +39,10 @@ class WorkerHost:
     def preload(self, threads: int, traces: bool) -> None:
         """Import what a rank needs, before there is one. threads: of a rank. traces: whether it will trace."""
         set_variables({"OMP_NUM_THREADS": str(threads)})  # read when torch is imported
-        from tpray.group.worker import import_for_tracing
+        from tpray.group import worker
 
         if traces:
-            import_for_tracing()
+            worker.import_for_tracing()
 
     def claim(self, owner: int) -> bool:
         """Be the process ``owner``'s from now on, and end with it; False if another one has come first."""

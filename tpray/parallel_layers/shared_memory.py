@@ -52,7 +52,7 @@ class SharedMemoryCollective:
         self._slots = memory[size * LINE :].view(2, size, slot_bytes)
         self._counters = memoryview(self._map).cast("q")[:: LINE // 8][:size]
         self._others = [other for other in range(size) if other != rank]
-        self._views: dict[tuple[torch.Size, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        self._views: dict[tuple[torch.Size, torch.dtype], list[list[Tensor]]] = {}  # of the even slots, of the odd ones
         self.begun = 0
 
     @classmethod
@@ -61,10 +61,17 @@ class SharedMemoryCollective:
         return size * LINE + 2 * size * slot_bytes
 
     def _write(self, part: Tensor) -> list[Tensor]:
-        """Put a flat ``part`` in this rank's slot; every rank's slot, as it will be once they have `_meet`."""
+        """Put ``part``, which fits, in this rank's slot; every rank's slot, as it will be once they have `_meet`."""
+        key = part.shape, part.dtype
+        if key not in self._views:
+            if len(self._views) >= self._SHAPES:
+                self._views.clear()
+            with torch.inference_mode(False):  # tensors of that mode could not be written to outside it
+                self._views[key] = [
+                    [slot[: part.nbytes].view(part.dtype).view(part.shape) for slot in slots] for slots in self._slots
+                ]
         self.begun += 1
-        own = self._slots[self.begun % 2]
-        slots = [own[rank, : part.nbytes].view(part.dtype) for rank in range(self.size)]
+        slots = self._views[key][self.begun % 2]
         slots[self.rank].copy_(part)
         return slots
 
@@ -101,25 +108,11 @@ class SharedMemoryCollective:
         if self.size > 2:
             sums = [self._reduce_in_parts(piece) for piece in self._pieces(x)]
         elif x.nbytes <= self._slot_bytes:
-            return self._add_both(x)
+            # One pass, rounded once: torch adds bfloat16 in float32.
+            return torch.add(*self._exchange(x))
         else:
-            sums = [self._add_both(piece) for piece in self._pieces(x)]
+            sums = [torch.add(*self._exchange(piece)) for piece in self._pieces(x)]
         return (sums[0] if len(sums) == 1 else torch.cat(sums)).view(x.shape)
-
-    def _add_both(self, x: Tensor) -> Tensor:
-        """The sum of two ranks' x, which fits a slot: a copy, a meeting and one pass, rounded once."""
-        key = x.shape, x.dtype
-        if key not in self._views:
-            if len(self._views) >= self._SHAPES:
-                self._views.clear()
-            with torch.inference_mode(False):  # tensors of that mode could not be written to outside it
-                even, odd = ([slot[: x.nbytes].view(x.dtype).view(x.shape) for slot in slots] for slots in self._slots)
-            self._views[key] = even, odd
-        self.begun += 1
-        slots = self._views[key][self.begun % 2]
-        slots[self.rank].copy_(x)
-        self._meet()
-        return torch.add(*slots)  # torch adds bfloat16 in float32
 
     def _reduce_in_parts(self, x: Tensor) -> Tensor:
         part = -(-x.numel() // self.size)  # the last one may be shorter

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tpray.config import cache_dir, environment
+from tpray.config import cache_dir, environment, write_whole
 from tpray.platforms.choose import Figures, Layout, ModelFacts
 from tpray.platforms.cores import usable_cores
 from tpray.platforms.cpu import cpu_model
@@ -91,9 +90,6 @@ def _ask(question: dict[str, Any]) -> Any:
 
 def _keep(path: Path, what: dict[str, Any]) -> None:
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps(what))
-        new.replace(path)
+        write_whole(path, json.dumps(what))
     except OSError as e:
         log.warning("what was measured cannot be kept: %s", e)

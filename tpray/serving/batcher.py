@@ -117,8 +117,7 @@ class Batcher:
         self._cut: deque[list[QueuedRow]] = deque()  # steps that were cut and wait for a slot
         self._cut_tokens = 0  # in those
         self._admitted: set[QueuedRow] = set()
-        self._running: dict[asyncio.Task[None], bool] = {}  # whether there are long rows in it
-        self._long_under_way = 0  # tokens of the last long step
+        self._running: dict[asyncio.Task[None], int] = {}  # its tokens, if there are long rows among them; else 0
         self._alone = False  # whether what runs is a suspect
         self._suspects = Suspects()
         self._awake = False  # whether `_start_steps` is to run
@@ -259,8 +258,7 @@ class Batcher:
             tokens, full = tokens_in(rows), bool(self._cut or self._queue)
             long = any(map(self._queue.is_long, rows))
             task = asyncio.get_running_loop().create_task(self._answer(rows, long and self._parts > 1))
-            self._running[task] = long
-            self._long_under_way = tokens if long else self._long_under_way
+            self._running[task] = tokens if long else 0
             task.add_done_callback(partial(self._on_answered, tokens, full))
 
     def _on_answered(self, tokens: int, full: bool, task: asyncio.Task[None]) -> None:
@@ -282,15 +280,15 @@ class Batcher:
 
     def _cut_steps(self) -> bool:
         """Take the rows whose turn it is and cut them into steps; whether there are any."""
-        long_under_way = any(self._running.values())
-        kind = self._queue.turn(bool(self._running), long_under_way)
+        long_under_way = max(self._running.values(), default=0)
+        kind = self._queue.turn(bool(self._running), long_under_way > 0)
         if kind is None:
             return False
         limits = self._config
         one_step = self._packs_rows or kind is Kind.LONG
         budget = min(limits.max_step_tokens, limits.max_batch_tokens) if one_step else limits.max_batch_tokens
         if kind is Kind.SHORT and long_under_way and self._parts > 1:  # between two of its parts
-            budget = min(budget, SHORT_SHARE * self._long_under_way // self._parts)
+            budget = min(budget, SHORT_SHARE * long_under_way // self._parts)
         rows = self._queue.take(kind, budget)
         if self._packs_rows or kind is Kind.SUSPECT:
             self._cut.append(rows)

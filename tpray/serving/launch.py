@@ -149,7 +149,8 @@ class Server:
         # was not traced yet, Ray starts meanwhile.
         finding = on_daemon_thread(partial(recall_or_find, self.config.model, topology), "tpray-find")
         wait([finding], QUICK_S)
-        if finding.done():
+        at_once = finding.done()
+        if at_once:
             finding.result()
             self._spans.end("find", "the model")
 
@@ -159,7 +160,7 @@ class Server:
         try:
             self._start_ray(max(cores, needed))
             found = finding.result()
-            if self._spans.reports[-2].name != "find":
+            if not at_once:
                 self._spans.end("find", "the model")
             self._deploy(topology, settled.replicas, traces=isinstance(found, Checkpoint))
         except BaseException:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tpray.artifacts.manifest import FileRecord
-from tpray.config import cache_dir
+from tpray.config import cache_dir, write_whole
 from tpray.serving.template import Template
 from tpray.tokenizer import Encoded
 
@@ -104,11 +104,6 @@ def keep_facts(path: Path, facts: TokenizerFacts) -> None:
     """Write ``path``, if the facts are all that a start needs; where it cannot be written, the next takes longer."""
     if facts.compiled is None:
         return
-    try:
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        text = facts.to_json()
-        partial.write_text(f"{_digest(text)}\n{text}", encoding="utf-8")
-        partial.replace(path)
-    except OSError:
-        return
+    text = facts.to_json()
+    with suppress(OSError):
+        write_whole(path, f"{_digest(text)}\n{text}")

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from tpray.errors import ArtifactError, ConfigError
+from tpray.errors import ArtifactError, CheckpointError, ConfigError
+from tpray.parallel_layers.weights import SafetensorsFile
 from tpray.runtime.cpu import packing
 from tpray.runtime.cpu.huge_pages import use_huge_pages
 from tpray.runtime.cpu.int8 import Int8Weight, int8_linear
@@ -173,15 +174,16 @@ def _operator(title: str) -> Function | None:
     return found if isinstance(found, torch._ops.OpOverload) else None
 
 
-def _pack(weight: Tensor) -> Tensor:
+def pack(weight: Tensor) -> Tensor:
+    """A weight ``[O, I]`` in oneDNN's blocked layout."""
     # The batch size only steers the choice of a blocked layout; that of many rows serves few as well.
     packed: Tensor = mkldnn._reorder_linear_weight(weight.clone(), 256)
     return packed
 
 
 _PREPARED: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
-    "mkldnn._linear_pointwise.default": (1, _pack),
-    "mkldnn._linear_pointwise.binary": (2, _pack),
+    "mkldnn._linear_pointwise.default": (1, pack),
+    "mkldnn._linear_pointwise.binary": (2, pack),
     "int8_linear": (1, Int8Weight.of),
 }
 """Operators that take a weight in a form of its own: which argument it is, and what makes that form."""
@@ -233,25 +235,18 @@ class _Store:
         self._path = path
         self._plain: dict[str, Tensor] = {}
         self._prepared: dict[tuple[str, Callable[[Tensor], Any]], Any] = {}
-        self._file = self._open()
 
-    def _open(self) -> Any:
+    def _read(self, name: str) -> Tensor:
+        """Through a mapping of its own: pages that were read count as this process's until that ends."""
         try:
-            return safe_open(self._path, "pt")
-        except (OSError, SafetensorError) as e:
+            return SafetensorsFile(self._path).whole(name)
+        except (CheckpointError, SafetensorError, OSError) as e:
             raise ArtifactError(f"{self._path} cannot be read: {e}") from e
-
-    def _read(self, file: Any, name: str) -> Tensor:
-        try:
-            found: Tensor = file.get_tensor(name)
-        except (OSError, SafetensorError) as e:
-            raise ArtifactError(f"{self._path} cannot be read: {e}") from e
-        return found
 
     def tensor(self, name: str) -> Tensor:
         """As it is in the file."""
         if name not in self._plain:
-            self._plain[name] = self._read(self._file, name)
+            self._plain[name] = self._read(name)
         return self._plain[name]
 
     @property
@@ -264,13 +259,12 @@ class _Store:
         """As ``prepare`` makes it of the file's."""
         key = name, prepare
         if key not in self._prepared:
-            # Of a mapping of its own, which ends here: pages that were read would count as this process's until then.
-            self._prepared[key] = prepare(self._read(self._open(), name))
+            self._prepared[key] = prepare(self._read(name))
         return self._prepared[key]
 
 
 def _function(stored: Mapping[str, Any], store: _Store, path: Path) -> LoadedGraph:
-    """The function that makes the stored calls; ``values`` are its inputs, ``bound`` everything else it names."""
+    """The function that makes the stored calls. It names its values v0, v1, ...; ``bound`` is everything else."""
     bound: dict[str, Any] = {}
     names: dict[int, str] = {}  # of what is bound, by its identity
     known = int(stored["inputs"])

@@ -32,6 +32,7 @@ from tpray.parallel_layers.collective import Collective
 from tpray.parallel_layers.rendezvous import Rendezvous, join
 from tpray.runtime.base import DTYPES
 from tpray.runtime.cpu.huge_pages import use_huge_pages
+from tpray.runtime.cpu.lowered import pack
 
 LAYERS_BYTES = 192 << 20
 """How much the layers that a rank runs may weigh; two at least, so that none is in the cache when its turn comes."""
@@ -74,7 +75,7 @@ class Layers:
 
     def _linear(self, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
         weight = torch.full((outputs, inputs), 1 / inputs, dtype=self._dtype)
-        return mkldnn._reorder_linear_weight(weight, 256), torch.zeros(outputs, dtype=self._dtype)
+        return pack(weight), torch.zeros(outputs, dtype=self._dtype)
 
     def step(self) -> None:
         """One step: ``[T, H]`` through every layer."""
