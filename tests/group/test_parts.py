@@ -11,8 +11,9 @@ import pytest
 
 from tests.helpers import pad_id_of, rows
 from tpray.config import ModelConfig
-from tpray.errors import NotReadyError, RankError, StepError
+from tpray.errors import ArtifactError, NotReadyError, RankError, StepError
 from tpray.group.classifier import ClassifierGroup
+from tpray.group.jobs import Loaded
 from tpray.group.lifecycle import State
 from tpray.group.thread_executor import ThreadExecutor
 
@@ -96,3 +97,9 @@ def test_a_group_that_restarts_between_parts_forgets_the_step_and_says_so(
         assert np.array_equal((await group.step_in_parts(batch)).logits, wanted)
 
     with_group(checkpoint, 2, work)
+
+
+def test_ranks_whose_programs_differ_are_refused() -> None:
+    assert Loaded.of_all([Loaded(True, 8), Loaded(True, 8)]) == Loaded(True, 8)
+    with pytest.raises(ArtifactError, match="trace it again"):
+        Loaded.of_all([Loaded(True, 8), Loaded(True, 7)])

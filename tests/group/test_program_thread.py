@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from tpray.errors import RankError
 from tpray.group.program_thread import ProgramThread
 
 
@@ -41,6 +42,22 @@ def test_a_socket_is_answered_between_works_until_it_ends() -> None:
     ours.close()
     own.join(10)
     assert not own.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_answer_that_raises_ends_the_thread_and_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    thread = ProgramThread("tpray-test", 1)
+    own = thread.do(threading.current_thread)
+    thread.serve(theirs, lambda sock: bool(1 // 0))
+    ours.send(b"x")
+    own.join(10)
+    assert not own.is_alive()
+    with pytest.raises(RankError, match="has ended"):
+        thread.do(lambda: 5)
+    ours.settimeout(5)
+    with pytest.raises(ConnectionResetError):  # something was sent that nobody has read
+        ours.recv(1)
 
 
 COUNT = """

@@ -177,6 +177,48 @@ def _in_huge_pages(address: int) -> int:
     return 0
 
 
+class Attends(nn.Module):
+    """Tokens that attend to one another as ``mask``, of the attention mask ``[B, S]``, lets them."""
+
+    def __init__(self, mask: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.table, self.mask = nn.Embedding(11, 8), mask
+
+    def forward(self, ids: Tensor, attention_mask: Tensor, types: Tensor) -> Tensor:
+        x = self.table(ids + types).view(*ids.shape, 2, 4).transpose(1, 2)
+        mixed: Tensor = F.scaled_dot_product_attention(x, x, x, self.mask(attention_mask))
+        return mixed.transpose(1, 2).reshape(*ids.shape, 8)[:, 0]
+
+
+def padding(mask: Tensor) -> Tensor:
+    return (mask != 0)[:, None, None, :]
+
+
+def distances(mask: Tensor) -> Tensor:
+    places = torch.arange(mask.shape[1])
+    return (places[:, None] - places[None, :]).abs()
+
+
+@pytest.mark.parametrize(
+    ("mask", "packs"),
+    [
+        (padding, True),
+        (lambda mask: padding(mask).expand(-1, 1, mask.shape[1], -1), True),
+        (lambda mask: (1.0 - padding(mask).float()) * torch.finfo(torch.float32).min, True),
+        (lambda mask: padding(mask) & (distances(mask) <= 40), False),  # a window, which short rows do not fill
+        (lambda mask: padding(mask) & (distances(mask) < 63), False),  # and one that hides a single pair
+        (lambda mask: padding(mask).float().log() - 0.1 * distances(mask), False),  # a bias of positions
+        (lambda mask: torch.ones_like(padding(mask)), False),  # sees padding
+    ],
+)
+def test_rows_are_packed_where_a_mask_hides_padding_and_nothing_else(
+    mask: Callable[[Tensor], Tensor], packs: bool, tmp_path: Path
+) -> None:
+    with parallel_state.use(0, 1):
+        CpuRuntime(Topology(1)).trace(Attends(mask).eval(), 64, tmp_path, ())
+    assert (tmp_path / graph_file(1)).exists() == packs
+
+
 def test_packed_weights_lie_in_huge_pages_where_the_system_has_them() -> None:
     allowed = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not allowed.exists() or "[never]" in allowed.read_text() or available_bytes() < 1 << 30:

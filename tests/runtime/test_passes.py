@@ -156,6 +156,61 @@ def test_an_activation_of_a_shared_output_is_not_fused(x: Tensor) -> None:
     torch.testing.assert_close(run(module, x), expected, rtol=1e-5, atol=1e-5)
 
 
+class Added(nn.Module):
+    """A linear layer of ``dtype``, and ``add`` behind it."""
+
+    def __init__(self, add: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dense, self.add, self.dtype = nn.Linear(32, 32, bias=False, dtype=dtype), add, dtype
+        self.bias = nn.Parameter(torch.randn(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(tpray_sum(self.dense(x.to(self.dtype))), self.bias) + x.exp() * x.exp()
+
+
+def tpray_sum(x: Tensor) -> Tensor:
+    total: Tensor = passes.tpray_ops.all_reduce(x)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("add", "dtype"),
+    [
+        (lambda y, bias: torch.add(y, bias, alpha=3), torch.float32),
+        (lambda y, bias: bias - y, torch.float32),
+        (lambda y, bias: y + bias.reshape(32, 1)[:7], torch.float32),
+        (lambda y, bias: y + bias, torch.float64),  # oneDNN has no such product
+        (lambda y, bias: y + bias, torch.bfloat16),  # whose sum is a float32
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_addition_that_is_no_bias_stays_where_it_is(
+    add: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, rank: int, x: Tensor
+) -> None:
+    with parallel_state.use(rank, 2):
+        module = exported(Added(add, dtype), x)
+    assert passes.add_before_reducing(module, rank) == 0
+    assert passes.fold_biases(module) == 0
+    assert passes.use_onednn(module) == (dtype is not torch.float64)
+    assert passes.fuse_residuals(module) == 0
+
+
+def test_a_scaled_or_widening_residual_is_not_fused(x: Tensor) -> None:
+    module = exported(Added(lambda y, bias: torch.add(y, y.exp(), alpha=2) + bias.double()), x)
+    passes.use_onednn(module)
+    assert passes.fuse_residuals(module) == 0
+
+
+def test_dropout_that_is_on_stays() -> None:
+    class Training(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5, True)
+
+    module = exported(Training(), torch.ones(3))
+    passes.remove_no_ops(module)
+    assert operators(module)["dropout"] == 1
+
+
 def test_a_mask_is_converted_once_for_all_layers(x: Tensor) -> None:
     class Twice(nn.Module):
         def forward(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -254,6 +254,53 @@ def test_aliases_that_do_not_fit_are_refused() -> None:
             trace(make, (torch.zeros(1, 3),))
 
 
+class Shift(nn.Module):
+    """Keeps its last two inputs: returns the one before the last, and gives it up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.before = (nn.Parameter(torch.zeros(3), requires_grad=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.before, x, self.last
+
+
+def test_a_state_that_is_returned_or_passed_on_is_what_it_was_before_the_step() -> None:
+    def make() -> Any:
+        model = Shift()
+        return model, {model.last: 1, model.before: 2}
+
+    with trace(make, (torch.zeros(3),)) as model:
+        returned = [model(torch.full((3,), float(number)))[0][0].item() for number in range(1, 6)]
+    assert returned == [0, 0, 1, 2, 3]
+
+
+def test_a_state_that_shares_its_memory_is_refused() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(3, 3), nn.Linear(3, 3, bias=False)
+            self.head.weight = self.table.weight
+            self.register_buffer("row", self.table.weight.detach()[0])
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.head(x), self.table.weight + 1
+
+    def tied() -> Any:
+        model = Tied()
+        return model, {model.table.weight: 1}
+
+    with pytest.raises(ConfigError, match=r"the state table\.weight shares its memory with head\.weight"):
+        trace(tied, (torch.zeros(1, 3),))
+
+    def viewed() -> Any:
+        model = Tied()
+        return model, {model.row: 0}
+
+    with pytest.raises(ConfigError, match=r"the state row shares its memory with table\.weight"):
+        trace(viewed, (torch.zeros(1, 3),))
+
+
 def test_a_damaged_or_foreign_folder_is_refused(tmp_path: Path) -> None:
     model = trace(Mlp, (torch.zeros(3, 16),))
     parallel_model_save(model, tmp_path / "saved")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tpray.artifacts.manifest import RankRecord
+from tpray.errors import ArtifactError
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.records import ProgramRecord
 from tpray.runtime.structure import Structure
@@ -29,9 +30,18 @@ class Loaded(NamedTuple):
 
     @classmethod
     def of_all(cls, ranks: Iterable[Loaded]) -> Loaded:
-        """What all ranks can."""
-        packs, parts = zip(*ranks, strict=True)
-        return cls(all(packs), min(parts))
+        """What each rank of a group can; they run one program.
+
+        Raises:
+            ArtifactError: they cannot do the same, so that they would not meet at their collectives.
+        """
+        kinds = set(ranks)
+        if len(kinds) > 1:
+            raise ArtifactError(
+                "the ranks of this artifact hold programs of different kinds "
+                f"({', '.join(map(str, sorted(kinds)))}): trace it again"
+            )
+        return kinds.pop()
 
 
 @dataclass(frozen=True)

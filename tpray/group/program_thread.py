@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from tpray.errors import RankError
+
 T = TypeVar("T")
 
 
@@ -35,15 +37,23 @@ class ProgramThread:
         self._threads = threads
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._woken, self._wake = os.pipe()
+        self._lock, self._ended = threading.Lock(), False  # of the pipe's ends, which close with the thread
         self._serving: tuple[socket.socket, Callable[[socket.socket], bool]] | None = None
         threading.Thread(target=self._run, name=name, daemon=True).start()
         self.do(lambda: None)
 
     def do(self, work: Callable[[], T]) -> T:
-        """Have ``work`` done on the thread; what it returns, or raises. The caller computes alone from now on."""
+        """Have ``work`` done on the thread; what it returns, or raises. The caller computes alone from now on.
+
+        Raises:
+            RankError: the thread has ended.
+        """
         future: Future[T] = Future()
-        self._jobs.append((future, work))
-        os.write(self._wake, b"!")
+        with self._lock:
+            if self._ended:
+                raise RankError("this rank's thread has ended: its group has closed, or a step has failed for good")
+            self._jobs.append((future, work))
+            os.write(self._wake, b"!")
         try:
             return future.result()
         finally:
@@ -51,7 +61,8 @@ class ProgramThread:
             torch.set_num_threads(1)
 
     def serve(self, sock: socket.socket, answer: Callable[[socket.socket], bool]) -> None:
-        """Call ``answer`` whenever ``sock`` has something to read, until it returns False; then the thread ends."""
+        """Call ``answer`` whenever ``sock`` has something to read, until it returns False or raises; then the thread
+        ends, and whoever waits for work gets a `RankError`."""
 
         def begin() -> None:
             self._serving = sock, answer
@@ -59,6 +70,19 @@ class ProgramThread:
         self.do(begin)
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            if self._serving is not None:
+                self._serving[0].close()  # the other end sees at once that nobody answers any more
+            with self._lock:
+                self._ended = True
+                os.close(self._woken)
+                os.close(self._wake)
+            for future, _ in self._jobs:
+                future.set_exception(RankError("this rank's thread has ended"))
+
+    def _work(self) -> None:
         ready = select.poll()
         ready.register(self._woken, select.POLLIN)
         torch.get_num_threads()  # else the first parallel work would take the number that another thread has set
@@ -71,8 +95,6 @@ class ProgramThread:
                 if self._serving is not None and any(fd != self._woken for fd, _ in events):
                     sock, answer = self._serving
                     if not answer(sock):
-                        os.close(self._woken)
-                        os.close(self._wake)
                         return
             os.read(self._woken, 1)
             future, work = self._jobs.popleft()

@@ -60,6 +60,9 @@ class ShapedProgram:
             inputs = tuple(x.to(dtype) for x, dtype in zip(inputs, self._dtypes, strict=True))
         made = module(*inputs)
         outputs: Sequence[Tensor] = (made,) if isinstance(made, Tensor) else made
+        if self._state:  # what is returned, and what other states take, is what it was before they change
+            places = {tensor.untyped_storage().data_ptr() for tensor in self._state}
+            outputs = [o.clone() if o.untyped_storage().data_ptr() in places else o for o in outputs]
         for tensor, number in self._state.items():
             tensor.copy_(outputs[number])
         return [output for number, output in enumerate(outputs) if number not in self._kept]

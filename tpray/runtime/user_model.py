@@ -41,8 +41,8 @@ class FlatModel(nn.Module):
             are compared with the outputs while these are traced, which is before anything is compiled.
 
     Raises:
-        ConfigError: a key of ``aliases`` is not a parameter or buffer of the model; from `forward`: an output cannot
-            become its state's next value, or is no tensor.
+        ConfigError: a key of ``aliases`` is not a parameter or buffer of the model, or shares its memory with another
+            one; from `forward`: an output cannot become its state's next value, or is no tensor.
     """
 
     def __init__(self, model: nn.Module, inputs: Structure, aliases: Mapping[Any, int] | None = None) -> None:
@@ -67,13 +67,26 @@ class FlatModel(nn.Module):
         return self._outputs.by_shapes[tuple(inputs)]
 
     def _name_of(self, state: Any) -> str:
-        for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+        every = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        for name, tensor in every:
             if tensor is state:
+                self._check_own_memory(name, tensor, every)
                 return name
         raise ConfigError(
             "a key of io_aliases is not a parameter or buffer of the model: give the model its state with "
             "register_buffer, and use that very tensor as the key"
         )
+
+    def _check_own_memory(self, name: str, state: Tensor, every: Sequence[tuple[str, Tensor]]) -> None:
+        """A traced program keeps each tensor by itself: what shares a state's memory would not change with it."""
+        place = state.untyped_storage().data_ptr()
+        for other, tensor in every:
+            if other != name and place and tensor.untyped_storage().data_ptr() == place:
+                shown, shown_other = name.removeprefix("model."), other.removeprefix("model.")
+                raise ConfigError(
+                    f"io_aliases: the state {shown} shares its memory with {shown_other}, which would not change with "
+                    "it: give the model one of them, or a clone"
+                )
 
     def _check_aliases(self, outputs: Sequence[Tensor]) -> None:
         for name, number in self.aliases.items():

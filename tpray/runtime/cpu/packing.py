@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from tpray.runtime.cpu.int8 import int8_linear
-from tpray.runtime.cpu.passes import aten, calls, mkldnn, tensor_of, tpray_ops
+from tpray.runtime.cpu.passes import aten, calls, mkldnn, substitute, tensor_of, tpray_ops
 
+_HIDDEN = -1e4  # what the mildest additive masks have where nothing is to be seen: exp(-1e4) is 0
 _SCORES_IN_CACHE = 4_000_000  # elements: 8 MB
 
 
@@ -154,11 +155,14 @@ _ROW_WISE = {
 """Those whose tensor arguments are all tokens ``[1, T, H]`` or weights."""
 
 
-def pack_rows(module: GraphModule) -> Graph | None:
+def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
     """A version of a lowered module's graph that also takes `PackedRows`, and ids and types ``[1, T]``.
 
-    Returns None if the graph mixes tokens in a way that is not known here, or needs the mask for anything else.
+    Returns None if the graph mixes tokens in a way that is not known here, or its masks hide more than padding in rows
+    of up to ``max_length`` tokens.
     """
+    if not all(_hides_padding_alone(module, max_length, real) for real in {max_length, max_length // 2 + 1}):
+        return None
     graph = plain_copy(module)
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     mask = next((node for node in graph.nodes if node.op == "placeholder" and node.name == "attention_mask"), None)
@@ -173,6 +177,36 @@ def pack_rows(module: GraphModule) -> Graph | None:
     graph.eliminate_dead_code()
     graph.lint()
     return graph
+
+
+def _hides_padding_alone(module: GraphModule, length: int, real: int) -> bool:
+    """Whether every mask of attention lets a token see all of its row, which ``real`` of ``length`` tokens are.
+
+    Windows and biases of positions travel as masks too; rows end to end would lose them.
+    """
+    graph = plain_copy(module)
+    attentions = [node for node in graph.nodes if calls(node, aten.scaled_dot_product_attention.default)]
+    nodes = {node.args[3]: None for node in attentions if len(node.args) > 3 and isinstance(node.args[3], Node)}
+    masks: list[Any] = list(nodes)
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = (tuple(masks),)
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)  # collectives too, which torch keeps for what they do besides
+    for reduce in [node for node in graph.nodes if calls(node, tpray_ops.all_reduce.default)]:
+        if not all(calls(user, aten.sym_size.int) for user in reduce.users):
+            return False  # no mask at all: it depends on what the layers compute
+        substitute(reduce, reduce.args[0])  # a rank's own part has the same sizes
+    ids = torch.full((1, length), 2, dtype=torch.int64)
+    given = (torch.arange(length) < real).to(torch.int64).unsqueeze(0)
+    with torch.no_grad():
+        found: Sequence[Tensor] = GraphModule(module, graph)(ids, given, torch.zeros_like(ids))
+    for mask in found:
+        own = mask[..., :real, :] if mask.shape[-2] > 1 else mask
+        seen, hidden = (own, ~own) if own.dtype is torch.bool else (own == 0, own <= _HIDDEN)
+        if not (seen[..., :real].all() and hidden[..., real:].all()):
+            return False
+    return True
 
 
 def plain_copy(module: GraphModule) -> Graph:

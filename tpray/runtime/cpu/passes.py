@@ -25,6 +25,7 @@ tpray_ops: Any = torch.ops.tpray
 
 _EVERYTHING = 2**63 - 1  # the end of a slice that has none
 _ACTIVATIONS: dict[Any, str] = {aten.relu.default: "relu", aten.silu.default: "swish", aten.gelu.default: "gelu"}
+_ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def calls(node: object, target: object) -> bool:
@@ -67,8 +68,8 @@ def tidy(module: GraphModule) -> None:
 
 
 def remove_no_ops(module: GraphModule) -> int:
-    """Drop what computes nothing at inference: dropout, checks of dtypes, casts to the same dtype, views of the same
-    shape, slices of everything, unused nodes."""
+    """Drop what computes nothing at inference: dropout that is off, checks of dtypes, casts to the same dtype, views of
+    the same shape, slices of everything, unused nodes."""
     found = 0
     nodes: list[Any] = list(module.graph.nodes)  # torch's types let a node's argument be anything
     for node in nodes:
@@ -76,7 +77,8 @@ def remove_no_ops(module: GraphModule) -> int:
         same = calls(node, aten.to.dtype) and len(node.args) == 2 and _dtype(node.args[0]) is node.args[1]
         viewed = calls(node, aten.view.default) or calls(node, aten.reshape.default)
         same = same or (viewed and _same_shape(node, node.args[0]))
-        if whole or same or calls(node, aten.dropout.default) or calls(node, aten.alias.default):
+        off = calls(node, aten.dropout.default) and node.args[2:] == (False,)
+        if whole or same or off or calls(node, aten.alias.default):
             node.replace_all_uses_with(node.args[0])
         elif not calls(node, aten._assert_tensor_metadata.default):
             continue
@@ -128,16 +130,15 @@ def add_before_reducing(module: GraphModule, rank: int) -> int:
         if not calls(linear, aten.linear.default) or len(linear.args) != 2 or len(linear.users) != 1:
             continue
         bias_add = _only_user(reduce, aten.add.Tensor)
-        if bias_add is None or tensor_of(module, bias_add.args[1]) is None:
+        if bias_add is None or not _adds_bias(module, bias_add, reduce):
             continue
         last, residual = bias_add, None
         residual_add = _only_user(bias_add, aten.add.Tensor)
-        if residual_add is not None and _same_shape(residual_add, bias_add):
-            residual = next(a for a in residual_add.args[:2] if a is not bias_add)
-            if len(residual.users) > 1:  # else nobody would compute it on the other ranks: what it raises, all raise
-                last = residual_add
-            else:
-                residual = None
+        if residual_add is not None and not residual_add.kwargs:
+            other = next((a for a in residual_add.args[:2] if a is not bias_add), None)
+            # Used elsewhere too: else nobody would compute it on the other ranks. What it raises, all raise.
+            if other is not None and _same_kind(other, bias_add) and len(other.users) > 1:
+                last, residual = residual_add, other
         bias = bias_add.args[1]
         with module.graph.inserting_before(last):
             total = linear.args
@@ -166,10 +167,7 @@ def fold_biases(module: GraphModule) -> int:
     found = 0
     for linear in nodes_calling(module, aten.linear.default):
         add = _only_user(linear, aten.add.Tensor)
-        if len(linear.args) != 2 or add is None or add.kwargs or add.args[0] is not linear:
-            continue
-        bias = tensor_of(module, add.args[1])
-        if bias is None or bias.dim() != 1 or not _same_shape(add, linear) or _dtype(linear) is not bias.dtype:
+        if len(linear.args) != 2 or add is None or not _adds_bias(module, add, linear):
             continue
         with module.graph.inserting_before(add):
             both = module.graph.call_function(aten.linear.default, (*linear.args, add.args[1]))
@@ -183,11 +181,12 @@ def fold_biases(module: GraphModule) -> int:
 
 
 def use_onednn(module: GraphModule) -> int:
-    """Linear layers as oneDNN's, whose weights are packed when they are loaded."""
+    """Linear layers as oneDNN's, whose weights are packed when they are loaded; those of dtypes that it multiplies."""
     found = 0
     for node in nodes_calling(module, aten.linear.default):
         x, weight, bias = (*node.args, None)[:3]
-        if tensor_of(module, weight) is None:
+        matrix = tensor_of(module, weight)
+        if matrix is None or matrix.dim() != 2 or matrix.dtype not in _ONEDNN_DTYPES:
             continue
         with module.graph.inserting_before(node):
             linear = module.graph.call_function(mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], ""))
@@ -217,7 +216,7 @@ def fuse_residuals(module: GraphModule) -> int:
     """``linear(x) + residual`` of one shape as one call."""
     fused = 0
     for add in nodes_calling(module, aten.add.Tensor):
-        if add.kwargs or not _same_shape(*add.args[:2]):
+        if add.kwargs or not _same_kind(*add.args[:2]):
             continue
         for linear, residual in (add.args[:2], add.args[1::-1]):
             alone = calls(linear, mkldnn._linear_pointwise.default) and len(linear.users) == 1
@@ -265,6 +264,19 @@ def _same_shape(one: object, other: object) -> bool:
     if not isinstance(one, Node) or not isinstance(other, Node) or "val" not in one.meta or "val" not in other.meta:
         return False
     return bool(one.meta["val"].shape == other.meta["val"].shape)
+
+
+def _same_kind(one: Any, other: Any) -> bool:
+    """Whether both are values of one shape and one dtype: neither is spread, nor widened, when they are added."""
+    return _same_shape(one, other) and _dtype(one) is _dtype(other)
+
+
+def _adds_bias(module: GraphModule, add: Any, to: Any) -> bool:
+    """Whether ``add`` is ``to + bias``, with a bias that a linear layer could add itself."""
+    bias = tensor_of(module, add.args[1])
+    if bias is None or bias.dim() != 1 or add.args[0] is not to or add.kwargs:
+        return False
+    return _same_kind(add, to) and bias.dtype is _dtype(to)
 
 
 def _dtype(node: Any) -> torch.dtype | None:

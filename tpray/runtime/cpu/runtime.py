@@ -115,7 +115,7 @@ class CpuRuntime:
                 shard, example, dynamic_shapes=({0: batch, 1: sequence},) * len(example), strict=False
             )
         module, padded = _lowered(program, in_int8)
-        packed = pack_rows(module)
+        packed = pack_rows(module, max_length)
         save_graphs([(module, padded), *([] if packed is None else [(module, packed)])], directory)
 
     def load(self, saved: SavedShard) -> Program:
