@@ -22,11 +22,11 @@ from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.platforms import choose as choosing
 from tpray.platforms import cpu, measured
 from tpray.platforms.choose import Asked, Layout, ModelFacts, candidates
-from tpray.platforms.cores import usable_cores
+from tpray.platforms.cores import core_count
 from tpray.platforms.cpu import CpuPlatform
 from tpray.platforms.topology import Topology
 
-CORES = len(usable_cores())
+CORES = core_count()
 EVERYWHERE = ModelFacts("m", 1 << 20, "float32", 128, 384, 4, 4)
 
 

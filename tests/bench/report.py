@@ -16,7 +16,7 @@ from tests.bench.groups import SHAPES
 from tests.bench.sections import SHORT_NAMES, SMALL, Run
 from tpray.commands.load_generator import Curve
 from tpray.commands.load_generator import plot as draw
-from tpray.platforms.cores import usable_cores
+from tpray.platforms.cores import core_count
 from tpray.platforms.cpu import native_dtypes
 
 LAYOUTS = ("tp 1", "tp 2", "2 x tp 1")
@@ -197,7 +197,7 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     found: dict[str, Any] = {
-        "cores": f"{len(usable_cores())} of {named} (multiply {', '.join(native_dtypes()[::-1])})",
+        "cores": f"{core_count()} of {named} (multiply {', '.join(native_dtypes()[::-1])})",
         "Python": platform.python_version(),
     }
     for package in ("tpray", "ray", "torch", "transformers", "openvino", "onnxruntime"):

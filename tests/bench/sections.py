@@ -17,7 +17,7 @@ import torch
 from tests.bench import groups, growth, micro, mixed, peers, servers, traffic
 from tests.bench.servers import Point
 from tpray.config import DEMO_DIR, DtypeName, cache_dir
-from tpray.platforms.cores import usable_cores
+from tpray.platforms.cores import core_count
 
 SHORT_NAMES: dict[str, str] = {"float32": "fp32", "bfloat16": "bf16"}
 DEMO_PAIR = [
@@ -31,7 +31,7 @@ SMALL = ("demo", "MiniLM")
 
 def layouts() -> dict[str, list[str]]:
     """How the groups of a server share this machine's cores, and the flags that say so."""
-    half = str(max(1, len(usable_cores()) // 2))
+    half = str(max(1, core_count() // 2))
     return {
         "tp 1": ["--tp", "1"],
         "tp 2": ["--tp", "2"],
@@ -140,7 +140,7 @@ def over_http(run: Run) -> None:
 
 def in_process(run: Run) -> None:
     """Groups of tpray in this process: their steps, their ranks' memory and idle CPU; the bare program beside them."""
-    cores = len(usable_cores())
+    cores = core_count()
     for dtype in run.dtypes:
         for name, tp, width in (("tp 1", 1, cores), ("tp 2", 2, 1), ("one core", 1, 1)):
             with run.part(f"{name} {dtype}"):
@@ -182,7 +182,7 @@ def _stock_p50_ms(model: Path, inputs: Sequence[Any]) -> float:
     tokenizer, stock = AutoTokenizer.from_pretrained(model), AutoModelForSequenceClassification.from_pretrained(model)
     stock.eval()
     before, found = torch.get_num_threads(), []
-    for threads in {1, len(usable_cores())}:
+    for threads in {1, core_count()}:
         torch.set_num_threads(threads)
         times = []
         with torch.inference_mode():
@@ -229,7 +229,7 @@ def mixed_rows(run: Run) -> None:
 
 def parts(run: Run) -> None:
     """Of a step: the wire, the all-reduce, matrix products; what a rank needs while it loads."""
-    cores, (over_wire, over_ray) = len(usable_cores()), micro.fan_out_us()
+    cores, (over_wire, over_ray) = core_count(), micro.fan_out_us()
     run.note("fan-out", {"wire us": over_wire, "Ray actors us": over_ray})
     for kind, by_dtype in micro.all_reduce_us().items():
         run.note(f"all-reduce, {kind}", {f"{dtype} us": us for dtype, us in by_dtype.items()})

@@ -14,9 +14,9 @@ from tpray.commands import neuron_checks
 from tpray.commands.check import Check
 from tpray.config import AUTO, cache_dir, environment
 from tpray.platforms import platform_for
-from tpray.platforms.cores import describe, usable_cores
+from tpray.platforms.cores import core_count, describe, share_of_cores, usable_cores
 from tpray.platforms.cpu import cpu_flags, native_dtypes
-from tpray.platforms.memory import memory
+from tpray.platforms.memory import core_limit, memory
 from tpray.version import __version__
 
 PACKAGES = {"ray": (2, 60), "torch": (2, 9), "transformers": (5, 23)}
@@ -32,8 +32,7 @@ def examine() -> Iterator[Check]:
     yield _system()
     yield from (_package(name, oldest) for name, oldest in PACKAGES.items())
     yield from neuron_checks.examine(neuron_checks.Machine(environment()))
-    cores = usable_cores()
-    yield Check("cores", f"{len(cores)} usable ({describe(cores)}) of {os.cpu_count()}; {_numa()}")
+    yield _cores()
     yield Check("instructions", _instructions())
     yield _memory()
     yield _cache(cache_dir())
@@ -55,10 +54,8 @@ def examine() -> Iterator[Check]:
         "",
         f"--dtype int8 is {'faster still, a little less exact' if 'int8' in native_dtypes() else 'not possible here'}",
     )
-    yield Check(
-        "",
-        ", ".join(f"tp {tp}: {max(1, len(cores) // tp)} cores a rank" for tp in (1, 2, 4) if tp <= len(cores)),
-    )
+    cores = core_count()
+    yield Check("", ", ".join(f"tp {tp}: {share_of_cores(cores, tp)} cores a rank" for tp in (1, 2, 4) if tp <= cores))
 
 
 def _system() -> Check:
@@ -79,6 +76,12 @@ def _package(name: str, oldest: tuple[int, ...]) -> Check:
         found,
         None if number >= oldest else f"older than the tested {wanted}: pip install '{name}>={wanted}'",
     )
+
+
+def _cores() -> Check:
+    cores, limit = usable_cores(), core_limit()
+    limited = "" if limit is None else f", the time of {limit} of them (a control group's limit)"
+    return Check("cores", f"{len(cores)} usable ({describe(cores)}) of {os.cpu_count()}{limited}; {_numa()}")
 
 
 def _numa() -> str:

@@ -1,4 +1,4 @@
-"""Core ids: which may be used, which are neighbours, how they are written. Pure functions.
+"""Cores: how many may be used and which, which are neighbours, how their ids are written.
 
 Source: sched_getaffinity(2).
 """
@@ -6,12 +6,20 @@ Source: sched_getaffinity(2).
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
+
+from tpray.platforms.memory import core_limit
 
 
 def usable_cores() -> list[int]:
     """The ids of the cores this process may run on, ascending (`sched_getaffinity`)."""
     return sorted(os.sched_getaffinity(0))
+
+
+def core_count() -> int:
+    """How many cores' time this process may use: fewer than it may run on where a control group limits that."""
+    return min(len(usable_cores()), core_limit() or sys.maxsize)
 
 
 def share_of_cores(cores: int, ranks: int) -> int:

@@ -10,7 +10,7 @@ from tpray.config import AUTO, DtypeName, InstanceFamily, ParallelConfig, Proces
 from tpray.errors import ConfigError
 from tpray.platforms.base import ProcessCores, Shape
 from tpray.platforms.choose import MachineFacts
-from tpray.platforms.cores import share_of_cores, usable_cores
+from tpray.platforms.cores import core_count, share_of_cores
 from tpray.platforms.memory import available_bytes
 
 if TYPE_CHECKING:
@@ -116,13 +116,13 @@ class CpuPlatform:
         return None
 
     def cores_per_rank(self, ranks: int) -> int:
-        return share_of_cores(len(usable_cores()), ranks)
+        return share_of_cores(core_count(), ranks)
 
     def threads(self, cores_per_rank: int) -> int:
         return cores_per_rank
 
     def facts(self, parallel: ParallelConfig) -> MachineFacts:
-        return MachineFacts(len(usable_cores()), available_bytes())
+        return MachineFacts(core_count(), available_bytes())
 
     def choose_dtype(self, asked: DtypeName) -> str:
         """``auto`` is bfloat16 where the cores multiply it natively, else float32."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from tpray.config import cache_dir, environment, write_whole
 from tpray.platforms.choose import Figures, Layout, ModelFacts
-from tpray.platforms.cores import usable_cores
+from tpray.platforms.cores import core_count, usable_cores
 from tpray.platforms.cpu import cpu_model
 from tpray.version import __version__
 
@@ -61,7 +61,7 @@ def _ask(question: dict[str, Any]) -> Any:
     """The answer of the measuring process, or the one that it gave before; None, and a warning, if it fails."""
     here = {
         "cpu": cpu_model(),
-        "cores": usable_cores(),
+        "cores": [usable_cores(), core_count()],
         "isa": environment().get("ONEDNN_MAX_CPU_ISA"),
         "versions": [__version__, version("torch")],
     }

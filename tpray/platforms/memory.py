@@ -1,4 +1,4 @@
-"""How much memory a new process may use on this machine."""
+"""How much memory a new process may use on this machine, and how much of its cores: what a control group limits."""
 
 from __future__ import annotations
 
@@ -23,18 +23,39 @@ class Memory:
 def memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Memory:
     """The system's memory, or less if a control group limits it.
 
-    Source: MemAvailable and MemTotal of proc(5); memory.max and memory.current of the kernel's cgroup v2 documentation.
+    What a group uses contains what it has read of files. The kernel takes such pages back when memory is wanted, so
+    that they count as available (``active_file`` and ``inactive_file``), as they do in MemAvailable.
+
+    Source: MemAvailable and MemTotal of proc(5); memory.max, memory.current and memory.stat of the kernel's cgroup v2
+    documentation.
     """
-    values = {}
-    for line in meminfo.read_text().splitlines():
-        name, _, rest = line.partition(":")
-        values[name] = int(rest.split()[0]) * 1024
-    available, total = values["MemAvailable"], values["MemTotal"]
+    values = _numbers(meminfo)
+    available, total = values["MemAvailable:"] * 1024, values["MemTotal:"] * 1024
     try:
         limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = _numbers(cgroup / "memory.stat")
     except (OSError, ValueError):  # no cgroup v2, or "max": no limit
         return Memory(available, total)
-    return Memory(min(available, limit - used), min(total, limit), limit < total)
+    files = stat["active_file"] + stat["inactive_file"]
+    return Memory(min(available, limit - max(0, used - files)), min(total, limit), limit < total)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The first number of each line, by the word before it."""
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return {name: int(number) for name, number, *_ in lines}
+
+
+def core_limit(cgroup: Path = CGROUP) -> int | None:
+    """How many cores' time a control group grants, rounded down and at least one; None: it does not limit it.
+
+    Source: cpu.max of the kernel's cgroup v2 documentation: the time in each period, and the period.
+    """
+    try:
+        granted, period = (cgroup / "cpu.max").read_text().split()
+        return max(1, int(granted) // int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return None
 
 
 def available_bytes() -> int:

@@ -24,7 +24,7 @@ from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, Pla
 from tpray.group.daemon import on_daemon_thread
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.parallel_layers.checkpoint import Checkpoint
-from tpray.platforms.cores import usable_cores
+from tpray.platforms.cores import core_count
 from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology
 from tpray.serving import haproxy
@@ -154,7 +154,7 @@ class Server:
             finding.result()
             self._spans.end("find", "the model")
 
-        cores, needed = len(usable_cores()), topology.tp * topology.threads * settled.replicas
+        cores, needed = core_count(), topology.tp * topology.threads * settled.replicas
         from tpray.local_ray import local  # noqa: F401  # before there is anything to end, for that needs it whole
 
         try:

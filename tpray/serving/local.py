@@ -21,7 +21,7 @@ from tpray.group.executor import Executor
 from tpray.group.loop_thread import LoopThread
 from tpray.group.phases import PhaseReport
 from tpray.group.wire import Array
-from tpray.platforms.cores import usable_cores
+from tpray.platforms.cores import core_count
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import parse
 from tpray.runtime.records import INPUT_NAMES
@@ -256,7 +256,7 @@ def load(
         from tpray.group.ray_executor import RayExecutor
         from tpray.local_ray.local import ensure_ray
 
-        owns_ray = ensure_ray(max(len(usable_cores()), topology.tp * topology.threads))
+        owns_ray = ensure_ray(max(core_count(), topology.tp * topology.threads))
         if trace_only and not has_room_here(topology):
             topology = topology.for_tracing()
         executor = RayExecutor(topology)

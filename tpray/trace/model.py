@@ -20,7 +20,7 @@ from tpray.group.executor import Executor
 from tpray.group.loop_thread import LoopThread
 from tpray.group.user_model import UserModelGroup
 from tpray.group.wire import Array
-from tpray.platforms.cores import usable_cores
+from tpray.platforms.cores import core_count
 from tpray.platforms.topology import Topology
 from tpray.runtime.structure import take_apart
 from tpray.runtime.user_model import as_array, record_of
@@ -116,7 +116,7 @@ def ray_executor(tp: int) -> Executor:
     from tpray.local_ray.local import ensure_ray
 
     topology = Topology.of(ParallelConfig(tp=tp))
-    if ensure_ray(max(len(usable_cores()), tp * topology.threads)):
+    if ensure_ray(max(core_count(), tp * topology.threads)):
         atexit.register(_shut_down)
     return RayExecutor(topology)
 
