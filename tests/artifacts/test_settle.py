@@ -97,7 +97,7 @@ def test_more_ranks_than_cores_are_a_warning_with_both_figures(tp: int, caplog: 
     tp += CORES
     with caplog.at_level(logging.WARNING):
         settle(ServeConfig(parallel=ParallelConfig(tp=tp)))
-    assert f"{tp} ranks want {tp} CPU cores and this machine has {CORES}" in caplog.text
+    assert f"{tp} ranks want {tp} CPU cores and {CORES} can be used here" in caplog.text
     with pytest.raises(DegreeError, match="for throughput use --tp"):
         settle(ServeConfig(parallel=ParallelConfig(tp=tp), goal="throughput", replicas=1))
 
@@ -134,11 +134,17 @@ def test_a_measurement_that_fails_leaves_a_choice(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_a_traced_model_keeps_its_degree(make_checkpoint: Callable[..., Path]) -> None:
+def test_a_traced_model_keeps_its_degree_and_is_told_how_it_can_have_another(
+    make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     artifact = start(ModelConfig(source=str(make_checkpoint()), dtype="float32")).artifact
     traced = ModelConfig(source=str(artifact.directory))
     assert cheapest_degree(traced.source) == settle(ServeConfig(model=traced)).topology.tp == 2
     assert cheapest_degree(None) == 1
+    with monkeypatch.context() as one_core, caplog.at_level(logging.WARNING):
+        one_core.setattr(cpu, "core_count", lambda: 1)
+        settle(ServeConfig(model=traced))
+    assert "to be faster, trace the model again with --tp 1, and use --replicas 1" in caplog.text
 
 
 def test_a_model_is_as_large_as_its_dtype_makes_it(make_checkpoint: Callable[..., Path]) -> None:

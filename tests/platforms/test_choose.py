@@ -18,11 +18,11 @@ from tpray.platforms.choose import (
     MachineFacts,
     ModelFacts,
     candidates,
-    check_cores,
     check_memory,
     choose,
     choose_cores,
     memory_of,
+    warn_of_cores,
 )
 
 GIB = 1 << 30
@@ -104,7 +104,35 @@ def test_groups_that_do_not_fit_the_memory_are_not_chosen() -> None:
     layouts = candidates(BERT, tight, "throughput", Asked(tp=1))
     assert layouts == [Layout(1, 1, 2)]
     reason = choose(BERT, tight, "throughput", Asked(tp=1), {}).reason
-    assert "no second one fits" in reason
+    assert (
+        reason == "tp 1 on 2 cores: 2 groups of tp 1 on 1 core would take 2.7 GiB of memory, and 2.1 GiB are available"
+    )
+
+
+@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize(
+    ("cores", "available", "asked", "reason"),
+    [
+        (8, GIB, Asked(), "it comes nearest to the memory: it takes 1.4 GiB of memory, and 1.0 GiB are available"),
+        (1, GIB, Asked(), "it comes nearest to the memory: it takes 1.4 GiB of memory, and 1.0 GiB are available"),
+        (2, GIB, Asked(tp=4), "it comes nearest to what was asked, which wants 4 CPU cores where 2 can be used"),
+        (1, 64 * GIB, Asked(), "one core can be used here"),
+    ],
+)
+def test_what_does_not_fit_is_not_said_to_fit(
+    cores: int, available: int, asked: Asked, reason: str, goal: Goal
+) -> None:
+    choice = choose(BERT, facts(cores, available), goal, asked, {})
+    assert choice.reason == f"{choice.layout}: {reason}"
+
+
+def test_a_degree_that_does_not_fit_the_memory_is_the_reason() -> None:
+    tight = facts(2, int(1.1 * memory_of(BERT, Layout(1, 1, 1))))
+    reason = choose(BERT, tight, "latency", Asked(), {}).reason
+    assert reason == "tp 1 on 2 cores: tp 2 on 1 core each would take 1.8 GiB of memory, and 1.5 GiB are available"
+    assert choose(BERT, facts(2), "latency", Asked(tp=2), {}).reason.endswith(
+        "the only layout on 2 cores that fits what was asked"
+    )
 
 
 def test_groups_that_are_asked_for_and_do_not_fit_are_refused_with_both_figures() -> None:
@@ -115,15 +143,24 @@ def test_groups_that_are_asked_for_and_do_not_fit_are_refused_with_both_figures(
 
 
 def test_more_ranks_than_cores_are_told_what_would_do() -> None:
-    assert check_cores(2, Layout(1, 2, 1), "latency") is None
-    said = check_cores(2, Layout(1, 4, 1), "latency")
-    assert said is not None
-    assert "4 ranks want 4 CPU cores and this machine has 2" in said
+    said = warn_of_cores(2, Layout(1, 4, 1), "latency")
+    assert "4 ranks want 4 CPU cores and 2 can be used here" in said
     assert "--tp 2 --replicas 1" in said
     with pytest.raises(DegreeError, match="for throughput use --tp 1 --replicas 2"):
-        check_cores(2, Layout(3, 1, 1), "throughput")
+        warn_of_cores(2, Layout(3, 1, 1), "throughput")
     with pytest.raises(DegreeError, match="--tp 2 --replicas 2 --cores-per-rank 1"):
-        check_cores(4, Layout(2, 2, 4), "throughput")
+        warn_of_cores(4, Layout(2, 2, 4), "throughput")
+
+
+def test_a_traced_model_is_told_to_be_traced_again_for_another_degree() -> None:
+    said = warn_of_cores(2, Layout(1, 4, 1), "latency", traced=True)
+    assert said.endswith("to be faster, trace the model again with --tp 2, and use --replicas 1")
+    with pytest.raises(DegreeError, match=r"throughput trace the model again with --tp 2, and use --replicas 1$"):
+        warn_of_cores(2, Layout(3, 4, 1), "throughput", traced=True)
+    with pytest.raises(DegreeError, match="for throughput use --replicas 2, or leave these flags out"):
+        warn_of_cores(4, Layout(3, 2, 1), "throughput", traced=True)
+    said = warn_of_cores(4, Layout(1, 2, 4), "latency", traced=True)
+    assert said.endswith("to be faster, use --replicas 1 --cores-per-rank 2")
 
 
 @pytest.mark.parametrize(("size", "cores", "goal"), list(product((1, 20, 40), (2, 8), GOALS)))

@@ -23,11 +23,11 @@ from tpray.platforms.choose import (
     MachineFacts,
     ModelFacts,
     candidates,
-    check_cores,
     check_memory,
     choose,
     choose_cores,
     has_small_layers,
+    warn_of_cores,
 )
 from tpray.platforms.measured import ROWS, step_seconds
 from tpray.platforms.topology import Topology
@@ -82,9 +82,9 @@ def settle(config: ServeConfig, runs_here: bool = True) -> Settled:
             check_memory(model, machine, choice.layout)
     layout = choice.layout
     pinned_here = runs_here and not platform.ray_assigns_cores
-    said = check_cores(machine.cores, layout, config.goal) if pinned_here else None
-    if said is not None:
-        log.warning("%s", said)
+    if pinned_here and layout.cores > machine.cores:
+        traced = _traced_degree(config.model.source) == layout.tp
+        log.warning("%s", warn_of_cores(machine.cores, layout, config.goal, traced))
     chosen = {"parallel": parallel.model_copy(update={"tp": layout.tp}), "replicas": layout.replicas}
     settled = config.model_copy(update=chosen)
     return Settled(settled, Topology.of(settled.parallel, layout.replicas, choice.reason), layout.replicas)
@@ -103,8 +103,13 @@ def _asked(config: ServeConfig) -> Asked:
 
 def cheapest_degree(source: str | None) -> int:
     """The degree of a group that costs least to start: that of a traced model, else a single rank."""
+    return _traced_degree(source) or 1
+
+
+def _traced_degree(source: str | None) -> int | None:
+    """What a traced model was traced for; None: ``source`` is a checkpoint."""
     directory = _directory(source)
-    return read_manifest(directory, Manifest).tp if is_artifact(directory) else 1
+    return read_manifest(directory, Manifest).tp if is_artifact(directory) else None
 
 
 def _choose(model: ModelFacts, machine: MachineFacts, platform: Platform, goal: Goal, asked: Asked) -> Choice:

@@ -7,7 +7,7 @@ with the reason for it. What the user says stays as it is. Who asks and measures
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tpray.config import Goal
 from tpray.errors import ConfigError, DegreeError
@@ -78,7 +78,7 @@ class ModelFacts:
 class MachineFacts:
     """What of a machine decides.
 
-    available_bytes: of memory, for new processes. core_bytes: memory of an accelerator's core; None: it has none of its
+    cores: how many can be used. available_bytes: of memory, for new processes. core_bytes: memory of an accelerator's core; None: it has none of its
     own. degrees: over how many cores a collective runs; None: over any number.
     """
 
@@ -128,6 +128,14 @@ def candidates(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: Aske
 
     One at least: where nothing fits, what comes nearest to it.
     """
+    found = _layouts(model, machine, goal, asked)
+    fitting = [one for one in found if one.cores <= machine.cores]
+    fitting = [one for one in fitting if memory_of(model, one) <= machine.available_bytes]
+    return fitting or found[:1]
+
+
+def _layouts(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: Asked) -> list[Layout]:
+    """What `candidates` takes its own from: whether it fits or not, in the same order."""
     degrees = [asked.tp] if asked.tp else _powers(min(model.heads, machine.cores, MOST_RANKS))
     if asked.replicas:
         counts = [asked.replicas]
@@ -141,10 +149,7 @@ def candidates(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: Aske
                 continue
             width = asked.cores_per_rank or max(1, machine.cores // (replicas * tp))
             found.append(Layout(replicas, tp, width))
-    found.sort(key=lambda layout: (layout.replicas * layout.tp, layout))
-    fitting = [one for one in found if one.cores <= machine.cores]
-    fitting = [one for one in fitting if memory_of(model, one) <= machine.available_bytes]
-    return fitting or found[:1]
+    return sorted(found, key=lambda layout: (layout.replicas * layout.tp, layout))
 
 
 def _powers(limit: int) -> list[int]:
@@ -185,16 +190,18 @@ def choose(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: Asked, f
 
 
 def _only(model: ModelFacts, machine: MachineFacts, layout: Layout, goal: Goal, asked: Asked) -> str:
+    """Why there is no other candidate than ``layout``."""
+    available = f"of memory, and {gib(machine.available_bytes)} are available"
+    if layout.cores > machine.cores:
+        return f"it comes nearest to what was asked, which wants {layout.cores} CPU cores where {machine.cores} can be used"
+    if memory_of(model, layout) > machine.available_bytes:
+        return f"it comes nearest to the memory: it takes {gib(memory_of(model, layout))} {available}"
+    others = [one for one in _layouts(model, machine, goal, asked) if one != layout and one.cores <= machine.cores]
+    if others:
+        return f"{others[0]} would take {gib(memory_of(model, others[0]))} {available}"
     if machine.cores == 1:
-        return "this machine has one core"
-    if goal == "throughput" and not asked.replicas:
-        group = memory_of(model, replace(layout, replicas=1))
-        if group * 2 > machine.available_bytes:
-            return (
-                f"a group takes {gib(group)} of memory and {gib(machine.available_bytes)} are available, so that no "
-                "second one fits"
-            )
-    return f"the only one of this machine's {machine.cores} cores that fits what was asked"
+        return "one core can be used here"
+    return f"the only layout on {machine.cores} cores that fits what was asked"
 
 
 def choose_cores(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: Asked) -> Choice:
@@ -241,24 +248,27 @@ def check_memory(model: ModelFacts, machine: MachineFacts, layout: Layout) -> No
         )
 
 
-def check_cores(cores: int, layout: Layout, goal: Goal) -> str | None:
-    """What to say of a layout of more ranks and threads than there are CPU cores; None: they are enough.
+def warn_of_cores(cores: int, layout: Layout, goal: Goal, traced: bool = False) -> str:
+    """What to say of a layout of more ranks and threads than there are CPU cores to use.
+
+    Args:
+        traced: the model was traced for this degree, and can have no other as it is.
 
     Raises:
         DegreeError: it is for throughput, of which sharing cores gives nothing.
     """
-    if layout.cores <= cores:
-        return None
     tp = min(layout.tp, cores)
     replicas = max(1, min(layout.replicas, cores // tp))
-    fits = f"--tp {tp} --replicas {replicas}"
+    again = traced and tp < layout.tp
+    fits = f"--replicas {replicas}" if traced else f"--tp {tp} --replicas {replicas}"
     if layout.cores_per_rank > 1:
         fits += f" --cores-per-rank {max(1, cores // (tp * replicas))}"
     ranks = layout.replicas * layout.tp
-    wants = f"{ranks} rank{'s' if ranks > 1 else ''} want {layout.cores} CPU cores and this machine has {cores}"
+    wants = f"{ranks} rank{'s want' if ranks > 1 else ' wants'} {layout.cores} CPU cores and {cores} can be used here"
+    advice = f"trace the model again with --tp {tp}, and use {fits}" if again else f"use {fits}"
     if goal == "throughput":
-        raise DegreeError(f"{wants}: for throughput use {fits}, or leave these flags out")
-    return f"{wants}: they run unpinned and share them; {fits} would be faster"
+        raise DegreeError(f"{wants}: for throughput {advice}{'' if again else ', or leave these flags out'}")
+    return f"{wants}: they run unpinned and share them; to be faster, {advice}"
 
 
 def gib(size: int) -> str:
