@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tpray.errors import CheckpointError, ModelNotFoundError
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.parallel_layers.shard import build_shard
+from tpray.parallel_layers.weights import open_weights
 
 
 @pytest.fixture
@@ -71,6 +73,20 @@ def test_missing_and_misshapen_tensors_are_named(checkpoint: Path) -> None:
     save_file(tensors | {name: torch.zeros(64, 32)}, path)
     with pytest.raises(CheckpointError, match=r"query\.weight has the shape \[64, 32\].* and \[64, 64\]"):
         shard_state(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.bin"])
+def test_a_tensor_that_a_file_lacks_is_named(name: str, tmp_path: Path) -> None:
+    tensors, path = {"there": torch.zeros(4, 4)}, tmp_path / name
+    if path.suffix == ".bin":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    file = open_weights(path)
+    assert file.piece("there", 1, 0, 2).shape == (4, 2)
+    for read in (file.shape, file.whole, lambda tensor: file.piece(tensor, 0, 0, 1)):
+        with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))} has no tensor absent"):
+            read("absent")
 
 
 def test_a_damaged_file_is_named(checkpoint: Path) -> None:

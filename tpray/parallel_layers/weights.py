@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """One weights file: shapes without reading, whole tensors, and pieces of them."""
+    """One weights file: shapes without reading, whole tensors, and pieces of them.
+
+    All raise `CheckpointError` for a tensor that is not in the file.
+    """
 
     path: Path
 
@@ -45,20 +50,30 @@ class SafetensorsFile:
         return list(self._file.keys())
 
     def shape(self, name: str) -> list[int]:
+        with self._reading(name):
+            return list(self._file.get_slice(name).get_shape())
+
+    def whole(self, name: str) -> Tensor:
+        with self._reading(name):
+            tensor: Tensor = self._open().get_tensor(name)
+            return tensor
+
+    def piece(self, name: str, dim: int, start: int, stop: int) -> Tensor:
+        with self._reading(name):
+            tensor: Tensor = self._open().get_slice(name)[(slice(None),) * dim + (slice(start, stop),)]
+            return tensor
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Translate what safetensors raises."""
         from safetensors import SafetensorError
 
         try:
-            return list(self._file.get_slice(name).get_shape())
+            yield
         except SafetensorError as e:
-            raise CheckpointError(f"{self.path} has no tensor {name}, which the index of the weights names: {e}") from e
-
-    def whole(self, name: str) -> Tensor:
-        tensor: Tensor = self._open().get_tensor(name)
-        return tensor
-
-    def piece(self, name: str, dim: int, start: int, stop: int) -> Tensor:
-        tensor: Tensor = self._open().get_slice(name)[(slice(None),) * dim + (slice(start, stop),)]
-        return tensor
+            if name not in self.names():
+                raise CheckpointError(_lacks(self.path, name)) from e
+            raise CheckpointError(f"{self.path}: the tensor {name} cannot be read: {e}") from e
 
 
 class PickledFile:
@@ -79,15 +94,22 @@ class PickledFile:
         return list(self._tensors)
 
     def shape(self, name: str) -> list[int]:
-        if name not in self._tensors:
-            raise CheckpointError(f"{self.path} has no tensor {name}, which the index of the weights names")
-        return list(self._tensors[name].shape)
+        return list(self._tensor(name).shape)
 
     def whole(self, name: str) -> Tensor:
-        return self._tensors[name].clone()
+        return self._tensor(name).clone()
 
     def piece(self, name: str, dim: int, start: int, stop: int) -> Tensor:
-        return self._tensors[name].narrow(dim, start, stop - start).clone()
+        return self._tensor(name).narrow(dim, start, stop - start).clone()
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise CheckpointError(_lacks(self.path, name))
+        return self._tensors[name]
+
+
+def _lacks(path: Path, name: str) -> str:
+    return f"{path} has no tensor {name}: it is damaged, or the index of the weights is that of other files"
 
 
 def open_weights(path: Path) -> Reader:

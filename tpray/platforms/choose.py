@@ -78,8 +78,8 @@ class ModelFacts:
 class MachineFacts:
     """What of a machine decides.
 
-    cores: how many can be used. available_bytes: of memory, for new processes. core_bytes: memory of an accelerator's core; None: it has none of its
-    own. degrees: over how many cores a collective runs; None: over any number.
+    cores: how many can be used. available_bytes: of memory, for new processes. core_bytes: memory of an accelerator's
+    core; None: it has none of its own. degrees: over how many cores a collective runs; None: over any number.
     """
 
     cores: int
@@ -193,7 +193,8 @@ def _only(model: ModelFacts, machine: MachineFacts, layout: Layout, goal: Goal, 
     """Why there is no other candidate than ``layout``."""
     available = f"of memory, and {gib(machine.available_bytes)} are available"
     if layout.cores > machine.cores:
-        return f"it comes nearest to what was asked, which wants {layout.cores} CPU cores where {machine.cores} can be used"
+        wants = f"wants {layout.cores} CPU cores where {machine.cores} can be used"
+        return f"it comes nearest to what was asked, which {wants}"
     if memory_of(model, layout) > machine.available_bytes:
         return f"it comes nearest to the memory: it takes {gib(memory_of(model, layout))} {available}"
     others = [one for one in _layouts(model, machine, goal, asked) if one != layout and one.cores <= machine.cores]
