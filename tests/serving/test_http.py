@@ -146,6 +146,20 @@ def test_what_the_server_says_of_itself(with_fake_engine: WithEngine) -> None:
     with_fake_engine(work)
 
 
+@pytest.mark.parametrize("digits", [7, 5000])
+def test_a_body_that_is_declared_too_large_is_refused_before_it_is_read(
+    digits: int, with_fake_engine: WithEngine
+) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            answer = await http.post("/predict", content=b"{}", headers={"content-length": "9" * digits})
+            assert (answer.status_code, answer.json()["error_type"]) == (413, "Validation")
+            patient = await http.post("/predict", json={"inputs": "a"}, headers={TIMEOUT_HEADER: "9" * digits})
+            assert patient.status_code == 200
+
+    with_fake_engine(work)
+
+
 def test_a_route_that_is_nobodys_is_an_error_of_the_dialect(with_fake_engine: WithEngine) -> None:
     async def work(engine: Engine, executor: FakeExecutor) -> None:
         async with client(engine) as http:
