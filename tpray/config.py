@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -158,8 +158,14 @@ def cache_dir() -> Path:
     return path
 
 
+KEPT_FILES = 64
+"""How many files a folder of the cache holds that `write_whole` writes to: each saves a start some seconds, no more."""
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file of the cache so that a reader sees all of it or none; its folder is made when missing.
+
+    Of the files in its folder only the `KEPT_FILES` that were written last are kept.
 
     Raises:
         OSError: it cannot be written.
@@ -168,6 +174,9 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+    with suppress(OSError):  # whoever writes at the same time removes the same
+        for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)[:-KEPT_FILES]:
+            old.unlink()
 
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 import tpray
 from tpray.artifacts.resolve import Remembered, recall_or_find, resolve
-from tpray.config import ModelConfig, environment
+from tpray.config import KEPT_FILES, ModelConfig, cache_dir, environment, write_whole
 from tpray.group.phases import PhaseReport, Spans, process_started
 from tpray.group.worker_host import WorkerHost
 from tpray.parallel_layers.checkpoint import Checkpoint
@@ -191,3 +192,14 @@ def test_what_a_spare_imports_is_there() -> None:
     code = "from tpray.group.worker_host import WorkerHost as H; H().preload(1, True)"
     assert loaded_by(code, "torch", "transformers", "ray") == ["torch", "transformers"]
     assert loaded_by(code.replace("True", "False"), "torch", "transformers", "ray") == ["torch"]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_of_what_is_remembered_the_newest_is_kept() -> None:
+    folder = cache_dir() / "notes"
+    for number in range(KEPT_FILES + 3):
+        path = folder / str(number)
+        write_whole(path, "x")
+        os.utime(path, ns=(number, number))  # the clock of some disks is coarse
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {str(number) for number in range(3, KEPT_FILES + 3)}
