@@ -20,6 +20,7 @@ from ray._common.utils import get_default_ray_temp_dir
 
 from tests.served import Running, assert_all_gone, children_of, sessions_of, start
 from tpray.platforms import lease
+from tpray.platforms.cores import core_count
 
 pytestmark = pytest.mark.ray
 
@@ -198,6 +199,24 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running
 def slow(*values: float) -> Any:
     """Parameters of a test that `make test` leaves to `make test-all`."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(core_count() < 2, reason="on one core there is one group")
+def test_for_throughput_there_are_several_groups(free_port: Callable[[], int], tmp_path: Path) -> None:
+    running = start(free_port(), tmp_path, "--for", "throughput")
+    log = running.log.read_text()
+    chosen = re.search(r"choose .* (\d+) groups of tp 1 on .* for throughput", log)
+    assert chosen is not None, log
+    count = chosen[1]
+    assert f"Ready the embedded demo, {count} groups of tp 1, at {running.url}" in log
+    assert re.search(rf"groups .* all {count}\n +HAProxy", log), "what they took is not HAProxy's"
+    assert {running.predict({"inputs": [PLACE, OFFICE]}).status_code for _ in range(8)} == {200}
+    assert running.info()["chosen"].startswith(f"{count} groups")
+    family = children_of(running.process.pid)
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(60) == 0, running.log.read_text()
+    assert_all_gone(family, within_s=1)
 
 
 @pytest.mark.parametrize(("delay_s", "times"), [(0.5, 1), (2.0, 1), slow(4.0, 1), slow(6.0, 1), (6.0, 2)])

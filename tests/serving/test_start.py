@@ -42,6 +42,11 @@ def test_the_command_and_the_replica_import_neither_torch_nor_transformers(modul
     assert loaded_by(f"import {module}", *HEAVY) == []
 
 
+def test_to_choose_a_layout_the_command_needs_neither() -> None:
+    code = "from tpray.config import ServeConfig as C; from tpray.artifacts.settle import settle; settle(C())"
+    assert loaded_by(code, *HEAVY) == []
+
+
 def test_the_command_line_imports_no_ray_until_it_needs_it() -> None:
     assert loaded_by("import tpray.commands.cli, tpray.serving.launch", "ray", *HEAVY) == []
 

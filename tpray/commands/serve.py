@@ -46,7 +46,7 @@ def serve(
     host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
     max_batch_tokens: Annotated[
-        int, typer.Option(min=1, envvar="TPRAY_MAX_BATCH_TOKENS")
+        int, typer.Option(min=1, envvar="TPRAY_MAX_BATCH_TOKENS", help="Tokens taken from the queue at a time.")
     ] = BatchConfig().max_batch_tokens,
     max_concurrent_requests: Annotated[
         int,

@@ -165,8 +165,11 @@ class Checkpoint:
 
     @property
     def size_bytes(self) -> int:
-        """How large the weights are on disk."""
-        return sum(path.stat().st_size for path in set(self.weight_files.values()))
+        """How large the weights are on disk; a file that holds all is not opened, which would import torch."""
+        files = self._files()
+        if files[0].name.endswith(".index.json"):
+            files = list(set(self.weight_files.values()))
+        return sum(path.stat().st_size for path in files)
 
     def _files(self) -> list[Path]:
         for name in WEIGHT_NAMES:

@@ -231,8 +231,10 @@ class Server:
                 self._show_message(message)
                 if message is None and self._is_up():
                     break
-            while replicas > 1 and not self._is_up():
-                time.sleep(0.1)
+            if replicas > 1:  # they start side by side, so that their lines do not add up, and this one does
+                while not self._is_up():
+                    time.sleep(0.1)
+                self._spans.end("groups", f"all {replicas}")
             self._wait_until_reachable()
             self._spans.end("HAProxy")
             spares.end()
