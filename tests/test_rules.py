@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import tpray
 from tpray.artifacts.key import SHAPING_CODE, code_digest
+from tpray.commands.cli import app
 
 ROOT = Path(tpray.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if "demo" not in path.parts)
@@ -54,3 +58,12 @@ def test_all_code_that_shapes_a_program_is_in_the_cache_key(package: str, tmp_pa
         path.write_text(before + "# changed")
         assert code_digest.__wrapped__(tmp_path) != code_digest(), path
         path.write_text(before)
+
+
+def test_the_readme_names_every_flag() -> None:
+    readme = (ROOT.parent / "README.md").read_text()
+    commands = get_command(app)
+    assert isinstance(commands, TyperGroup)
+    flags = {flag for command in commands.commands.values() for option in command.params for flag in option.opts}
+    named = set(re.findall(r"--[a-z][a-z-]*", readme))
+    assert sorted(flag for flag in flags - named if flag.startswith("--")) == []
