@@ -18,7 +18,7 @@ import httpx
 import pytest
 from ray._common.utils import get_default_ray_temp_dir
 
-from tests.served import Running, assert_all_gone, children_of, sessions_of, start
+from tests.served import Running, assert_all_gone, children_of, processes_of, sessions_of, start
 from tpray.platforms import lease
 from tpray.platforms.cores import core_count
 
@@ -61,6 +61,17 @@ def test_service_routes(server: Running) -> None:
     for asset in re.findall(r"\"(docs/assets/[^\"]+)\"", page):
         assert httpx.get(f"{server.url}/{asset}").status_code == 200
     assert "/predict" in httpx.get(f"{server.url}/openapi.json").json()["paths"]
+
+
+def test_only_the_ranks_import_torch_on_a_first_start(server: Running) -> None:
+    """They trace, and look at the model for the others."""
+    (replica,) = processes_of(server, "ServeReplica")
+    ranks = [rank["pid"] for rank in server.info()["ranks"]]
+    holds = {
+        pid: "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text() for pid in (server.process.pid, replica, *ranks)
+    }
+    assert [pid for pid, torch in holds.items() if torch] == ranks
+    assert {"trace", "describe"} <= {p["phase"] for p in server.info()["startup"]}
 
 
 @pytest.mark.parametrize(

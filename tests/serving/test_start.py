@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 
 import tpray
-from tpray.artifacts.resolve import Remembered, recall_or_find, resolve
-from tpray.config import KEPT_FILES, ModelConfig, cache_dir, environment, write_whole
+from tpray.artifacts.resolve import Remembered, locate, recall_or_find, resolve
+from tpray.config import DEMO_DIR, KEPT_FILES, ModelConfig, cache_dir, environment, write_whole
+from tpray.errors import DegreeError
 from tpray.group.phases import PhaseReport, Spans, process_started
 from tpray.group.worker_host import WorkerHost
 from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.platforms.topology import Topology
+from tpray.serving import prepare
 from tpray.serving.codec import TextCodec
 from tpray.serving.engine import Engine
 from tpray.serving.progress import Receiver, Sender
@@ -147,7 +150,8 @@ def test_a_spare_belongs_to_the_first_who_asks_and_ends_with_him() -> None:
         "owner = subprocess.Popen(['sleep', '60'])\n"
         "host = WorkerHost()\n"
         "assert host.claim(owner.pid) and not host.claim(1)\n"
-        "host.leave_unless_claimed()\n"
+        "host.leave()\n"
+        "host.leave(1)\n"
         "print('claimed', flush=True)\n"
         "owner.kill(); owner.wait()\n"
         "time.sleep(30); sys.exit(3)\n"
@@ -194,9 +198,9 @@ def test_a_replica_knows_whether_the_start_is_still_watched() -> None:
 
 def test_what_a_spare_imports_is_there() -> None:
     """By name, so that the module of the host itself needs none of it."""
-    code = "from tpray.group.worker_host import WorkerHost as H; H().preload(1, True)"
-    assert loaded_by(code, "torch", "transformers", "ray") == ["torch", "transformers"]
-    assert loaded_by(code.replace("True", "False"), "torch", "transformers", "ray") == ["torch"]
+    code = "from tpray.group.worker_host import WorkerHost as H; host = H(); host.preload(2)"
+    assert loaded_by(code, "torch", "transformers", "ray") == ["torch"]
+    assert loaded_by(f"{code}; host.prepare_to_trace()", "torch", "transformers", "ray") == ["torch", "transformers"]
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -208,3 +212,48 @@ def test_of_what_is_remembered_the_newest_is_kept() -> None:
         os.utime(path, ns=(number, number))  # the clock of some disks is coarse
     kept = {path.name for path in folder.iterdir()}
     assert kept == {str(number) for number in range(3, KEPT_FILES + 3)}
+
+
+def test_a_spare_computes_alone_until_it_is_a_rank() -> None:
+    """The threads of its pool are those of the rank's program; see `ProgramThread`."""
+    code = (
+        "from tpray.group.worker_host import WorkerHost as H; host = H(); host.preload(2)\n"
+        "import torch; from tpray.group.program_thread import ProgramThread\n"
+        "print(torch.get_num_threads(), ProgramThread('rank', 2).do(torch.get_num_threads))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert ran.stdout == "1 2\n"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_what_was_asked_of_transformers_is_asked_once(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """A spare asks on a first start. The replica resolves and tokenises without transformers and torch."""
+    model = ModelConfig(source=str(make_checkpoint()))
+    located = locate(model, Topology(1))
+    assert isinstance(located, Checkpoint)
+    task = prepare.check_and_describe(located, model, Topology(1))
+    prepare.learn_tokenizer(task)
+    (tmp_path / "task").write_bytes(pickle.dumps(task))
+    code = (
+        "import asyncio, pickle; from pathlib import Path\n"
+        "from tpray.artifacts.folder import copy_model_files\n"
+        "from tpray.artifacts.resolve import resolve\n"
+        "from tpray.config import ModelConfig; from tpray.platforms.topology import Topology\n"
+        "from tpray.serving.codec import TextCodec; from tpray.serving.tokenizer_facts import facts_path, read_facts\n"
+        f"folder = Path({str(tmp_path)!r}); task = pickle.loads((folder / 'task').read_bytes())\n"
+        f"model = ModelConfig(source={model.source!r})\n"
+        "resolution = asyncio.run(resolve(task, model, Topology(1)))\n"
+        "assert resolution.task == task and resolution.artifact is None\n"
+        "copied = copy_model_files(task.model_files, folder / 'model')\n"
+        "facts = read_facts(facts_path(copied, task.model.max_length))\n"
+        "assert TextCodec(folder / 'model', task.model, facts).encode(['a text'])\n"
+    )
+    assert loaded_by(code, *HEAVY, "ray") == []
+
+
+def test_a_spare_refuses_what_cannot_be_served() -> None:
+    model = ModelConfig(source=str(DEMO_DIR))
+    located = locate(model, Topology(5))
+    assert isinstance(located, Checkpoint), "nothing of transformers was asked yet"
+    with pytest.raises(DegreeError):
+        prepare.check_and_describe(located, model, Topology(5))

@@ -14,9 +14,8 @@ Hashes tell damage and later changes; they are not a signature: load artifacts f
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tpray.artifacts.manifest import (
     MANIFEST_FILE,
@@ -28,9 +27,6 @@ from tpray.artifacts.manifest import (
 )
 from tpray.errors import ArtifactError
 from tpray.parallel_layers.files import file_digest
-
-if TYPE_CHECKING:
-    from tpray.parallel_layers.checkpoint import Checkpoint
 
 MODEL_DIR = "model"
 
@@ -119,9 +115,9 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
     return {path.relative_to(directory).as_posix(): FileRecord.of(path) for path in found}
 
 
-def copy_model_files(checkpoint: Checkpoint, directory: Path) -> dict[str, FileRecord]:
+def copy_model_files(files: Iterable[Path], directory: Path) -> dict[str, FileRecord]:
     """Copy configuration and tokenizer into ``directory`` (created) and return their records."""
     directory.mkdir(parents=True)
-    for path in sorted({checkpoint.directory / "config.json", *checkpoint.text_files}):
+    for path in files:
         shutil.copyfile(path, directory / path.name)
     return record_files(directory)

@@ -1,7 +1,8 @@
 """From what the user named to an artifact, or to what must be traced.
 
-`find_model` finds the files, on the Hub if need be, and refuses what cannot work; `resolve` then looks for the artifact
-that was traced for them, in this machine's cache and in the store that machines share.
+`locate` finds the files, on the Hub if need be, or an artifact; it needs neither transformers nor torch, and what comes
+next need not be in the same process. `check` refuses what cannot work, `describe` says what is to be traced. `resolve`
+then looks for the artifact that was traced before, in this machine's cache and in the store that machines share.
 
 Artifacts are kept under ``<cache>/artifacts/<key>``; see `key`: the same model, degree, dtype, runtime and versions are
 traced once.
@@ -20,7 +21,7 @@ from pathlib import Path
 from tpray.artifacts import memo
 from tpray.artifacts.folder import Artifact, is_artifact
 from tpray.artifacts.key import cache_key
-from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, check_cores
+from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, ModelRecord, check_cores
 from tpray.artifacts.store import SharedStore, fetch, is_url
 from tpray.config import AUTO, DEMO_DIR, ModelConfig, cache_dir
 from tpray.errors import ArtifactError, ConfigError, StoreError
@@ -29,23 +30,28 @@ from tpray.parallel_layers.plan import Plan, read_plan
 from tpray.platforms.memory import available_bytes
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket
+from tpray.tokenizer import takes_types
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TraceTask:
-    """What is to be traced, and where the artifact goes.
+    """What is to be traced, and where the artifact goes. It says all that transformers was asked of the model.
 
-    directory: of the artifact. kept_by_user: it is a folder that the user named, and not in the cache.
-    store: where other machines look for it, under ``key``. note: where it is remembered; see `memo`.
+    model: for the manifest; whether it reads padding only a trace can tell for certain. model_files: configuration and
+    tokenizer. typed: whether the tokenizer gives token types. directory: of the artifact. kept_by_user: it is a folder
+    that the user named, and not in the cache. store: where other machines look for it, under ``key``. note: where it is
+    remembered; see `memo`.
     """
 
     checkpoint: Checkpoint
+    model: ModelRecord
+    model_files: tuple[Path, ...]
+    typed: bool
     topology: Topology
     dtype: str
     buckets: tuple[Bucket, ...]
-    max_length: int
     key: str
     directory: Path
     kept_by_user: bool = False
@@ -111,12 +117,20 @@ class Remembered:
     note: Path
 
 
-Found = Checkpoint | Artifact | Remembered
+Found = Checkpoint | TraceTask | Artifact | Remembered
 """What a model was found as."""
 
 
 def recall_or_find(model: ModelConfig, topology: Topology, out: Path | None = None) -> Found:
     """What the last start has found, without transformers and torch; if nothing is remembered, `find_model`."""
+    found = locate(model, topology, out)
+    if isinstance(found, Checkpoint):
+        check(found, model, topology, out)
+    return found
+
+
+def locate(model: ModelConfig, topology: Topology, out: Path | None = None) -> Checkpoint | Artifact | Remembered:
+    """`recall_or_find`, but a checkpoint is not checked: without transformers and torch."""
     directory = DEMO_DIR if model.source is None else Path(model.source).expanduser()
     if out is None and model.store is None and directory.is_dir() and not is_artifact(directory):
         own_plan = None if model.plan is None else read_plan(model.plan)
@@ -125,7 +139,7 @@ def recall_or_find(model: ModelConfig, topology: Topology, out: Path | None = No
         if remembered is not None:
             _check_memory(remembered.artifact.manifest.weight_bytes, str(directory))
             return remembered
-    return find_model(model, topology, out)
+    return _locate(model, topology)
 
 
 def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) -> Checkpoint | Artifact:
@@ -140,6 +154,13 @@ def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) 
         ArtifactError: a traced folder is damaged. StoreError: the URL of an artifact cannot be reached now.
         ConfigError: dtype, buckets, plan, memory, disk or the runtime do not agree with it.
     """
+    found = _locate(model, topology)
+    if isinstance(found, Checkpoint):
+        check(found, model, topology, out)
+    return found
+
+
+def _locate(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
     name = model.source
     if model.store is not None:
         SharedStore(model.store)
@@ -159,8 +180,12 @@ def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) 
         _check_memory(artifact.manifest.weight_bytes, str(directory))
         return artifact
     found = find_checkpoint(directory if name is None else name, model.revision)
-    checkpoint = replace(found, own_plan=own_plan)
-    if own_plan is not None:
+    return replace(found, own_plan=own_plan)
+
+
+def check(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None = None) -> None:
+    """Refuse a checkpoint that cannot be served; see `find_model`."""
+    if checkpoint.own_plan is not None:
         from tpray.parallel_layers.shard import check_plan
 
         check_plan(checkpoint)
@@ -173,7 +198,6 @@ def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) 
     if out is not None or not _was_traced(checkpoint):
         _check_disk(checkpoint, out or cache_dir())
         _check_weights(checkpoint)
-    return checkpoint
 
 
 def _check_weights(checkpoint: Checkpoint) -> None:
@@ -224,12 +248,11 @@ async def resolve(found: Found, model: ModelConfig, topology: Topology, out: Pat
         return Resolution(found)
     if isinstance(found, Remembered):
         return Resolution(found.artifact, note=found.note)
-    task = await asyncio.to_thread(_task, found, model, topology, out)
+    task = found
+    if isinstance(task, Checkpoint):
+        task = await asyncio.to_thread(describe, task, model, topology, out)
     artifact = None if task.kept_by_user else task.open()
-    if artifact is None:
-        if out is None and _was_traced(found):  # else `find_model` has checked them
-            await asyncio.to_thread(_check_weights, found)
-    else:
+    if artifact is not None:
         task.remember()
     if task.kept_by_user or task.store is None:
         return Resolution(artifact, task)
@@ -246,7 +269,10 @@ async def resolve(found: Found, model: ModelConfig, topology: Topology, out: Pat
     return Resolution(artifact, task, task.store.url_of(task.key) if in_store else None, damaged)
 
 
-def _task(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None) -> TraceTask:
+def describe(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None = None) -> TraceTask:
+    """What is to be traced, if it was not before, of a checkpoint that was `check`ed."""
+    from tpray.parallel_layers.shard import count_token_types, empty_model
+
     dtype = topology.platform.choose_dtype(model.dtype)
     # Before any file is read: one that changes meanwhile is not remembered as it then is.
     kept = out is not None or model.store is not None or checkpoint.revision is not None
@@ -255,18 +281,37 @@ def _task(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: P
     named = model.buckets or topology.platform.default_buckets(limit)
     buckets = tuple(sorted({Bucket(*shape) for shape in named}))
     key = cache_key(checkpoint, topology, dtype, buckets)
-    return TraceTask(
+    config, typed = checkpoint.config, takes_types(checkpoint.tokenizer)
+    record = ModelRecord(
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        digest=checkpoint.digest,
+        model_type=config.model_type,
+        max_length=max((bucket.length for bucket in buckets), default=limit),
+        vocab_size=config.vocab_size,
+        token_types=count_token_types(empty_model(config), typed),
+        labels=checkpoint.labels,
+        problem_type=config.problem_type,
+        pad_id=checkpoint.pad_id,
+        plan=checkpoint.plan.to_json(),
+    )
+    task = TraceTask(
         checkpoint=checkpoint,
+        model=record,
+        model_files=tuple(sorted({checkpoint.directory / "config.json", *checkpoint.text_files})),
+        typed=typed,
         topology=topology,
         dtype=dtype,
         buckets=buckets,
-        max_length=max((bucket.length for bucket in buckets), default=limit),
         key=key,
         directory=out or cache_dir() / "artifacts" / key,
         kept_by_user=out is not None,
         store=SharedStore(model.store) if model.store else None,
         note=note,
     )
+    if out is None and task.open() is None and _was_traced(checkpoint):  # else `check` has looked at them
+        _check_weights(checkpoint)
+    return task
 
 
 async def _share(artifact: Artifact, store: SharedStore, key: str) -> bool:

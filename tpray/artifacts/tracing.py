@@ -16,12 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tpray.artifacts.folder import MODEL_DIR, Artifact, copy_model_files
-from tpray.artifacts.manifest import Manifest, ModelRecord, RankRecord, machine, now, versions, write_manifest
+from tpray.artifacts.manifest import Manifest, RankRecord, machine, now, versions, write_manifest
 from tpray.artifacts.resolve import Resolution, TraceTask, check_padding
 from tpray.artifacts.store import SharedStore
 from tpray.errors import StoreError
 from tpray.runtime.records import INPUT_NAMES, Canary
-from tpray.tokenizer import takes_types
 
 log = logging.getLogger(__name__)
 
@@ -77,34 +76,20 @@ async def _make_for_all(resolution: Resolution, task: TraceTask, store: SharedSt
 
 
 async def _trace(task: TraceTask, tracer: Tracer) -> Artifact:
-    from tpray.parallel_layers.shard import count_token_types, empty_model
-
-    checkpoint, config, topology = task.checkpoint, task.checkpoint.config, task.topology
+    topology = task.topology
     family, lnc = topology.compiled_for
     staging = task.directory.parent / f".{task.directory.name}.tracing"
     shutil.rmtree(staging, ignore_errors=True)  # of a tracer that crashed: the lock is ours
     try:
-        model_files = copy_model_files(checkpoint, staging / MODEL_DIR)
+        model_files = copy_model_files(task.model_files, staging / MODEL_DIR)
         traced = await tracer(task, staging)
-        check_padding(task.buckets, checkpoint, traced.canary.reads_padding)
+        reads_padding = traced.canary.reads_padding
+        check_padding(task.buckets, task.checkpoint, reads_padding)
         manifest = Manifest(
             created=now(),
             versions=versions(topology.runtime),
             machine=machine(),
-            model=ModelRecord(
-                source=checkpoint.source,
-                revision=checkpoint.revision,
-                digest=checkpoint.digest,
-                model_type=config.model_type,
-                max_length=task.max_length,
-                vocab_size=config.vocab_size,
-                token_types=count_token_types(empty_model(config), takes_types(checkpoint.tokenizer)),
-                labels=checkpoint.labels,
-                problem_type=config.problem_type,
-                pad_id=checkpoint.pad_id,
-                reads_padding=traced.canary.reads_padding,
-                plan=checkpoint.plan.to_json(),
-            ),
+            model=task.model.model_copy(update={"reads_padding": reads_padding}),
             runtime=topology.runtime,
             instance_family=family,
             lnc=lnc,

@@ -23,7 +23,6 @@ from tpray.group.phases import PhaseReport
 from tpray.group.wire import Array, Kind
 from tpray.runtime.buckets import Bucket, fitting, largest_batch, pad_to
 from tpray.runtime.canary import TOLERANCE, canary_steps, check_logits, difference
-from tpray.tokenizer import takes_types
 
 log = logging.getLogger(__name__)
 
@@ -176,13 +175,13 @@ class ClassifierGroup(Group):
         self._resolution = await make_artifact(self._resolution, self._trace_shards)
 
     async def _trace_shards(self, task: TraceTask, directory: Path) -> Traced:
-        typed = takes_types(task.checkpoint.tokenizer)
+        checkpoint, length = task.checkpoint, task.model.max_length
         jobs = [
-            ShardJob(task.checkpoint, task.dtype, task.max_length, task.buckets, directory / rank_folder(rank), typed)
+            ShardJob(checkpoint, task.dtype, length, task.buckets, directory / rank_folder(rank), task.typed)
             for rank in range(self.tp)
         ]
         records = await self.executor.trace(jobs)
-        return Traced(records, await self.executor.make_canary(task.checkpoint, task.max_length))
+        return Traced(records, await self.executor.make_canary(checkpoint, length))
 
     @property
     def canary_steps(self) -> int:

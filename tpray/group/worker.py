@@ -261,6 +261,11 @@ class ShardWorker:
             return Frame(kind, frame.step, (begun,), text=f"{type(e).__name__}: {e}").encode()
 
 
+def compute_alone() -> None:
+    """Have every thread of this process compute alone, but those of ranks; see `ProgramThread`."""
+    torch.set_num_threads(1)
+
+
 def import_for_tracing() -> None:
     """Import what `ShardWorker.trace` needs, which takes seconds, before there is anything to trace."""
     import torch._dynamo  # noqa: F401

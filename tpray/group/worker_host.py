@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tpray.config import set_up_logging, set_variables
 from tpray.errors import GroupError
@@ -21,6 +21,8 @@ from tpray.platforms.topology import Topology
 if TYPE_CHECKING:
     from tpray.group.jobs import WorkerInfo
     from tpray.group.worker import ShardWorker
+
+T = TypeVar("T")
 
 _TRACES = ("trace", "try_trace_user_model")
 _LOADS = ("load", "load_user_model")
@@ -36,13 +38,18 @@ class WorkerHost:
         self._in_turn: tuple[str, ...] = ()
         self._owner: int | None = None  # who has claimed this process; see `tpray.group.spares`
 
-    def preload(self, threads: int, traces: bool) -> None:
-        """Import what a rank needs, before there is one. threads: of a rank. traces: whether it will trace."""
+    def preload(self, threads: int) -> None:
+        """Import what a rank needs, before there is one. threads: of a rank."""
         set_variables({"OMP_NUM_THREADS": str(threads)})  # read when torch is imported
         from tpray.group import worker
 
-        if traces:
-            worker.import_for_tracing()
+        worker.compute_alone()
+
+    def prepare_to_trace(self) -> None:
+        """Import what a rank needs to trace besides, which takes seconds."""
+        from tpray.group import worker
+
+        worker.import_for_tracing()
 
     def claim(self, owner: int) -> bool:
         """Be the process ``owner``'s from now on, and end with it; False if another one has come first."""
@@ -56,10 +63,14 @@ class WorkerHost:
         threading.Thread(target=_end_with, args=(fd,), name="tpray-owner", daemon=True).start()
         return True
 
-    def leave_unless_claimed(self) -> None:
-        """End this process, if nobody has claimed it."""
-        if self._owner is None:
+    def leave(self, owner: int | None = None) -> None:
+        """End this process, unless another one than ``owner`` has claimed it."""
+        if self._owner in (None, owner):
             os._exit(0)
+
+    def do(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What ``work`` returns here: a function of another layer, for which a rank's process has the imports."""
+        return work(*arguments)
 
     def cores(self, resource: str) -> tuple[int, ...]:
         """The ids of the cores that Ray gave this process of a resource, ascending."""

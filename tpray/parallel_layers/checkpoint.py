@@ -102,8 +102,8 @@ class Checkpoint:
         return tokenizer
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the tokenizer, which need not pickle: a process that wants it loads it."""
-        return {name: value for name, value in self.__dict__.items() if name != "tokenizer"}
+        """Without what is transformers' own: a process that needs it loads it, and others need no transformers."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("config", "tokenizer")}
 
     @property
     def text_files(self) -> list[Path]:

@@ -7,11 +7,13 @@ replica's placement group holds the ranks' cores, and the replica itself takes n
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import serve
 
+from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
 from tpray.config import BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.group.classifier import ClassifierGroup
@@ -33,6 +35,22 @@ APP_NAME = "tpray"
 DEPLOYMENT_NAME = "Classifier"
 
 
+@dataclass(frozen=True)
+class FromCommand:
+    """What `tpray serve` tells the replicas of its server.
+
+    progress_address: where they report their start; see `progress`. token: what HTTP requests must show; see `gate`.
+    spares: names of processes that wait for the first ranks; see `tpray.group.spares`. task: what the model was found
+    as, if it was not traced before. before: the spans of the start until now.
+    """
+
+    progress_address: str | None = None
+    token: str | None = None
+    spares: tuple[str, ...] = ()
+    task: TraceTask | None = None
+    before: tuple[PhaseReport, ...] = ()
+
+
 @serve.deployment(name=DEPLOYMENT_NAME)
 @serve.ingress()
 class Classifier:
@@ -42,24 +60,22 @@ class Classifier:
     async def __init__(  # type: ignore[misc]
         self,
         config: ServeConfig,
-        progress_address: str | None = None,
-        token: str | None = None,
-        spares: Sequence[str] = (),
-        before: Sequence[PhaseReport] = (),
+        told: FromCommand,
         why: str = "",
     ) -> None:
         logging.getLogger("tpray").setLevel(log_level())
         keep_replica_on_loopback()
         self._config = config
-        self._gate = Gate(token)
-        report = progress.Sender(progress_address)
-        before = before if report.heard else ()
+        self._gate = Gate(told.token)
+        report = progress.Sender(told.progress_address)
+        # A replica that comes later looks for itself: the model's files may be others by then.
+        before, task = (told.before, told.task) if report.heard else ((), None)
         spans = Spans(report.phase, before[-1].ended if before else None)
         spans.end("replica")
         try:
             # Of this machine, which need not be the one where the application was built.
-            executor = RayExecutor(Topology.of(config.parallel, why=why), spares)
-            group = ClassifierGroup(config.model, executor, config.batch.step_timeout_s, report.phase)
+            executor = RayExecutor(Topology.of(config.parallel, why=why), told.spares)
+            group = ClassifierGroup(config.model, executor, config.batch.step_timeout_s, report.phase, task)
             self._engine = Engine(group, config.batch)
             await self._engine.start()
             report.phase(self._engine.startup[-1])
@@ -172,22 +188,16 @@ def _scale(config: ServeConfig) -> dict[str, Any]:
 def application(
     config: ServeConfig,
     topology: Topology,
-    progress_address: str | None = None,
-    token: str | None = None,
+    told: FromCommand | None = None,
     surge: bool = False,
-    spares: Sequence[str] = (),
-    before: Sequence[PhaseReport] = (),
 ) -> serve.Application:
     """The Serve application of a configuration.
 
     Args:
         topology: of each group, as it is where this is called.
-        progress_address: where replicas report their start; see `progress`.
-        token: what HTTP requests must show; see `gate`.
+        told: by the command, if it is one that makes the application.
         surge: whether a new version's groups start before the old ones stop, so that no request is dropped; where
             there is no room for one more group, the new version would wait for ever.
-        spares: names of processes that wait for the first ranks; see `tpray.group.spares`.
-        before: the spans of the start until now.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     resolved = {"cores_per_rank": topology.cores_per_rank, "runtime": topology.runtime}
@@ -209,5 +219,5 @@ def application(
         # A replica that is replaced answers what it has taken.
         graceful_shutdown_timeout_s=config.batch.request_timeout_s + 5,
     )
-    bound: serve.Application = deployment.bind(config, progress_address, token, spares, before, topology.why)
+    bound: serve.Application = deployment.bind(config, told or FromCommand(), topology.why)
     return bound

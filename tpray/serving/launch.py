@@ -17,7 +17,7 @@ from http import HTTPStatus
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tpray.artifacts.resolve import recall_or_find
+from tpray.artifacts.resolve import Found, locate, recall_or_find
 from tpray.artifacts.settle import settle
 from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
@@ -145,9 +145,10 @@ class Server:
         if settled.why:
             self._spans.end("choose", settled.why)
         check_port(self.host, self.port)
-        # Refuses what cannot work; the replica finds it again, where it runs. Where that takes long, because the model
-        # was not traced yet, Ray starts meanwhile.
-        finding = on_daemon_thread(partial(recall_or_find, self.config.model, topology), "tpray-find")
+        # Refuses what cannot work. A spare imports what it takes to look into a checkpoint, and does so; without spares
+        # it is this process. Where finding takes long, Ray starts meanwhile.
+        find = recall_or_find if topology.on_assigned_cores else locate
+        finding = on_daemon_thread(partial(find, self.config.model, topology), "tpray-find")
         wait([finding], QUICK_S)
         at_once = finding.done()
         if at_once:
@@ -162,7 +163,7 @@ class Server:
             found = finding.result()
             if not at_once:
                 self._spans.end("find", "the model")
-            self._deploy(topology, settled.replicas, traces=isinstance(found, Checkpoint))
+            self._deploy(topology, settled.replicas, found)
         except BaseException:
             self._shut_down()
             raise
@@ -185,18 +186,22 @@ class Server:
         catch_signals()  # Ray has put a handler of its own in their place
         self._spans.end("Ray")
 
-    def _deploy(self, topology: Topology, replicas: int, traces: bool) -> None:
-        """traces: whether the ranks will trace."""
+    def _deploy(self, topology: Topology, replicas: int, found: Found) -> None:
         from ray import serve
 
         from tpray.group.nodes import shortfall
-        from tpray.group.spares import Spares
+        from tpray.group.spares import Spares, answer
+        from tpray.serving import prepare
 
         reason = shortfall(topology)
         if reason is not None:
             raise PlacementError(reason)
-        self._spares = spares = Spares(topology, replicas, traces)  # kept: Ray ends actors that nobody refers to
-        from tpray.serving.app import APP_NAME, application
+        self._spares = spares = Spares(topology, replicas)  # kept: Ray ends actors that nobody refers to
+        described = None
+        if isinstance(found, Checkpoint) and spares.names:
+            described = spares.ask(prepare.check_and_describe, found, self.config.model, topology)
+            spares.prepare_to_trace()
+        from tpray.serving.app import APP_NAME, FromCommand, application
 
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
         try:
@@ -208,16 +213,14 @@ class Server:
         for name in ("ray", "ray.serve"):  # Serve has just configured them; the rest is in their files
             logging.getLogger(name).setLevel(logging.ERROR)
         self._spans.end("Serve")
+        task = None if described is None else answer(described)
+        if task is not None:
+            spares.ask(prepare.learn_tokenizer, task)
+            self._spans.end("describe", "the model")
         receiver = Receiver()
         try:
-            app = application(
-                self.config,
-                topology,
-                receiver.address,
-                self._token,
-                spares=spares.names,
-                before=tuple(self._spans.reports),
-            )
+            told = FromCommand(receiver.address, self._token, spares.names, task, tuple(self._spans.reports))
+            app = application(self.config, topology, told)
             # Not blocking, so that Ctrl-C need not wait until a large model is up.
             serve.run_many(
                 [serve.RunTarget(app, name=APP_NAME, route_prefix="/")],
