@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -11,19 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.artifacts.test_artifact import start
 from tpray.artifacts import settle as settling
-from tpray.artifacts.resolve import bytes_in, find_model
+from tpray.artifacts.resolve import find_model
 from tpray.artifacts.settle import cheapest_degree, settle
-from tpray.config import ModelConfig, ParallelConfig, ServeConfig, cache_dir
-from tpray.errors import ConfigError, DegreeError
+from tpray.artifacts.sizes import bytes_in
+from tpray.config import DtypeName, ModelConfig, ParallelConfig, ServeConfig, cache_dir
+from tpray.errors import CheckpointError, ConfigError, DegreeError
 from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.platforms import choose as choosing
 from tpray.platforms import cpu, measured
 from tpray.platforms.choose import Asked, Layout, ModelFacts, candidates
 from tpray.platforms.cores import core_count
-from tpray.platforms.cpu import CpuPlatform
+from tpray.platforms.cpu import CpuPlatform, native_dtypes
 from tpray.platforms.topology import Topology
 
 CORES = core_count()
@@ -93,13 +96,43 @@ def test_other_names_of_the_sizes_are_transformers(make_checkpoint: Callable[...
 
 
 @pytest.mark.parametrize("tp", [3, 5])
-def test_more_ranks_than_cores_are_a_warning_with_both_figures(tp: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_more_ranks_than_cores_are_a_warning_with_both_figures(
+    tp: int, make_checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     tp += CORES
+    model = ModelConfig(source=str(make_checkpoint(num_attention_heads=2 * tp, hidden_size=4 * tp)))
     with caplog.at_level(logging.WARNING):
-        settle(ServeConfig(parallel=ParallelConfig(tp=tp)))
-    assert f"{tp} ranks want {tp} CPU cores and {CORES} can be used here" in caplog.text
+        settle(ServeConfig(model=model, parallel=ParallelConfig(tp=tp)))
+    assert f"{tp} ranks want {tp} CPU cores and {CORES} can be used here: they share them" in caplog.text
     with pytest.raises(DegreeError, match="for throughput use --tp"):
-        settle(ServeConfig(parallel=ParallelConfig(tp=tp), goal="throughput", replicas=1))
+        settle(ServeConfig(model=model, parallel=ParallelConfig(tp=tp), goal="throughput", replicas=1))
+
+
+def test_more_ranks_than_heads_are_refused_before_anything_starts(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(DegreeError, match="tp 64 is more than the 4 attention heads of this bert"):
+        settle(ServeConfig(parallel=ParallelConfig(tp=64)))
+    assert not caplog.records, "a warning of a start that does not come"
+
+
+@pytest.mark.usefixtures("measurements")
+def test_a_model_whose_sizes_are_not_known_is_served_by_one_rank(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(make_checkpoint(), tmp_path / "copy")
+    (copy / "config.json").write_text('{"model_type": "fnet"}')  # it has no attention, and no heads
+    settled = settle(ServeConfig(model=ModelConfig(source=str(copy))))
+    assert settled.topology.tp == settled.replicas == 1
+    assert "does not say how large its layers are" in settled.why
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_configuration_is_named(text: str, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(make_checkpoint(), tmp_path / "copy")
+    (copy / "config.json").write_text(text)
+    for tp in ("auto", 1, 2):
+        config = ServeConfig.model_validate({"model": {"source": str(copy)}, "parallel": {"tp": tp}})
+        with pytest.raises(CheckpointError, match=r"config\.json is not a transformers configuration"):
+            find_model(config.model, settle(config).topology)
 
 
 def test_a_dtype_that_the_cores_emulate_is_refused_with_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +167,25 @@ def test_a_measurement_that_fails_leaves_a_choice(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("own_cache")
+@pytest.mark.skipif("int8" not in native_dtypes(), reason="this CPU has neither VNNI nor AMX")
+@pytest.mark.parametrize(
+    ("dtype", "says"), [("int8", "sums of int8 products overflow"), ("bfloat16", "does not multiply bfloat16 itself")]
+)
+def test_an_artifact_in_a_dtype_that_the_cores_do_not_multiply_is_refused(
+    dtype: DtypeName, says: str, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dtype not in native_dtypes():
+        pytest.skip(f"this CPU does not multiply {dtype}")
+    traced = str(start(ModelConfig(source=str(make_checkpoint()), dtype=dtype)).artifact.directory)
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2"}))
+    for asked in ("auto", dtype):
+        config = ServeConfig(model=ModelConfig(source=traced, dtype=asked))
+        for refuses in (settle, lambda c: find_model(c.model, Topology(2))):
+            with pytest.raises(ConfigError, match=f"was traced in {dtype}: .*{says}.*, and trace the model again"):
+                refuses(config)
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_a_traced_model_keeps_its_degree_and_is_told_how_it_can_have_another(
     make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,6 +203,20 @@ def test_a_model_is_as_large_as_its_dtype_makes_it(make_checkpoint: Callable[...
     checkpoint = find_checkpoint(make_checkpoint())
     assert bytes_in(checkpoint, "float32") == checkpoint.size_bytes
     assert bytes_in(checkpoint, "bfloat16") == checkpoint.size_bytes // 2
+
+
+def test_the_files_say_what_weights_are_stored_in(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Whatever config.json says: tools that convert weights leave it as it was."""
+    copy = shutil.copytree(make_checkpoint(), tmp_path / "copy")
+    stored = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(stored | {"dtype": "float16", "torch_dtype": "float16"}))
+    checkpoint = find_checkpoint(str(copy))
+    assert bytes_in(checkpoint, "float32") == checkpoint.size_bytes
+    weights = {name: tensor.half() for name, tensor in load_file(copy / "model.safetensors").items()}
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert bytes_in(checkpoint, "float32") == 2 * checkpoint.size_bytes
+    (copy / "model.safetensors").write_bytes(b"\xff" * 64)
+    assert bytes_in(checkpoint, "float32") == 128, "as config.json says, until somebody reads the file"
 
 
 def test_what_runs_on_other_machines_is_not_judged_by_this_one() -> None:

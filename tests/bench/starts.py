@@ -35,6 +35,7 @@ def serve_bare(port: int) -> None:
     from tpray.platforms.lease import SERVER_PORTS, take_ports
     from tpray.serving import haproxy
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and their children
     stay_quiet()
     folder, ports = Path(tempfile.mkdtemp(prefix="tpray-bench-")), take_ports(haproxy.PORTS, SERVER_PORTS)
     set_variables(haproxy.places(folder, ports.ids, "bare", {}))
@@ -97,7 +98,14 @@ def start_server(command: Sequence[str], path: str, environ: dict[str, str], log
             return time.perf_counter() - started
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=LIMIT_S)
+            try:
+                process.communicate(timeout=LIMIT_S)
+            except (
+                subprocess.TimeoutExpired
+            ):  # its watchdog ends the rest: nothing may stay beside the next measurement
+                process.kill()
+                process.communicate()
+                raise
 
 
 def run_once(command: Sequence[str], environ: dict[str, str]) -> float:

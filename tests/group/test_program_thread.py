@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from tpray.errors import RankError
 from tpray.group.program_thread import ProgramThread
+from tpray.group.thread_executor import ThreadExecutor
 
 
 def test_work_is_done_on_the_thread_in_turn_and_its_errors_are_the_callers() -> None:
@@ -58,6 +61,40 @@ def test_an_answer_that_raises_ends_the_thread_and_the_connection() -> None:
     ours.settimeout(5)
     with pytest.raises(ConnectionResetError):  # something was sent that nobody has read
         ours.recv(1)
+
+
+def test_a_thread_that_is_told_to_end_does_its_work_before_and_none_after() -> None:
+    thread = ProgramThread("tpray-test", 1)
+    own = thread.do(threading.current_thread)
+    done: list[int] = []
+
+    def work() -> None:
+        time.sleep(0.2)
+        done.append(1)
+
+    waiting = threading.Thread(target=thread.do, args=(work,))
+    waiting.start()
+    time.sleep(0.05)
+    thread.end()
+    own.join(10)
+    waiting.join(10)
+    assert done == [1]
+    with pytest.raises(RankError, match="has ended"):
+        thread.do(lambda: 5)
+    thread.end()
+
+
+def test_ranks_that_are_threads_end_with_their_group() -> None:
+    async def run() -> None:
+        executor = ThreadExecutor(2)
+        await executor.spawn()  # a start that fails before the ranks are connected
+        await executor.kill()
+
+    before = set(threading.enumerate())
+    asyncio.run(run())
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive(), thread.name
 
 
 COUNT = """

@@ -115,7 +115,7 @@ def test_groups_that_do_not_fit_the_memory_are_not_chosen() -> None:
     [
         (8, GIB, Asked(), "it comes nearest to the memory: it takes 1.4 GiB of memory, and 1.0 GiB are available"),
         (1, GIB, Asked(), "it comes nearest to the memory: it takes 1.4 GiB of memory, and 1.0 GiB are available"),
-        (2, GIB, Asked(tp=4), "it comes nearest to what was asked, which wants 4 CPU cores where 2 can be used"),
+        (2, GIB, Asked(tp=4), "as was asked, though it wants 4 CPU cores and 2 can be used"),
         (1, 64 * GIB, Asked(), "one core can be used here"),
     ],
 )

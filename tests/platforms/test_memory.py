@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tpray.artifacts import resolve
+from tpray.artifacts import sizes
 from tpray.artifacts.resolve import find_model
 from tpray.commands import machine_checks
 from tpray.config import ModelConfig, ParallelConfig
 from tpray.errors import ConfigError
+from tpray.group import worker as ranks
+from tpray.group.worker import ShardWorker
 from tpray.platforms import cores
 from tpray.platforms import memory as memories
 from tpray.platforms.cpu import CpuPlatform
@@ -50,7 +53,7 @@ def test_serve_and_doctor_look_at_the_same_limit(monkeypatch: pytest.MonkeyPatch
     small = Memory(1 << 20, 1 << 30, limited=True)
     monkeypatch.setattr(memories, "memory", lambda: small)
     monkeypatch.setattr(machine_checks, "memory", memories.memory)
-    assert vars(resolve)["available_bytes"] is memories.available_bytes
+    assert vars(sizes)["available_bytes"] is memories.available_bytes
     with pytest.raises(ConfigError, match=r"GiB and this machine has 0\.0 GiB"):
         find_model(ModelConfig(), Topology(1))
     assert machine_checks._memory().value.startswith("0.0 of 1.0 GiB (a control group's limit) available")
@@ -76,3 +79,14 @@ def test_threads_and_layouts_keep_to_that_limit_and_doctor_says_it(monkeypatch: 
     assert CpuPlatform().facts(ParallelConfig()).cores == 64
     monkeypatch.setattr(machine_checks, "core_limit", lambda: 2)
     assert "the time of 2 of them (a control group's limit)" in machine_checks._cores().value
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there are no cores that a control group could keep back")
+def test_under_that_limit_ranks_are_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other containers see the same cores, and not this one's leases: each would pin itself to the first."""
+    monkeypatch.setattr(ranks, "core_limit", lambda: 1)
+    rank = ShardWorker(0, Topology(1, cores_per_rank=1))
+    before = os.sched_getaffinity(0)
+    assert rank.pin() == ()
+    assert os.sched_getaffinity(0) == before
+    rank.end()

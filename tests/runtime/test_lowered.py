@@ -21,7 +21,7 @@ from tpray.parallel_layers.shard import build_shard
 from tpray.platforms.memory import available_bytes
 from tpray.platforms.topology import Topology
 from tpray.runtime.cpu.huge_pages import PAGE_BYTES, use_huge_pages
-from tpray.runtime.cpu.lowered import PARTS, LoadedGraph, _stops, graph_file, load_graphs, save_graphs
+from tpray.runtime.cpu.lowered import _PREPARED, PARTS, LoadedGraph, _stops, graph_file, load_graphs, save_graphs
 from tpray.runtime.cpu.packing import PackedRows, attend_rows, packed_attention, plain_copy
 from tpray.runtime.cpu.runtime import CpuRuntime, lower
 
@@ -109,6 +109,20 @@ def test_a_changed_file_is_refused_when_it_is_loaded(change: Any, tmp_path: Path
     change(stored)
     path.write_text(json.dumps(stored))
     with pytest.raises(ArtifactError, match=r"graph_0\.json|weights\.safetensors"):
+        load_graphs(tmp_path)
+
+
+def test_a_machine_that_cannot_load_a_file_does_not_call_it_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the artifact would be thrown away, and traced again with more memory than it takes to load."""
+
+    def fails(weight: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    lowered(nn.Linear(8, 8), tmp_path, torch.ones(2, 8))
+    monkeypatch.setitem(_PREPARED, "mkldnn._linear_pointwise.default", (1, fails))
+    with pytest.raises(RuntimeError, match="allocate memory"):
         load_graphs(tmp_path)
 
 
@@ -217,6 +231,19 @@ def test_rows_are_packed_where_a_mask_hides_padding_and_nothing_else(
     with parallel_state.use(0, 1):
         CpuRuntime(Topology(1)).trace(Attends(mask).eval(), 64, tmp_path, ())
     assert (tmp_path / graph_file(1)).exists() == packs
+
+
+@pytest.mark.parametrize("model_type", ["albert", "llama"])
+def test_a_trace_takes_little_more_than_the_weights(
+    model_type: str, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Layers that share weights store them once; masks of the longest row, of 17 GB, are not made to look at them."""
+    checkpoint = find_checkpoint(make_checkpoint(model_type, num_hidden_layers=6, max_position_embeddings=131072))
+    with parallel_state.use(0, 1):
+        shard = build_shard(checkpoint, torch.float32, "sdpa", True)
+        CpuRuntime(Topology(1)).trace(shard, 131072, tmp_path, ())
+    weights = sum(tensor.nbytes for tensor in (*shard.parameters(), *shard.buffers()))
+    assert (tmp_path / "weights.safetensors").stat().st_size < 1.05 * weights + 20_000
 
 
 def test_packed_weights_lie_in_huge_pages_where_the_system_has_them() -> None:

@@ -108,7 +108,9 @@ def test_trace_then_classify_from_the_artifact(tmp_path: Path, make_checkpoint: 
         (["classify", "a", "--runtime", "neuron"], "NeuronCores on one node, and no node of this Ray has more"),
         (["classify"], "name texts to classify"),
         (["classify", "a", "--pair"], "exactly two texts"),
-        (["status", "http://127.0.0.1:1"], "no tpray server answers"),
+        (["classify", "a", "--out", "b"], "--in"),
+        (["doctor", "--tp", "2"], "are of a model"),
+        (["status", "http://127.0.0.1:1/"], "at http://127.0.0.1:1: Connection refused; start one"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(args: list[str], words: str, refused: Refused) -> None:
@@ -140,6 +142,6 @@ def test_the_degree_is_checked_before_anything_starts(make_checkpoint: Callable[
 
 
 def test_a_model_larger_than_memory_is_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tpray.artifacts.resolve.available_bytes", lambda: 2**20)
+    monkeypatch.setattr("tpray.artifacts.sizes.available_bytes", lambda: 2**20)
     with pytest.raises(ConfigError, match=r"GiB and this machine has 0\.0 GiB"):
         find_model(ModelConfig(), Topology(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pickle
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 import tpray
 from tpray.artifacts.resolve import Remembered, locate, recall_or_find, resolve
@@ -92,6 +94,19 @@ def test_a_file_that_changed_is_looked_at_again(make_checkpoint: MakeCheckpoint,
     (checkpoint / name).write_bytes((checkpoint / name).read_bytes())
     subprocess.run(["touch", "-d", f"@{before.st_mtime_ns / 1e9:.9f}", str(checkpoint / name)], check=True)
     assert isinstance(recall_or_find(model, Topology(1)), Checkpoint)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_weights_that_lie_elsewhere_are_not_remembered(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Of files in other folders no note says whether they have changed."""
+    copy = shutil.copytree(make_checkpoint(), tmp_path / "copy")
+    (copy / "w").mkdir()
+    (copy / "model.safetensors").rename(copy / "w" / "part.safetensors")
+    with safe_open(copy / "w" / "part.safetensors", "pt") as file:
+        names = dict.fromkeys(file.keys(), "w/part.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    load(copy)
+    assert isinstance(recall_or_find(ModelConfig(source=str(copy)), Topology(1)), Checkpoint)
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -60,7 +60,7 @@ class _Folder:
             if not path.resolve().is_relative_to((self.directory / folder).resolve()) or not path.is_file():
                 raise ArtifactError(f"{path} is missing")
             if path.stat().st_size != record.size_bytes or file_digest(path) != record.sha256:
-                raise ArtifactError(f"{path} is damaged or was changed after tracing")
+                raise ArtifactError(f"{path} is damaged or was changed after tracing: trace it again")
 
 
 class Artifact(_Folder):

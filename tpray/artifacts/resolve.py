@@ -17,17 +17,19 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from tpray.artifacts import memo
 from tpray.artifacts.folder import Artifact, is_artifact
 from tpray.artifacts.key import cache_key
 from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, ModelRecord, check_cores
+from tpray.artifacts.sizes import bytes_in, check_disk, check_memory
 from tpray.artifacts.store import SharedStore, fetch, is_url
-from tpray.config import AUTO, DEMO_DIR, ModelConfig, cache_dir
+from tpray.config import AUTO, DEMO_DIR, DtypeName, ModelConfig, cache_dir
 from tpray.errors import ArtifactError, ConfigError, StoreError
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
 from tpray.parallel_layers.plan import Plan, read_plan
-from tpray.platforms.memory import available_bytes
+from tpray.platforms.base import Platform
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket
 from tpray.tokenizer import takes_types
@@ -137,7 +139,7 @@ def locate(model: ModelConfig, topology: Topology, out: Path | None = None) -> C
         note = _note(directory, own_plan, topology.platform.choose_dtype(model.dtype), model, topology)
         remembered = _recall(note)
         if remembered is not None:
-            _check_memory(remembered.artifact.manifest.weight_bytes, str(directory))
+            check_memory(remembered.artifact.manifest.weight_bytes, str(directory))
             return remembered
     return _locate(model, topology)
 
@@ -177,7 +179,7 @@ def _locate(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
             )
         artifact = Artifact.open(directory)
         _check_agrees(artifact.manifest, model, topology)
-        _check_memory(artifact.manifest.weight_bytes, str(directory))
+        check_memory(artifact.manifest.weight_bytes, str(directory))
         return artifact
     found = find_checkpoint(directory if name is None else name, model.revision)
     return replace(found, own_plan=own_plan)
@@ -192,11 +194,11 @@ def check(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: P
     checkpoint.check_classifier()
     checkpoint.plan.check_degree(checkpoint.config, topology.tp)
     topology.platform.check_model(checkpoint.config.model_type)
-    dtype = topology.platform.choose_dtype(model.dtype)
     _check_buckets(model, checkpoint, topology)
-    _check_memory(bytes_in(checkpoint, dtype), checkpoint.source)
+    needed = bytes_in(checkpoint, topology.platform.choose_dtype(model.dtype))
+    check_memory(needed, checkpoint.source)
     if out is not None or not _was_traced(checkpoint):
-        _check_disk(checkpoint, out or cache_dir())
+        check_disk(needed, checkpoint.source, out or cache_dir())
         _check_weights(checkpoint)
 
 
@@ -275,7 +277,8 @@ def describe(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out
 
     dtype = topology.platform.choose_dtype(model.dtype)
     # Before any file is read: one that changes meanwhile is not remembered as it then is.
-    kept = out is not None or model.store is not None or checkpoint.revision is not None
+    elsewhere = {path.parent for path in checkpoint.weight_files.values()} - {checkpoint.directory}
+    kept = out is not None or model.store is not None or checkpoint.revision is not None or bool(elsewhere)
     note = None if kept else _note(checkpoint.directory, checkpoint.own_plan, dtype, model, topology)
     limit = checkpoint.plan.max_length(checkpoint.config)
     named = model.buckets or topology.platform.default_buckets(limit)
@@ -342,36 +345,16 @@ def _check_buckets(model: ModelConfig, checkpoint: Checkpoint, topology: Topolog
     check_padding(buckets, checkpoint, checkpoint.plan.reads_padding or checkpoint.mixes_lengths)
 
 
-BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 2}
-"""Of a weight; int8's are read in bfloat16."""
+def check_dtype(manifest: Manifest, platform: Platform, name: str) -> None:
+    """Refuse an artifact whose dtype these cores do not compute in: they would do so wrongly, or slowly.
 
-
-def bytes_in(checkpoint: Checkpoint, dtype: str) -> int:
-    """How large a checkpoint's weights are in ``dtype``, bytes."""
-    stored = json.loads((checkpoint.directory / "config.json").read_bytes())
-    kept = str(stored.get("dtype") or stored.get("torch_dtype"))  # newer and older releases of transformers
-    return checkpoint.size_bytes * BYTES[dtype] // BYTES.get(kept, 4)
-
-
-def _check_memory(needed: int, name: str) -> None:
-    """Refuse what cannot fit: a group holds its weights once, all ranks together."""
-    available = available_bytes()
-    if needed > available:
-        raise ConfigError(
-            f"the weights of {name} are {needed / 2**30:.1f} GiB and this machine has {available / 2**30:.1f} GiB of "
-            "memory available: free some, or use a larger machine"
-        )
-
-
-def _check_disk(checkpoint: Checkpoint, directory: Path) -> None:
-    """Refuse to trace where the artifact, which holds every weight once, cannot fit."""
-    there = next(folder for folder in (directory.absolute(), *directory.absolute().parents) if folder.exists())
-    needed, free = checkpoint.size_bytes, shutil.disk_usage(there).free
-    if needed > free:
-        raise ConfigError(
-            f"{checkpoint.source} must be traced, which takes {needed / 2**20:.0f} MiB, and the disk of {directory} "
-            f"has {free / 2**20:.0f} MiB left: free some, or set TPRAY_CACHE to another folder"
-        )
+    Raises:
+        ConfigError: with the dtypes that would do.
+    """
+    try:
+        platform.choose_dtype(cast(DtypeName, manifest.dtype))
+    except ConfigError as e:
+        raise ConfigError(f"{name} was traced in {manifest.dtype}: {e}, and trace the model again") from e
 
 
 def _check_agrees(manifest: Manifest, model: ModelConfig, topology: Topology) -> None:
@@ -385,6 +368,7 @@ def _check_agrees(manifest: Manifest, model: ModelConfig, topology: Topology) ->
         raise ConfigError(f"{name} was traced in {manifest.dtype}, not {model.dtype}")
     if topology.runtime != manifest.runtime:
         raise ConfigError(f"{name} was traced for the runtime {manifest.runtime}")
+    check_dtype(manifest, topology.platform, name)
     check_cores(manifest, topology, name)
     if manifest.lnc is not None and topology.lnc is None:
         raise ConfigError(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from tpray.artifacts.folder import MODEL_DIR, is_artifact
 from tpray.artifacts.manifest import Manifest, read_manifest
-from tpray.artifacts.resolve import bytes_in
+from tpray.artifacts.resolve import check_dtype
+from tpray.artifacts.sizes import bytes_in
 from tpray.artifacts.store import fetch, is_url
 from tpray.config import AUTO, DEMO_DIR, Goal, ModelConfig, ServeConfig
-from tpray.errors import CheckpointError
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
+from tpray.parallel_layers.plan import PLANS
 from tpray.platforms import platform_for
 from tpray.platforms.base import Platform
 from tpray.platforms.choose import (
@@ -68,6 +69,8 @@ def settle(config: ServeConfig, runs_here: bool = True) -> Settled:
     platform = platform_for(parallel.runtime)
     machine = platform.facts(parallel)
     asked = _asked(config)
+    if asked.tp is not None and config.model.plan is None:
+        _check_degree(config.model.source, asked.tp)
     if asked.tp is not None and asked.replicas is not None and (asked.replicas == 1 or not runs_here):
         width = asked.cores_per_rank or platform.cores_per_rank(asked.tp)
         choice = Choice(Layout(asked.replicas, asked.tp, width))
@@ -83,8 +86,9 @@ def settle(config: ServeConfig, runs_here: bool = True) -> Settled:
     layout = choice.layout
     pinned_here = runs_here and not platform.ray_assigns_cores
     if pinned_here and layout.cores > machine.cores:
-        traced = _traced_degree(config.model.source) == layout.tp
-        log.warning("%s", warn_of_cores(machine.cores, layout, config.goal, traced))
+        traced = _traced_degree(config.model.source)
+        if traced in (None, layout.tp):  # else it is refused, as what has another degree
+            log.warning("%s", warn_of_cores(machine.cores, layout, config.goal, traced is not None))
     chosen = {"parallel": parallel.model_copy(update={"tp": layout.tp}), "replicas": layout.replicas}
     settled = config.model_copy(update=chosen)
     return Settled(settled, Topology.of(settled.parallel, layout.replicas, choice.reason), layout.replicas)
@@ -133,6 +137,7 @@ def _facts(model: ModelConfig, platform: Platform) -> tuple[ModelFacts, int | No
     name = model.source or "the embedded demo"
     if is_artifact(directory):
         manifest = read_manifest(directory, Manifest)
+        check_dtype(manifest, platform, f"the artifact {name}")
         sizes = _sizes(Checkpoint(name, directory / MODEL_DIR))
         return ModelFacts(name, manifest.weight_bytes, manifest.dtype, **sizes), manifest.tp
     checkpoint = find_checkpoint(directory if model.source is None else model.source, model.revision)
@@ -150,13 +155,29 @@ NAMES = {
 
 
 def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
-    try:
-        stored = json.loads((checkpoint.directory / "config.json").read_bytes())
-        return {name: int(stored[key]) for name, key in NAMES.items()}
-    except (OSError, ValueError, KeyError, TypeError):  # transformers says what is wrong with it, if anything is
+    """Of a layer, and how many there are; all 0 where an architecture has no such sizes."""
+    stored = checkpoint.stored_config()
+    found = {name: stored.get(key) for name, key in NAMES.items()}
+    if not all(isinstance(size, int) and size > 0 for size in found.values()):
         config = checkpoint.config
-    found = {name: getattr(config, key, None) for name, key in NAMES.items()}
-    found["intermediate"] = found["intermediate"] or 4 * (found["hidden"] or 0)
-    if not all(found.values()):
-        raise CheckpointError(f"{checkpoint.source}: its config.json does not say how large its layers are")
-    return {name: int(size) for name, size in found.items() if size}
+        found = {name: getattr(config, key, None) for name, key in NAMES.items()}
+        found["intermediate"] = found["intermediate"] or 4 * (found["hidden"] or 0)
+    known = all(isinstance(size, int) and size > 0 for size in found.values())
+    return {name: int(size or 0) if known else 0 for name, size in found.items()}
+
+
+def _check_degree(source: str | None, tp: int) -> None:
+    """Refuse a degree that the configuration of a checkpoint on this machine rules out, before anything is started.
+
+    What only transformers knows, `tpray.artifacts.resolve.check` refuses.
+
+    Raises:
+        DegreeError: it leaves a rank without an attention head.
+    """
+    directory = DEMO_DIR if source is None else Path(source).expanduser()
+    if not (directory / "config.json").is_file():
+        return
+    stored = Checkpoint(source or "", directory).stored_config()
+    plan, heads = PLANS.get(str(stored.get("model_type"))), stored.get("num_attention_heads")
+    if plan is not None and isinstance(heads, int):
+        plan.check_degree(SimpleNamespace(**stored), tp)

@@ -65,6 +65,8 @@ def classify(
         raise ConfigError("name texts to classify, or a JSONL file with --in, and not both")
     if pair and (texts is None or len(texts) != 2):
         raise ConfigError("--pair takes exactly two texts; in a JSONL file a pair has a text_pair")
+    if input_file is None and (output_file is not None or resume):
+        raise ConfigError("--out and --resume go with a JSONL file: name it with --in, or use --json for texts")
     if input_file is not None:
         jsonl.check_files(input_file, output_file, resume)
     with load_with_progress(

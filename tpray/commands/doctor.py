@@ -7,6 +7,7 @@ import typer
 from tpray.commands.console import out, print_checks, print_plan
 from tpray.commands.flags import Dtype, For, Model, PlanFile, Revision, Tp
 from tpray.config import AUTO, ModelConfig, ParallelConfig, ServeConfig
+from tpray.errors import ConfigError
 
 
 def doctor(
@@ -31,6 +32,8 @@ def doctor(
             out.print(f"auto chooses {settled.why}", highlight=False, markup=False, soft_wrap=True)
         print_plan(lines, degree)
         return
+    if tp != AUTO or goal != "latency" or dtype != AUTO or revision is not None:
+        raise ConfigError("--tp, --for, --dtype and --revision are of a model: name one")
     checks = list(examine())
     print_checks(checks)
     raise typer.Exit(1 if any(check.problem for check in checks) else 0)

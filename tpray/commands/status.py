@@ -22,6 +22,7 @@ def status(
 
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"{url} is not a URL: it starts with http:// or https://")
+    url = url.rstrip("/")
     try:
         with urlopen(f"{url}/info", timeout=10) as answer:
             info = json.load(answer)
@@ -32,6 +33,7 @@ def status(
             healthy = False
     except (URLError, OSError, ValueError) as e:
         reason = getattr(e, "reason", e)
-        raise TprayError(f"no tpray server answers at {url}: {reason}") from e
+        said = getattr(reason, "strerror", None) or reason
+        raise TprayError(f"no tpray server answers at {url}: {said}; start one, or name where it listens") from e
     print_status(info, healthy)
     raise typer.Exit(0 if healthy else 1)

@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +39,7 @@ class ProgramThread:
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._woken, self._wake = os.pipe()
         self._lock, self._ended = threading.Lock(), False  # of the pipe's ends, which close with the thread
+        self._leaves = False
         self._serving: tuple[socket.socket, Callable[[socket.socket], bool]] | None = None
         threading.Thread(target=self._run, name=name, daemon=True).start()
         self.do(lambda: None)
@@ -49,16 +51,28 @@ class ProgramThread:
             RankError: the thread has ended.
         """
         future: Future[T] = Future()
-        with self._lock:
-            if self._ended:
-                raise RankError("this rank's thread has ended: its group has closed, or a step has failed for good")
-            self._jobs.append((future, work))
-            os.write(self._wake, b"!")
+        self._submit(future, work)
         try:
             return future.result()
         finally:
             # The number that was set last is also that of every thread which has not computed yet.
             torch.set_num_threads(1)
+
+    def end(self) -> None:
+        """End the thread, once it has done what it was given; it does nothing to one that has ended."""
+
+        def leave() -> None:
+            self._leaves = True
+
+        with suppress(RankError):
+            self._submit(Future(), leave)
+
+    def _submit(self, future: Future[T], work: Callable[[], T]) -> None:
+        with self._lock:
+            if self._ended:
+                raise RankError("this rank's thread has ended: its group has closed, or a step has failed for good")
+            self._jobs.append((future, work))
+            os.write(self._wake, b"!")
 
     def serve(self, sock: socket.socket, answer: Callable[[socket.socket], bool]) -> None:
         """Call ``answer`` whenever ``sock`` has something to read, until it returns False or raises; then the thread
@@ -87,7 +101,7 @@ class ProgramThread:
         ready.register(self._woken, select.POLLIN)
         torch.get_num_threads()  # else the first parallel work would take the number that another thread has set
         torch.set_num_threads(self._threads)
-        while True:
+        while not self._leaves:
             if self._serving is not None:
                 ready.register(self._serving[0], select.POLLIN)
             while not self._jobs:

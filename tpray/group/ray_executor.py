@@ -189,7 +189,7 @@ class RayExecutor(WorkerExecutor):
             if not all(held):
                 # Some ranks alone on a core and others sharing one would make every step as slow as the worst.
                 await self._on_all(Worker.unpin)
-                log.warning("there are not enough free cores for %d ranks: they run unpinned", self.topology.tp)
+                log.warning("no cores could be taken for %d ranks alone: they run unpinned", self.topology.tp)
         return await self._on_all(Worker.info)
 
     async def call(

@@ -49,6 +49,8 @@ class ThreadExecutor(WorkerExecutor):
         return made
 
     async def kill(self) -> None:
+        for worker in self.workers:
+            worker.end()
         self._host.workers = []
 
     def release(self) -> None:

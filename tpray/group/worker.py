@@ -35,7 +35,7 @@ from tpray.parallel_layers.collective import Collective, SingleRank
 from tpray.parallel_layers.layers import is_sharded
 from tpray.parallel_layers.rendezvous import Rendezvous, join
 from tpray.platforms import cores, lease
-from tpray.platforms.memory import return_free_memory
+from tpray.platforms.memory import core_limit, return_free_memory
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import DTYPES, Program, SavedShard, SavedUserModel, runtime_for
 from tpray.runtime.records import Canary
@@ -84,14 +84,25 @@ class ShardWorker:
         return WorkerInfo(self.rank, os.getpid(), held, self.topology.threads, peak_kib * 1024)
 
     def pin(self) -> tuple[int, ...]:
-        """Lease as many neighbouring cores as this rank has threads and stay on them; () if none are free."""
+        """Lease as many neighbouring cores as this rank has threads and stay on them; () if none are free.
+
+        Where a control group grants less time than that of all cores, other containers see the same cores and not the
+        leases: all would take the first ones. There the kernel places the threads.
+        """
         self.unpin()
+        granted = core_limit()
+        if granted is not None and granted < len(self._all_cores):
+            return ()
         ranges = cores.cut_ranges(sorted(self._all_cores), self.topology.threads)
         self._lease = lease.take_cores(ranges)
         if self._lease is None:
             return ()
         _set_affinity(self._lease.ids)
         return self._lease.ids
+
+    def end(self) -> None:
+        """End the rank's thread, once it has done what it does."""
+        self._thread.end()
 
     def unpin(self) -> None:
         """Give the cores back and run anywhere."""
@@ -204,6 +215,7 @@ class ShardWorker:
 
         Raises:
             ArtifactError: a file is damaged.
+            RankError: this machine could not load it.
         """
         artifact.check_rank(self.rank)
         manifest = artifact.manifest

@@ -55,7 +55,7 @@ class Checkpoint:
         """
         from transformers import AutoConfig
 
-        stored = self._stored_config()
+        stored = self.stored_config()
         try:
             config = AutoConfig.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
             # Neither changes a logit, and a program cannot be traced with them.
@@ -80,7 +80,12 @@ class Checkpoint:
                 f"{self.directory}/config.json is not a transformers configuration: {said[-1].strip()}"
             ) from e
 
-    def _stored_config(self) -> dict[str, Any]:
+    def stored_config(self) -> dict[str, Any]:
+        """config.json as it is, without what transformers adds.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
         path = self.directory / "config.json"
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -164,12 +169,15 @@ class Checkpoint:
         return found
 
     @property
-    def size_bytes(self) -> int:
-        """How large the weights are on disk; a file that holds all is not opened, which would import torch."""
+    def files(self) -> list[Path]:
+        """The files of weights; one that holds all is not opened, which would import torch."""
         files = self._files()
-        if files[0].name.endswith(".index.json"):
-            files = list(set(self.weight_files.values()))
-        return sum(path.stat().st_size for path in files)
+        return sorted(set(self.weight_files.values())) if files[0].name.endswith(".index.json") else files
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the weights are on disk."""
+        return sum(path.stat().st_size for path in self.files)
 
     def _files(self) -> list[Path]:
         for name in WEIGHT_NAMES:
@@ -200,7 +208,7 @@ class Checkpoint:
         return "longrope" in self._rope_types()
 
     def _check_supported(self) -> None:
-        stored = self._stored_config()
+        stored = self.stored_config()
         if stored.get("quantization_config"):
             raise UnsupportedModelError(
                 f"{self.source} is quantised (quantization_config in config.json): give the checkpoint in float32, "

@@ -251,7 +251,7 @@ def read_plan(plan: Path | Mapping[str, Any]) -> Plan:
     try:
         stored = json.loads(plan.read_text())
     except (OSError, ValueError) as e:
-        raise ConfigError(f"the sharding plan {plan} cannot be read: {e}") from e
+        raise ConfigError(f"the sharding plan {plan} cannot be read: {getattr(e, 'strerror', None) or e}") from e
     return Plan.from_json(stored if isinstance(stored, dict) else {})
 
 

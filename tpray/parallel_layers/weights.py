@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,27 @@ from tpray.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
+
+
+def bytes_per_weight(path: Path) -> int | None:
+    """How many bytes most weights of a safetensors file take, as its header says, without torch; None if it does not.
+
+    Source: the format's description: the header's length as 8 bytes, then the header as JSON.
+    """
+    sizes: Counter[str] = Counter()
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            stored = json.loads(file.read(length)) if length < path.stat().st_size else {}
+        for name, tensor in stored.items():
+            if name != "__metadata__":
+                sizes[tensor["dtype"]] += tensor["data_offsets"][1] - tensor["data_offsets"][0]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # whoever reads the weights says so
+        return None
+    return _WIDTHS.get(sizes.most_common(1)[0][0]) if sizes else None
 
 
 class Reader(Protocol):

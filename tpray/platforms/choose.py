@@ -61,7 +61,7 @@ class ModelFacts:
     """What of a model decides.
 
     name: for messages. weight_bytes: in the dtype that it runs in, all ranks together. dtype: ``auto`` resolved.
-    heads: of attention, the most ranks that a group can have. length: of a row, at most.
+    heads: of attention, the most ranks that a group can have. length: of a row, at most. All 0: not known.
     """
 
     name: str
@@ -109,7 +109,7 @@ def layer_weights(model: ModelFacts) -> int:
 
 
 def has_small_layers(model: ModelFacts) -> bool:
-    """Whether sharing a layer costs more than it gains, whatever the cores."""
+    """Whether sharing a layer costs more than it gains, whatever the cores; so it is of those that are not known."""
     return layer_weights(model) < SMALL_WEIGHTS
 
 
@@ -165,11 +165,13 @@ def choose(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: Asked, f
             a single rank for latency, for throughput a group for each core.
     """
     layouts = candidates(model, machine, goal, asked)
-    if len(layouts) == 1:
+    if len(layouts) == 1 and model.hidden:
         return Choice(layouts[0], f"{layouts[0]}: {_only(model, machine, layouts[0], goal, asked)}")
     if goal == "throughput":
         layouts.sort(key=lambda layout: (-layout.replicas, layout.tp))
     best = layouts[0]
+    if not model.hidden:
+        return Choice(best, f"{best}: the model's config.json does not say how large its layers are")
     if has_small_layers(model):
         return Choice(
             best, f"{best}, for {goal}: layers of {layer_weights(model) / 1e6:.1f} M weights are not worth sharing"
@@ -193,8 +195,7 @@ def _only(model: ModelFacts, machine: MachineFacts, layout: Layout, goal: Goal, 
     """Why there is no other candidate than ``layout``."""
     available = f"of memory, and {gib(machine.available_bytes)} are available"
     if layout.cores > machine.cores:
-        wants = f"wants {layout.cores} CPU cores where {machine.cores} can be used"
-        return f"it comes nearest to what was asked, which {wants}"
+        return f"as was asked, though it wants {layout.cores} CPU cores and {machine.cores} can be used"
     if memory_of(model, layout) > machine.available_bytes:
         return f"it comes nearest to the memory: it takes {gib(memory_of(model, layout))} {available}"
     others = [one for one in _layouts(model, machine, goal, asked) if one != layout and one.cores <= machine.cores]
@@ -213,7 +214,7 @@ def choose_cores(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: As
         DegreeError: no degree does.
     """
     core_bytes, degrees = machine.core_bytes or 0, machine.degrees or (1,)
-    able = [tp for tp in degrees if tp <= model.heads and (not machine.cores or tp <= machine.cores)]
+    able = [tp for tp in degrees if tp <= max(1, model.heads) and (not machine.cores or tp <= machine.cores)]
     fitting = [tp for tp in able if not core_bytes or COPIES * model.weight_bytes / tp <= core_bytes]
     if asked.tp is None and not fitting:
         largest = max(able, default=1)
@@ -269,7 +270,7 @@ def warn_of_cores(cores: int, layout: Layout, goal: Goal, traced: bool = False) 
     advice = f"trace the model again with --tp {tp}, and use {fits}" if again else f"use {fits}"
     if goal == "throughput":
         raise DegreeError(f"{wants}: for throughput {advice}{'' if again else ', or leave these flags out'}")
-    return f"{wants}: they run unpinned and share them; to be faster, {advice}"
+    return f"{wants}: they share them; to be faster, {advice}"
 
 
 def gib(size: int) -> str:

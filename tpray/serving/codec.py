@@ -354,4 +354,7 @@ def _check_text(text: str, number: int) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as e:
-        raise InputError(f"has half of a surrogate pair at position {e.start}: send valid Unicode", number) from e
+        raise InputError(
+            f"has half of a surrogate pair, or a byte that is not UTF-8, at position {e.start}: send valid Unicode",
+            number,
+        ) from e

@@ -222,7 +222,7 @@ def load_graphs(directory: Path, count: int = 1) -> tuple[list[LoadedGraph], Cal
             functions.append(_function(json.loads(path.read_bytes(), parse_constant=_no_constant), store, path))
         except ArtifactError:
             raise
-        except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SyntaxError) as e:
+        except (FileNotFoundError, LookupError, TypeError, ValueError, AttributeError, SyntaxError) as e:
             raise ArtifactError(f"{path} is not a traced program of this version: {e}") from e
     use_huge_pages(store.packed)
     return functions, store.tensor
@@ -240,7 +240,7 @@ class _Store:
         """Through a mapping of its own: pages that were read count as this process's until that ends."""
         try:
             return SafetensorsFile(self._path).whole(name)
-        except (CheckpointError, SafetensorError, OSError) as e:
+        except (CheckpointError, SafetensorError) as e:
             raise ArtifactError(f"{self._path} cannot be read: {e}") from e
 
     def tensor(self, name: str) -> Tensor:
@@ -337,7 +337,10 @@ def _constant(kind: str, content: str) -> Any:
     if kind in ("float", "complex"):
         return {"float": float, "complex": complex}[kind](content)
     if kind == "device":
-        return torch.device(content)
+        try:
+            return torch.device(content)
+        except RuntimeError as e:
+            raise ValueError(f"{content!r} is no device") from e
     found = getattr(torch, content)
     if not isinstance(found, _KINDS[kind]):
         raise ValueError(f"{content!r} is not a {kind}")

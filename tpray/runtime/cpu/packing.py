@@ -161,8 +161,6 @@ def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
     Returns None if the graph mixes tokens in a way that is not known here, or its masks hide more than padding in rows
     of up to ``max_length`` tokens.
     """
-    if not all(_hides_padding_alone(module, max_length, real) for real in {max_length, max_length // 2 + 1}):
-        return None
     graph = plain_copy(module)
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     mask = next((node for node in graph.nodes if node.op == "placeholder" and node.name == "attention_mask"), None)
@@ -171,6 +169,9 @@ def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
     _rewrite(module, graph, rows)
     graph.eliminate_dead_code()
     if mask is None or mask.users or not _mixes_nothing_else(graph):
+        return None
+    # Only now: a decoder's masks, which it has refused, take gigabytes at the lengths that decoders have.
+    if not all(_hides_padding_alone(module, max_length, real) for real in {max_length, max_length // 2 + 1}):
         return None
     _attend_from_one_linear(graph)
     hoist_row_starts(graph)

@@ -97,15 +97,20 @@ def merge_sibling_linears(module: GraphModule) -> int:
         if tensor_of(module, weight) is not None and all(tensor_of(module, b) is not None for b in bias):
             siblings[x, bool(bias), node.meta.get("int8", False)].append(node)
     merged = 0
+    names: dict[tuple[str, ...], str] = {}  # of what was merged -> of the whole: layers that share weights share it
     for (x, biased, _), group in siblings.items():
         if len(group) < 2:
             continue
         parts: list[list[Any]] = [[tensor_of(module, argument) for argument in node.args[1:]] for node in group]
-        name = f"merged_{merged}"
         with module.graph.inserting_before(group[0]):
-            arguments = [add_tensor(module, f"{name}_weight", torch.cat([part[0] for part in parts]))]
-            if biased:
-                arguments.append(add_tensor(module, f"{name}_bias", torch.cat([part[1] for part in parts])))
+            arguments = []
+            for place, kind in enumerate(("weight", "bias")[: 1 + biased]):
+                own = tuple(str(node.args[1 + place].target) for node in group)
+                if own in names:
+                    arguments.append(module.graph.get_attr(names[own]))
+                    continue
+                names[own] = f"merged_{merged}_{kind}"
+                arguments.append(add_tensor(module, names[own], torch.cat([part[place] for part in parts])))
             linear = module.graph.call_function(aten.linear.default, (x, *arguments))
             linear.meta["int8"] = group[0].meta.get("int8", False)
             sizes = [part[0].shape[0] for part in parts]
