@@ -100,9 +100,7 @@ def start_server(command: Sequence[str], path: str, environ: dict[str, str], log
             process.send_signal(signal.SIGINT)
             try:
                 process.communicate(timeout=LIMIT_S)
-            except (
-                subprocess.TimeoutExpired
-            ):  # its watchdog ends the rest: nothing may stay beside the next measurement
+            except subprocess.TimeoutExpired:  # its watchdog ends the rest, which would spoil the next start
                 process.kill()
                 process.communicate()
                 raise
