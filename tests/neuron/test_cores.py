@@ -354,11 +354,14 @@ def test_a_replica_with_a_gap_places_its_group_beside_it(ray_with_cores: None) -
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
-def test_a_deployment_that_no_node_can_hold_is_refused(ray_with_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deployment_that_no_node_can_hold_is_refused(
+    ray_with_cores: None, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tpray.serving.app import build
 
     monkeypatch.setattr(ray_nodes, "NODE_PATIENCE_S", 2)  # there is no autoscaler that would start one
-    args = {"parallel": {"tp": 8, "runtime": "neuron-xla", "instance_family": "trn1"}}
+    model = {"source": str(make_checkpoint(num_attention_heads=8))}
+    args = {"model": model, "parallel": {"tp": 8, "runtime": "neuron-xla", "instance_family": "trn1"}}
     started = time.monotonic()
     with pytest.raises(PlacementError, match=r"8 NeuronCores on one node.* more than .* 2 NeuronCores.*none has come"):
         build(ServeConfig.model_validate(args))

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tpray.serving.row_queue import ABOUT_S, SHORT_SHARE, Kind, RowQueue
+from tpray.serving.row_queue import ABOUT_S, SHORT_SHARE, Lane, RowQueue
 
 LONG_TOKENS, STEP_TOKENS, SLOTS = 128, 512, 2
 TOKENS_PER_S = 2000.0
@@ -37,7 +37,7 @@ class Took:
 
     at: float
     ends: float
-    kind: Kind
+    kind: Lane
     rows: list[Row]
     waiting: list[Row]
 
@@ -54,7 +54,7 @@ def served(rows: list[Row]) -> list[Took]:
         while coming and coming[-1].arrived <= now:
             queue.extend([coming.pop()])
         while len(running) < SLOTS:
-            kind = queue.turn(bool(running), any(step.kind is Kind.LONG for step in running))
+            kind = queue.turn(bool(running), any(step.kind is Lane.LONG for step in running))
             if kind is None:
                 assert running or not any(not row.left for row in queue), "the ranks wait in vain"
                 break
@@ -65,7 +65,7 @@ def served(rows: list[Row]) -> list[Took]:
             running.append(Took(now, free_at, kind, taken, [row for row in queue if not row.left]))
             steps.append(running[-1])
             assert queue.tokens == sum(map(len, queue))
-            if kind is Kind.SUSPECT:
+            if kind is Lane.SUSPECT:
                 break
     return steps
 
@@ -98,13 +98,13 @@ def test_every_row_is_taken_once_in_the_order_of_its_kind_within_the_budget(
 def test_neither_kind_takes_more_than_its_share_while_the_other_waits(seed: int, load: float) -> None:
     steps = served(arrivals(seed, 0.1, load))
     for before, step in pairwise(steps):  # of long rows: never two in succession while a short one waits
-        if before.kind is step.kind is Kind.LONG:
+        if before.kind is step.kind is Lane.LONG:
             assert not any(not row.is_long and row.arrived <= before.at for row in step.waiting)
     for long in (row for step in steps for row in step.rows if row.is_long):
         # What goes before a long row once it is the oldest of its kind: what is owed to short ones for the one before
         # it, a step that goes over that, and short ones that are older.
         first = max([long.arrived, *(o.started for o in taken_before(steps, long))])
-        younger = [r for s in steps if first < s.at <= long.started and s.kind is Kind.SHORT for r in s.rows]
+        younger = [r for s in steps if first < s.at <= long.started and s.kind is Lane.SHORT for r in s.rows]
         assert sum(len(r) for r in younger if r.arrived > long.arrived) <= SHORT_SHARE * 512 + STEP_TOKENS
 
 
@@ -120,7 +120,7 @@ def test_a_short_row_waits_for_one_long_row_at_most(seed: int) -> None:
     long = [Row(512, 0.2 * i) for i in range(50)]  # more than they can
     steps = served(sorted([*short, *long], key=lambda row: row.arrived))
     for row in short:
-        behind = [s for s in steps if s.kind is Kind.LONG and row.arrived < s.ends and s.at < row.started]
+        behind = [s for s in steps if s.kind is Lane.LONG and row.arrived < s.ends and s.at < row.started]
         assert len(behind) <= 1
         assert row.ended - row.arrived <= (512 + 16 * 20) / TOKENS_PER_S
 
@@ -129,26 +129,26 @@ def test_long_rows_by_themselves_go_together_and_two_steps_ahead() -> None:
     now = 0.0
     queue: RowQueue[Row] = RowQueue(lambda row: not row.left, LONG_TOKENS, lambda: now)
     queue.extend([Row(16, 0.0)])
-    assert queue.turn(False, False) is Kind.SHORT
-    queue.take(Kind.SHORT, STEP_TOKENS)
+    assert queue.turn(False, False) is Lane.SHORT
+    queue.take(Lane.SHORT, STEP_TOKENS)
     queue.extend([Row(200, 0.1), Row(300, 0.2), Row(400, 0.3)])
-    assert [len(row) for row in queue.take(Kind.LONG, STEP_TOKENS)] == [200]
+    assert [len(row) for row in queue.take(Lane.LONG, STEP_TOKENS)] == [200]
     assert queue.turn(True, True) is None, "a short row may come"
     now = ABOUT_S
-    assert queue.turn(True, True) is Kind.LONG
-    assert [len(row) for row in queue.take(Kind.LONG, STEP_TOKENS)] == [300]
-    assert [len(row) for row in queue.take(Kind.LONG, STEP_TOKENS)] == [400]
+    assert queue.turn(True, True) is Lane.LONG
+    assert [len(row) for row in queue.take(Lane.LONG, STEP_TOKENS)] == [300]
+    assert [len(row) for row in queue.take(Lane.LONG, STEP_TOKENS)] == [400]
     queue.extend([Row(200, 1.0), Row(300, 1.0)])
-    assert [len(row) for row in queue.take(Kind.LONG, STEP_TOKENS)] == [200, 300]
+    assert [len(row) for row in queue.take(Lane.LONG, STEP_TOKENS)] == [200, 300]
 
 
 def test_a_suspect_goes_when_it_is_the_oldest_and_nothing_is_under_way() -> None:
     queue: RowQueue[Row] = RowQueue(lambda row: not row.left, LONG_TOKENS)
     queue.extend([Row(16, 1.0), Row(16, 2.0, suspected=True), Row(512, 3.0)])
-    assert queue.turn(True, False) is Kind.SHORT
-    queue.take(Kind.SHORT, STEP_TOKENS)
+    assert queue.turn(True, False) is Lane.SHORT
+    queue.take(Lane.SHORT, STEP_TOKENS)
     assert queue.turn(True, False) is None
-    assert queue.turn(False, False) is Kind.SUSPECT
+    assert queue.turn(False, False) is Lane.SUSPECT
     queue.put_back([Row(16, 1.5)])
-    assert queue.turn(False, False) is Kind.SHORT
+    assert queue.turn(False, False) is Lane.SHORT
     assert queue.tokens == 16 + 16 + 512

@@ -29,6 +29,7 @@ from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.metrics import BACKLOG_TOKENS
+from tpray.serving.one_write import join_writes
 from tpray.tokenizer import Item
 
 APP_NAME = "tpray"
@@ -65,6 +66,7 @@ class Classifier:
     ) -> None:
         logging.getLogger("tpray").setLevel(log_level())
         keep_replica_on_loopback()
+        join_writes()
         self._config = config
         self._gate = Gate(told.token)
         report = progress.Sender(told.progress_address)

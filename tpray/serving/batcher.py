@@ -42,7 +42,7 @@ from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket
-from tpray.serving.row_queue import SHORT_SHARE, Kind, RowQueue
+from tpray.serving.row_queue import SHORT_SHARE, Lane, RowQueue
 from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
 from tpray.serving.waiting import Waiting
@@ -281,16 +281,16 @@ class Batcher:
     def _cut_steps(self) -> bool:
         """Take the rows whose turn it is and cut them into steps; whether there are any."""
         long_under_way = max(self._running.values(), default=0)
-        kind = self._queue.turn(bool(self._running), long_under_way > 0)
-        if kind is None:
+        lane = self._queue.turn(bool(self._running), long_under_way > 0)
+        if lane is None:
             return False
         limits = self._config
-        one_step = self._packs_rows or kind is Kind.LONG
+        one_step = self._packs_rows or lane is Lane.LONG
         budget = min(limits.max_step_tokens, limits.max_batch_tokens) if one_step else limits.max_batch_tokens
-        if kind is Kind.SHORT and long_under_way and self._parts > 1:  # between two of its parts
+        if lane is Lane.SHORT and long_under_way and self._parts > 1:  # between two of its parts
             budget = min(budget, SHORT_SHARE * long_under_way // self._parts)
-        rows = self._queue.take(kind, budget)
-        if self._packs_rows or kind is Kind.SUSPECT:
+        rows = self._queue.take(lane, budget)
+        if self._packs_rows or lane is Lane.SUSPECT:
             self._cut.append(rows)
         elif self._buckets:
             self._cut.extend(cut_into_buckets(rows, self._buckets))

@@ -30,7 +30,7 @@ SHORT_SHARE = 2
 """How many tokens of short rows go with each of a long one, while both wait."""
 
 
-class Waiting(Protocol):
+class Queueable(Protocol):
     """A row. arrived: seconds of the queue's clock. suspected: it is run by itself, with nothing else under way."""
 
     arrived: float
@@ -39,11 +39,11 @@ class Waiting(Protocol):
     def __len__(self) -> int: ...
 
 
-Row = TypeVar("Row", bound=Waiting)
+Row = TypeVar("Row", bound=Queueable)
 
 
-class Kind(Enum):
-    """Of rows that go together."""
+class Lane(Enum):
+    """Of the queue: rows in it go together."""
 
     SHORT = "short"
     LONG = "long"
@@ -67,7 +67,7 @@ class RowQueue(Generic[Row]):
     ) -> None:
         self.long_tokens, self.tokens = long_tokens, 0
         self._wanted, self._clock = wanted, clock
-        self._lanes: dict[Kind, deque[Row]] = {kind: deque() for kind in Kind}
+        self._lanes: dict[Lane, deque[Row]] = {lane: deque() for lane in Lane}
         self._owed = 0  # tokens of short rows that go before the next long one
         self._short_came = -math.inf
 
@@ -88,10 +88,10 @@ class RowQueue(Generic[Row]):
     def extend(self, rows: Iterable[Row]) -> None:
         """Add rows at the end."""
         for row in rows:
-            kind = Kind.SUSPECT if row.suspected else Kind.LONG if self.is_long(row) else Kind.SHORT
-            self._lanes[kind].append(row)
+            lane = Lane.SUSPECT if row.suspected else Lane.LONG if self.is_long(row) else Lane.SHORT
+            self._lanes[lane].append(row)
             self.tokens += len(row)
-            if kind is Kind.SHORT:
+            if lane is Lane.SHORT:
                 self._short_came = self._clock()
 
     def put_back(self, rows: Iterable[Row]) -> None:
@@ -100,51 +100,51 @@ class RowQueue(Generic[Row]):
         self.clear()
         self.extend(waiting)
 
-    def turn(self, busy: bool, long_under_way: bool) -> Kind | None:
-        """Which kind of rows goes next; None: there is none, or it is better to wait for the end of a step.
+    def turn(self, busy: bool, long_under_way: bool) -> Lane | None:
+        """Which lane goes next; None: there is none, or it is better to wait for the end of a step.
 
         Args:
             busy: whether a step is under way; then there will be another turn.
             long_under_way: whether that, or one of those, is of long rows.
         """
-        for lane in self._lanes.values():
-            while lane and not self._wanted(lane[0]):
-                self.tokens -= len(lane.popleft())
-        short, long, suspects = (self._lanes[kind] for kind in Kind)
-        if suspects and all(suspects[0].arrived <= lane[0].arrived for lane in (short, long) if lane):
-            return None if busy else Kind.SUSPECT
+        for rows in self._lanes.values():
+            while rows and not self._wanted(rows[0]):
+                self.tokens -= len(rows.popleft())
+        short, long, suspects = (self._lanes[lane] for lane in Lane)
+        if suspects and all(suspects[0].arrived <= rows[0].arrived for rows in (short, long) if rows):
+            return None if busy else Lane.SUSPECT
         if not long:
-            return Kind.SHORT if short else None
+            return Lane.SHORT if short else None
         if short:
             before = long_under_way or self._owed > 0 or short[0].arrived <= long[0].arrived
-            return Kind.SHORT if before else Kind.LONG
+            return Lane.SHORT if before else Lane.LONG
         ahead = busy and self.short_about and (long_under_way or self._owed > 0)
-        return None if ahead else Kind.LONG
+        return None if ahead else Lane.LONG
 
-    def take(self, kind: Kind, budget: int) -> list[Row]:
-        """Take the oldest rows of a kind that somebody waits for, up to ``budget`` tokens and at least one.
+    def take(self, lane: Lane, budget: int) -> list[Row]:
+        """Take the oldest rows of a lane that somebody waits for, up to ``budget`` tokens and at least one.
 
         Of suspects, and of long rows while short ones are about, it is one.
         """
-        if kind is Kind.SUSPECT or (kind is Kind.LONG and self.short_about):
+        if lane is Lane.SUSPECT or (lane is Lane.LONG and self.short_about):
             budget = 0
-        lane, taken, tokens = self._lanes[kind], list[Row](), 0
-        while lane and (not taken or tokens + len(lane[0]) <= budget):
-            row = lane.popleft()
+        rows, taken, tokens = self._lanes[lane], list[Row](), 0
+        while rows and (not taken or tokens + len(rows[0]) <= budget):
+            row = rows.popleft()
             self.tokens -= len(row)
             if self._wanted(row):
                 taken.append(row)
                 tokens += len(row)
-        if kind is Kind.LONG:
+        if lane is Lane.LONG:
             self._owed = SHORT_SHARE * tokens
-        elif kind is Kind.SHORT:
+        elif lane is Lane.SHORT:
             self._owed = max(0, self._owed - tokens)
         return taken
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Let go of the rows that are not ``wanted``."""
-        for kind, lane in self._lanes.items():
-            self._lanes[kind] = deque(filter(wanted, lane))
+        for lane, rows in self._lanes.items():
+            self._lanes[lane] = deque(filter(wanted, rows))
         self.tokens = sum(map(len, self))
 
     def clear(self) -> None:
