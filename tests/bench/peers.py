@@ -6,6 +6,7 @@ it; FRONT is ``proxy`` (Serve's default) or ``haproxy``.
 
 # No `from __future__ import annotations`: Serve ships the ingress class by value, and FastAPI could not resolve names.
 
+import asyncio
 import os
 import sys
 import tempfile
@@ -154,6 +155,10 @@ def _application(engine: str, model: str) -> Any:
 
         @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.002)
         async def classify(self, inputs: list[Any]) -> list[Any]:
+            # On a thread: HAProxy takes a replica whose event loop does not answer for dead.
+            return await asyncio.to_thread(self.compute, inputs)
+
+        def compute(self, inputs: list[Any]) -> list[Any]:
             if self.pipe is not None:
                 texts = [{"text": a, "text_pair": b} for a, b in inputs]
                 answers: list[Any] = self.pipe(texts, batch_size=len(texts))
