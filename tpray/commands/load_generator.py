@@ -271,7 +271,7 @@ def plot(lines: Sequence[Curve], path: Path, title: str, log: bool = False) -> N
         axes.set_ylim(0, None)
     axes.grid(alpha=0.3)
     if lines:
-        axes.legend(fontsize=8)
+        figure.legend(loc="outside right upper", fontsize=8)  # where it hides no point
     figure.savefig(path, dpi=120)
 
 
