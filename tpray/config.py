@@ -139,6 +139,11 @@ class ServeConfig(Frozen):
         return self
 
 
+def local_directory(source: str | None) -> Path:
+    """Where a model would lie on this machine: ``source``, or the embedded demo."""
+    return DEMO_DIR if source is None else Path(source).expanduser()
+
+
 def cache_dir() -> Path:
     """The folder of artifacts; created with mode 0700 when missing.
 

@@ -12,7 +12,6 @@ from tpray.artifacts.resolve import find_model
 from tpray.commands import machine_checks
 from tpray.config import ModelConfig, ParallelConfig
 from tpray.errors import ConfigError
-from tpray.group import worker as ranks
 from tpray.group.worker import ShardWorker
 from tpray.platforms import cores
 from tpray.platforms import memory as memories
@@ -84,7 +83,7 @@ def test_threads_and_layouts_keep_to_that_limit_and_doctor_says_it(monkeypatch: 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there are no cores that a control group could keep back")
 def test_under_that_limit_ranks_are_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other containers see the same cores, and not this one's leases: each would pin itself to the first."""
-    monkeypatch.setattr(ranks, "core_limit", lambda: 1)
+    monkeypatch.setattr(cores, "core_limit", lambda: 1)
     rank = ShardWorker(0, Topology(1, cores_per_rank=1))
     before = os.sched_getaffinity(0)
     assert rank.pin() == ()

@@ -25,7 +25,7 @@ from tpray.artifacts.key import cache_key
 from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, ModelRecord, check_cores
 from tpray.artifacts.sizes import bytes_in, check_disk, check_memory
 from tpray.artifacts.store import SharedStore, fetch, is_url
-from tpray.config import AUTO, DEMO_DIR, DtypeName, ModelConfig, cache_dir
+from tpray.config import AUTO, DtypeName, ModelConfig, cache_dir, local_directory
 from tpray.errors import ArtifactError, ConfigError, StoreError
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
 from tpray.parallel_layers.plan import Plan, read_plan
@@ -133,7 +133,7 @@ def recall_or_find(model: ModelConfig, topology: Topology, out: Path | None = No
 
 def locate(model: ModelConfig, topology: Topology, out: Path | None = None) -> Checkpoint | Artifact | Remembered:
     """`recall_or_find`, but a checkpoint is not checked: without transformers and torch."""
-    directory = DEMO_DIR if model.source is None else Path(model.source).expanduser()
+    directory = local_directory(model.source)
     if out is None and model.store is None and directory.is_dir() and not is_artifact(directory):
         own_plan = None if model.plan is None else read_plan(model.plan)
         note = _note(directory, own_plan, topology.platform.choose_dtype(model.dtype), model, topology)
@@ -169,7 +169,7 @@ def _locate(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
     own_plan = None if model.plan is None else read_plan(model.plan)
     if name is not None and is_url(name):
         name = str(fetch(name))
-    directory = DEMO_DIR if name is None else Path(name).expanduser()
+    directory = local_directory(name)
     if is_artifact(directory):
         if own_plan is not None:
             raise ConfigError(f"{directory} is traced already: a sharding plan is for a checkpoint")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from tpray.artifacts.folder import MODEL_DIR, is_artifact
 from tpray.artifacts.manifest import Manifest, read_manifest
 from tpray.artifacts.resolve import check_dtype
 from tpray.artifacts.sizes import bytes_in
 from tpray.artifacts.store import fetch, is_url
-from tpray.config import AUTO, DEMO_DIR, Goal, ModelConfig, ServeConfig
+from tpray.config import AUTO, Goal, ModelConfig, ServeConfig, local_directory
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
 from tpray.parallel_layers.plan import PLANS
 from tpray.platforms import platform_for
@@ -128,7 +130,7 @@ def _choose(model: ModelFacts, machine: MachineFacts, platform: Platform, goal: 
 def _directory(source: str | None) -> Path:
     if source is not None and is_url(source):
         return fetch(source)
-    return DEMO_DIR if source is None else Path(source).expanduser()
+    return local_directory(source)
 
 
 def _facts(model: ModelConfig, platform: Platform) -> tuple[ModelFacts, int | None]:
@@ -157,13 +159,17 @@ NAMES = {
 def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
     """Of a layer, and how many there are; all 0 where an architecture has no such sizes."""
     stored = checkpoint.stored_config()
-    found = {name: stored.get(key) for name, key in NAMES.items()}
-    if not all(isinstance(size, int) and size > 0 for size in found.values()):
-        config = checkpoint.config
-        found = {name: getattr(config, key, None) for name, key in NAMES.items()}
+    sizes = _known({name: stored.get(key) for name, key in NAMES.items()})
+    if sizes is None:
+        found = {name: getattr(checkpoint.config, key, None) for name, key in NAMES.items()}
         found["intermediate"] = found["intermediate"] or 4 * (found["hidden"] or 0)
-    known = all(isinstance(size, int) and size > 0 for size in found.values())
-    return {name: int(size or 0) if known else 0 for name, size in found.items()}
+        sizes = _known(found)
+    return sizes or dict.fromkeys(NAMES, 0)
+
+
+def _known(sizes: Mapping[str, Any]) -> dict[str, int] | None:
+    """These sizes, if all of them are some."""
+    return dict(sizes) if all(isinstance(size, int) and size > 0 for size in sizes.values()) else None
 
 
 def _check_degree(source: str | None, tp: int) -> None:
@@ -174,7 +180,7 @@ def _check_degree(source: str | None, tp: int) -> None:
     Raises:
         DegreeError: it leaves a rank without an attention head.
     """
-    directory = DEMO_DIR if source is None else Path(source).expanduser()
+    directory = local_directory(source)
     if not (directory / "config.json").is_file():
         return
     stored = Checkpoint(source or "", directory).stored_config()

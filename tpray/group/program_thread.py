@@ -25,6 +25,8 @@ from tpray.errors import RankError
 
 T = TypeVar("T")
 
+ENDED = "this rank's thread has ended: its group has closed, or a step has failed for good"
+
 
 class ProgramThread:
     """Does what it is given, one after another, and between that what comes from a socket.
@@ -70,7 +72,7 @@ class ProgramThread:
     def _submit(self, future: Future[T], work: Callable[[], T]) -> None:
         with self._lock:
             if self._ended:
-                raise RankError("this rank's thread has ended: its group has closed, or a step has failed for good")
+                raise RankError(ENDED)
             self._jobs.append((future, work))
             os.write(self._wake, b"!")
 
@@ -94,7 +96,7 @@ class ProgramThread:
                 os.close(self._woken)
                 os.close(self._wake)
             for future, _ in self._jobs:
-                future.set_exception(RankError("this rank's thread has ended"))
+                future.set_exception(RankError(ENDED))
 
     def _work(self) -> None:
         ready = select.poll()

@@ -35,7 +35,7 @@ from tpray.parallel_layers.collective import Collective, SingleRank
 from tpray.parallel_layers.layers import is_sharded
 from tpray.parallel_layers.rendezvous import Rendezvous, join
 from tpray.platforms import cores, lease
-from tpray.platforms.memory import core_limit, return_free_memory
+from tpray.platforms.memory import return_free_memory
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import DTYPES, Program, SavedShard, SavedUserModel, runtime_for
 from tpray.runtime.records import Canary
@@ -90,8 +90,7 @@ class ShardWorker:
         leases: all would take the first ones. There the kernel places the threads.
         """
         self.unpin()
-        granted = core_limit()
-        if granted is not None and granted < len(self._all_cores):
+        if cores.core_count() < len(self._all_cores):
             return ()
         ranges = cores.cut_ranges(sorted(self._all_cores), self.topology.threads)
         self._lease = lease.take_cores(ranges)

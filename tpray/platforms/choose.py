@@ -165,13 +165,13 @@ def choose(model: ModelFacts, machine: MachineFacts, goal: Goal, asked: Asked, f
             a single rank for latency, for throughput a group for each core.
     """
     layouts = candidates(model, machine, goal, asked)
-    if len(layouts) == 1 and model.hidden:
-        return Choice(layouts[0], f"{layouts[0]}: {_only(model, machine, layouts[0], goal, asked)}")
     if goal == "throughput":
         layouts.sort(key=lambda layout: (-layout.replicas, layout.tp))
     best = layouts[0]
     if not model.hidden:
         return Choice(best, f"{best}: the model's config.json does not say how large its layers are")
+    if len(layouts) == 1:
+        return Choice(best, f"{best}: {_only(model, machine, best, goal, asked)}")
     if has_small_layers(model):
         return Choice(
             best, f"{best}, for {goal}: layers of {layer_weights(model) / 1e6:.1f} M weights are not worth sharing"

@@ -3,12 +3,12 @@
 uvicorn writes the head as soon as it has it, which costs a system call of its own here and another in HAProxy; and when
 the replica is killed between the two, a client is left with half an answer that nobody can take back.
 
-Source: uvicorn/protocols/http/httptools_impl.py of uvicorn 0.4x, whose class is replaced where it is looked up.
+Source: uvicorn/protocols/http/httptools_impl.py of uvicorn 0.54, whose class is replaced where it is looked up.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http import httptools_impl
 
@@ -17,14 +17,15 @@ class _JoinedWrites:
     """A transport whose first two writes are one."""
 
     def __init__(self, transport: Any) -> None:
-        self._transport, self._held = transport, b""
+        self._transport = transport
+        self._head: bytes | None = None
 
     def write(self, data: bytes) -> None:
-        if not self._held:
-            self._held = data
-            return
-        self.write = self._transport.write  # type: ignore[method-assign]  # from now on as they come
-        self.write(self._held + data)
+        if self._head is None:
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""  # it has gone; what follows goes as it comes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -36,10 +37,10 @@ class JoinedCycle(httptools_impl.RequestResponseCycle):
     async def send(self, message: Any) -> None:
         begins = message["type"] == "http.response.start" and not isinstance(self.transport, _JoinedWrites)
         if begins and self.scope["method"] != "HEAD":  # which has no body to wait for
-            self.transport = _JoinedWrites(self.transport)  # type: ignore[assignment]
+            self.transport = cast(Any, _JoinedWrites(self.transport))
         await super().send(message)
 
 
 def join_writes() -> None:
     """Have this process's uvicorn answer so from now on."""
-    httptools_impl.RequestResponseCycle = JoinedCycle  # type: ignore[misc]
+    httptools_impl.RequestResponseCycle = JoinedCycle  # type: ignore[misc]  # a checker takes a class for a constant

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
@@ -240,7 +239,7 @@ class _Store:
         """Through a mapping of its own: pages that were read count as this process's until that ends."""
         try:
             return SafetensorsFile(self._path).whole(name)
-        except (CheckpointError, SafetensorError) as e:
+        except CheckpointError as e:
             raise ArtifactError(f"{self._path} cannot be read: {e}") from e
 
     def tensor(self, name: str) -> Tensor:

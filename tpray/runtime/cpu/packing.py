@@ -171,7 +171,7 @@ def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
     if mask is None or mask.users or not _mixes_nothing_else(graph):
         return None
     # Only now: a decoder's masks, which it has refused, take gigabytes at the lengths that decoders have.
-    if not all(_hides_padding_alone(module, max_length, real) for real in {max_length, max_length // 2 + 1}):
+    if not _hide_padding_alone(module, max_length):
         return None
     _attend_from_one_linear(graph)
     hoist_row_starts(graph)
@@ -180,11 +180,29 @@ def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
     return graph
 
 
-def _hides_padding_alone(module: GraphModule, length: int, real: int) -> bool:
-    """Whether every mask of attention lets a token see all of its row, which ``real`` of ``length`` tokens are.
+def _hide_padding_alone(module: GraphModule, length: int) -> bool:
+    """Whether every mask of attention lets a token see all of its row and no padding, in rows of ``length`` tokens.
 
     Windows and biases of positions travel as masks too; rows end to end would lose them.
     """
+    masks = _masks_of(module)
+    if masks is None:
+        return False
+    ids = torch.full((1, length), 2, dtype=torch.int64)
+    for real in (length, length // 2 + 1):  # of its tokens; the others are padding
+        given = (torch.arange(length) < real).to(torch.int64).unsqueeze(0)
+        with torch.no_grad():
+            found: Sequence[Tensor] = masks(ids, given, torch.zeros_like(ids))
+        for mask in found:
+            own = mask[..., :real, :] if mask.shape[-2] > 1 else mask
+            seen, hidden = (own, ~own) if own.dtype is torch.bool else (own == 0, own <= _HIDDEN)
+            if not (seen[..., :real].all() and hidden[..., real:].all()):
+                return False
+    return True
+
+
+def _masks_of(module: GraphModule) -> GraphModule | None:
+    """What computes the masks of attention alone; None if they depend on what the layers compute."""
     graph = plain_copy(module)
     attentions = [node for node in graph.nodes if calls(node, aten.scaled_dot_product_attention.default)]
     nodes = {node.args[3]: None for node in attentions if len(node.args) > 3 and isinstance(node.args[3], Node)}
@@ -196,18 +214,9 @@ def _hides_padding_alone(module: GraphModule, length: int, real: int) -> bool:
             graph.erase_node(node)  # collectives too, which torch keeps for what they do besides
     for reduce in [node for node in graph.nodes if calls(node, tpray_ops.all_reduce.default)]:
         if not all(calls(user, aten.sym_size.int) for user in reduce.users):
-            return False  # no mask at all: it depends on what the layers compute
+            return None
         substitute(reduce, reduce.args[0])  # a rank's own part has the same sizes
-    ids = torch.full((1, length), 2, dtype=torch.int64)
-    given = (torch.arange(length) < real).to(torch.int64).unsqueeze(0)
-    with torch.no_grad():
-        found: Sequence[Tensor] = GraphModule(module, graph)(ids, given, torch.zeros_like(ids))
-    for mask in found:
-        own = mask[..., :real, :] if mask.shape[-2] > 1 else mask
-        seen, hidden = (own, ~own) if own.dtype is torch.bool else (own == 0, own <= _HIDDEN)
-        if not (seen[..., :real].all() and hidden[..., real:].all()):
-            return False
-    return True
+    return GraphModule(module, graph)
 
 
 def plain_copy(module: GraphModule) -> Graph:
