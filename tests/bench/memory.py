@@ -87,9 +87,9 @@ def run_rank(start: Start, model: str, directory: str, tp: int, dtype: str, rank
     from tpray.group.jobs import ShardJob
     from tpray.group.worker import ShardWorker
     from tpray.parallel_layers import parallel_state
+    from tpray.parallel_layers.architectures import plan_for
     from tpray.parallel_layers.checkpoint import find_checkpoint
     from tpray.parallel_layers.files import file_digest
-    from tpray.parallel_layers.plan import plan_for
     from tpray.parallel_layers.rendezvous import Rendezvous, join
     from tpray.platforms.memory import return_free_memory
     from tpray.platforms.topology import Topology

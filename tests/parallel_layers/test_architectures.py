@@ -14,10 +14,11 @@ import torch
 from tests.helpers import pad_id_of, rows
 from tpray.errors import CheckpointError, ConfigError, DegreeError, UnsupportedModelError
 from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.architectures import PLANS
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
 from tpray.parallel_layers.collective import ThreadCollective
 from tpray.parallel_layers.layers import is_sharded
-from tpray.parallel_layers.plan import PLANS, Cut, Plan, Rule, Share
+from tpray.parallel_layers.plan import Cut, Plan, Rule, Share
 from tpray.parallel_layers.shard import ShardedClassifier, build_shard
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tpray.errors import UnsupportedModelError
+from tpray.parallel_layers.architectures import plan_for
 from tpray.parallel_layers.checkpoint import find_checkpoint
-from tpray.parallel_layers.plan import Cut, Plan, Rule, plan_for
+from tpray.parallel_layers.plan import Cut, Plan, Rule
 
 
 def test_an_unknown_architecture_is_named_with_the_known() -> None:

@@ -20,7 +20,7 @@ from tpray.config import DtypeName, ModelConfig
 from tpray.errors import ParityError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
-from tpray.parallel_layers.plan import PLANS
+from tpray.parallel_layers.architectures import PLANS
 from tpray.parallel_layers.shard import ShardedClassifier
 from tpray.platforms.cpu import native_dtypes
 from tpray.runtime.canary import check_logits

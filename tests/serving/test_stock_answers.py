@@ -30,8 +30,8 @@ from tpray.config import BatchConfig, ModelConfig
 from tpray.errors import CheckpointError, InputError, ParityError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
+from tpray.parallel_layers.architectures import PLANS
 from tpray.parallel_layers.checkpoint import find_checkpoint
-from tpray.parallel_layers.plan import PLANS
 from tpray.platforms.topology import Topology
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.engine import Engine

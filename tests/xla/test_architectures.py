@@ -18,8 +18,8 @@ from tpray.config import DtypeName, ModelConfig
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
 from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.architectures import PLANS
 from tpray.parallel_layers.checkpoint import find_checkpoint
-from tpray.parallel_layers.plan import PLANS
 from tpray.parallel_layers.shard import build_shard
 from tpray.platforms.neuron import NOT_LOWERED
 from tpray.platforms.topology import Topology

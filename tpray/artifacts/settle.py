@@ -15,8 +15,8 @@ from tpray.artifacts.resolve import check_dtype
 from tpray.artifacts.sizes import bytes_in
 from tpray.artifacts.store import fetch, is_url
 from tpray.config import AUTO, Goal, ModelConfig, ServeConfig, local_directory
+from tpray.parallel_layers.architectures import PLANS
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
-from tpray.parallel_layers.plan import PLANS
 from tpray.platforms import platform_for
 from tpray.platforms.base import Platform
 from tpray.platforms.choose import (

@@ -1,7 +1,7 @@
 """What tensor parallelism is: layers, their collectives, the plan that places them, their checkpoints.
 
-Knows no Ray and no HTTP. Read `plan`, then `partition`, `base`, `layers`, `collective`, `checkpoint`, `shard` and
-`sharded`. `conv`, `embedding`, `gqa`, `mappings`, `pad`, `utils` and `preshard` are what scripts from
+Knows no Ray and no HTTP. Read `plan`, `architectures`, then `partition`, `base`, `layers`, `collective`, `checkpoint`,
+`shard` and `sharded`. `conv`, `embedding`, `gqa`, `mappings`, `pad`, `utils` and `preshard` are what scripts from
 neuronx-distributed call besides.
 """
 

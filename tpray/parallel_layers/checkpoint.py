@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tpray.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from tpray.parallel_layers.architectures import plan_for
 from tpray.parallel_layers.files import WEIGHTS, file_digest
-from tpray.parallel_layers.plan import Plan, plan_for
+from tpray.parallel_layers.plan import Plan
 from tpray.parallel_layers.weights import open_weights
 from tpray.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
 
