@@ -14,15 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.helpers import rows
 from tpray.errors import ArtifactError, ConfigError
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import find_checkpoint
+from tpray.parallel_layers.plan import Plan
 from tpray.parallel_layers.shard import build_shard
 from tpray.platforms.memory import available_bytes
 from tpray.platforms.topology import Topology
+from tpray.runtime.base import SavedShard
+from tpray.runtime.cpu.bands import plain_copy
 from tpray.runtime.cpu.huge_pages import PAGE_BYTES, use_huge_pages
 from tpray.runtime.cpu.lowered import _PREPARED, PARTS, LoadedGraph, _stops, graph_file, load_graphs, save_graphs
-from tpray.runtime.cpu.packing import PackedRows, attend_rows, packed_attention, plain_copy
+from tpray.runtime.cpu.rows import PackedRows, attend_rows, packed_attention
 from tpray.runtime.cpu.runtime import CpuRuntime, lower
 
 
@@ -156,22 +160,47 @@ def test_what_cannot_be_stored_is_refused_when_it_is_traced(tmp_path: Path) -> N
 def test_attention_of_rows_end_to_end_is_each_rows_own(lengths: list[int], heads: int, seed: int) -> None:
     torch.manual_seed(seed)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    rows = PackedRows.of(mask)
-    assert rows is not None
+    packed = PackedRows.of(mask)
+    assert packed is not None
     qkv = torch.randn(1, sum(lengths), 3 * heads * 4)
-    found = attend_rows(qkv, 4, rows, 0.5)
+    found = attend_rows(qkv, 4, packed, 0.5)
     q, k, v = (part.unflatten(2, (heads, 4)).transpose(1, 2) for part in qkv.chunk(3, 2))
-    by_parts = packed_attention(q, k, v, rows, 0.5).transpose(1, 2).flatten(2)
+    by_parts = packed_attention(q, k, v, packed, 0.5).transpose(1, 2).flatten(2)
     torch.testing.assert_close(found, by_parts, rtol=1e-5, atol=1e-6)
     ends = torch.tensor(lengths).cumsum(0).tolist()
     for length, end in zip(lengths, ends, strict=True):
         own = slice(end - length, end)
         alone = F.scaled_dot_product_attention(q[:, :, own], k[:, :, own], v[:, :, own], scale=0.5)
         torch.testing.assert_close(found[:, own], alone.transpose(1, 2).flatten(2), rtol=1e-5, atol=1e-6)
-    assert rows.starts.tolist() == [end - length for length, end in zip(lengths, ends, strict=True)]
-    assert rows.positions.tolist() == [place for length in lengths for place in range(length)]
+    assert packed.starts.tolist() == [end - length for length, end in zip(lengths, ends, strict=True)]
+    assert packed.positions.tolist() == [place for length in lengths for place in range(length)]
     padded = torch.arange(mask.numel()).view(mask.shape)
-    assert rows.pack(padded)[0].tolist() == padded[mask.bool()].tolist()
+    assert packed.pack(padded)[0].tolist() == padded[mask.bool()].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, 0), (0, None), (4, 4), (300, 0), (0, 0), (None, None), (700, 700)]
+)
+def test_a_band_is_what_its_mask_is(before: int | None, after: int | None, dtype: torch.dtype) -> None:
+    """Rows that are shorter than a block of queries, and longer than two; bfloat16 takes other ways."""
+    torch.manual_seed(1)
+    lengths = [3, 600, 600, 256, 257, 1, 90]
+    packed = PackedRows.of((torch.arange(600) < torch.tensor(lengths)[:, None]).long())
+    assert packed is not None
+    q, k, v = torch.randn(3, 1, 2, sum(lengths), 8).to(dtype).unbind(0)
+    found = packed_attention(q, k, v, packed, None, before, after)
+    start = 0
+    for length in lengths:
+        places = torch.arange(length)
+        ahead = places[None, :] - places[:, None]
+        seen = (ahead <= (length if after is None else after)) & (-ahead <= (length if before is None else before))
+        own = slice(start, start + length)
+        own_q, own_k, own_v = (x[:, :, own].float() for x in (q, k, v))
+        expected = F.scaled_dot_product_attention(own_q, own_k, own_v, seen)
+        bound = 1e-5 if dtype is torch.float32 else 3e-2
+        torch.testing.assert_close(found[:, :, own].float(), expected, atol=bound, rtol=bound)
+        start += length
 
 
 @pytest.mark.parametrize("mask", [[[0, 1]], [[1, 0, 1]], [[1, 1], [0, 0]], [[]]])
@@ -204,6 +233,17 @@ class Attends(nn.Module):
         return mixed.transpose(1, 2).reshape(*ids.shape, 8)[:, 0]
 
 
+class ReadsTheLast(Attends):
+    """The same, but what it gives is the last token's, as decoders find it: the last that is not token 0."""
+
+    def forward(self, ids: Tensor, attention_mask: Tensor, types: Tensor) -> Tensor:
+        x = self.table(ids + types).view(*ids.shape, 2, 4).transpose(1, 2)
+        mixed: Tensor = F.scaled_dot_product_attention(x, x, x, self.mask(attention_mask))
+        places = torch.arange(ids.shape[1], dtype=torch.int32)
+        last = (places * (ids != 0).to(torch.int32)).argmax(-1)
+        return mixed.transpose(1, 2).reshape(*ids.shape, 8)[torch.arange(ids.shape[0]), last]
+
+
 def padding(mask: Tensor) -> Tensor:
     return (mask != 0)[:, None, None, :]
 
@@ -213,24 +253,56 @@ def distances(mask: Tensor) -> Tensor:
     return (places[:, None] - places[None, :]).abs()
 
 
+def causal(mask: Tensor) -> Tensor:
+    places = torch.arange(mask.shape[1])
+    return padding(mask) & (places[None, :] <= places[:, None])
+
+
+def chunks(mask: Tensor) -> Tensor:
+    places = torch.arange(mask.shape[1]) // 16
+    return padding(mask) & (places[None, :] == places[:, None])
+
+
+def sees_padding(mask: Tensor) -> Tensor:
+    return torch.ones_like(padding(mask))
+
+
 @pytest.mark.parametrize(
     ("mask", "packs"),
     [
         (padding, True),
         (lambda mask: padding(mask).expand(-1, 1, mask.shape[1], -1), True),
         (lambda mask: (1.0 - padding(mask).float()) * torch.finfo(torch.float32).min, True),
-        (lambda mask: padding(mask) & (distances(mask) <= 40), False),  # a window, which short rows do not fill
-        (lambda mask: padding(mask) & (distances(mask) < 63), False),  # and one that hides a single pair
+        (lambda mask: padding(mask) & (distances(mask) <= 40), True),  # a window, which short rows do not fill
+        (lambda mask: padding(mask) & (distances(mask) < 63), True),  # and one that hides a single pair
+        (causal, True),
+        (lambda mask: causal(mask) & (distances(mask) < 9), True),
+        (chunks, False),
+        (
+            lambda mask: causal(mask) & ((distances(mask) < 9) | (torch.arange(mask.shape[1]) == 0)),
+            False,
+        ),  # and the first
         (lambda mask: padding(mask).float().log() - 0.1 * distances(mask), False),  # a bias of positions
-        (lambda mask: torch.ones_like(padding(mask)), False),  # sees padding
+        (sees_padding, False),
     ],
 )
-def test_rows_are_packed_where_a_mask_hides_padding_and_nothing_else(
-    mask: Callable[[Tensor], Tensor], packs: bool, tmp_path: Path
+@pytest.mark.parametrize("kind", [Attends, ReadsTheLast])
+def test_rows_are_packed_where_masks_are_bands(
+    kind: type[Attends], mask: Callable[[Tensor], Tensor], packs: bool, tmp_path: Path
 ) -> None:
+    """And a packed row gives what it gives alone, whatever rows it lies between."""
+    model = kind(mask).eval()
     with parallel_state.use(0, 1):
-        CpuRuntime(Topology(1)).trace(Attends(mask).eval(), 64, tmp_path, ())
+        CpuRuntime(Topology(1)).trace(model, 64, tmp_path, ())
     assert (tmp_path / graph_file(1)).exists() == packs
+    if mask is sees_padding:
+        return
+    program = CpuRuntime(Topology(1)).load(SavedShard(tmp_path, 0, 1, "float32", (), Plan(())))
+    ids, given, types = rows([1, 64, 64, 9, 63, 2], 0)
+    batch = [torch.from_numpy(x) for x in (ids % 9, given, types * 0)]
+    with torch.no_grad():
+        alone = [model(*(x[i : i + 1, :length] for x in batch)) for i, length in enumerate(given.sum(1))]
+    torch.testing.assert_close(program(*batch)[0], torch.cat(alone), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("model_type", ["albert", "llama"])

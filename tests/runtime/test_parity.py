@@ -63,7 +63,25 @@ def each_alone(batch: list[np.ndarray]) -> list[list[np.ndarray]]:
     return [[part[i : i + 1, :length] for part in batch] for i, length in enumerate(lengths)]
 
 
-PACKED = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "ernie", "layoutlm"}
+PACKED = {
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "distilbert",
+    "ernie",
+    "layoutlm",
+    "albert",
+    "esm",
+    "modernbert",
+    "nomic_bert",
+    "gpt2",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma",
+}
 """The architectures whose rows the CPU runtime packs end to end; the others' are padded."""
 
 

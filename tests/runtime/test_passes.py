@@ -18,9 +18,9 @@ from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.layers import RowParallelLinear
 from tpray.platforms.cpu import native_dtypes
 from tpray.runtime.cpu import passes
+from tpray.runtime.cpu.bands import plain_copy
 from tpray.runtime.cpu.int8 import Int8Weight, int8_linear, mark_int8, quantise, quantise_linears
 from tpray.runtime.cpu.lowered import load_graphs, save_graphs
-from tpray.runtime.cpu.packing import plain_copy
 
 
 def exported(module: nn.Module, *inputs: Tensor) -> GraphModule:

@@ -20,9 +20,11 @@ from tpray.platforms.topology import Topology
 from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_report
 from tpray.runtime.buckets import Bucket
 from tpray.runtime.cpu import passes
+from tpray.runtime.cpu.bands import plain_copy
 from tpray.runtime.cpu.int8 import mark_int8, quantise_linears
 from tpray.runtime.cpu.lowered import Function, LoadedGraph, graph_file, load_graphs, save_graphs
-from tpray.runtime.cpu.packing import PackedRows, pack_rows, plain_copy
+from tpray.runtime.cpu.packing import pack_rows
+from tpray.runtime.cpu.rows import PackedRows
 from tpray.runtime.exported import as_module, export, inputs_of, record_program
 from tpray.runtime.records import ProgramRecord
 from tpray.runtime.shaped import ShapedProgram
