@@ -50,7 +50,8 @@ def test_a_model_outside_the_table_is_sharded_by_its_users_plan(rembert: Path, t
 
 
 def test_the_plan_is_shown_with_bytes_and_reasons(rembert: Path) -> None:
-    lines = {line.pattern: line for line in explain_plan(ModelConfig(source=str(rembert), plan=REMBERT), 2)}
+    named = ModelConfig(source=str(rembert), plan=REMBERT, dtype="float32")
+    lines = {line.pattern: line for line in explain_plan(named, 2).lines}
     assert lines["*.word_embeddings"].rank_bytes * 2 == lines["*.word_embeddings"].whole_bytes == 120 * 32 * 4
     assert lines["*"].why == "the rest is small"
     assert lines["*.attention.self.query"].layers == 2

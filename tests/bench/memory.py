@@ -41,7 +41,7 @@ class Figures:
 def checkpoint(folder: Path, layers: int, hidden: int = 768, words: int = WORDS) -> Path:
     """A classifier of BERT-base's shape with so many layers, float32, seeded random weights."""
     import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    from transformers import BertConfig, BertForSequenceClassification
 
     directory = folder / f"bert-{layers}-{hidden}"
     torch.manual_seed(0)
@@ -50,6 +50,29 @@ def checkpoint(folder: Path, layers: int, hidden: int = 768, words: int = WORDS)
         intermediate_size=4 * hidden,
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(directory)
+    return _with_words(directory, words)
+
+
+def decoder(folder: Path, layers: int) -> Path:
+    """A reward model of Qwen2-7B's shape with so many layers of 28, bfloat16, in files of at most 1 GB."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+    directory, words = folder / f"decoder-{layers}", 152_064
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=words, hidden_size=3584, num_hidden_layers=layers, num_attention_heads=28, num_key_value_heads=4,
+        intermediate_size=18_944, max_position_embeddings=32_768, num_labels=1, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, dtype="bfloat16",
+    )  # fmt: skip
+    Qwen2ForSequenceClassification._from_config(config).save_pretrained(directory, max_shard_size="1GB")
+    return _with_words(directory, words)
+
+
+def _with_words(directory: Path, words: int) -> Path:
+    """The same with a tokenizer of so many words."""
+    from transformers import BertTokenizerFast
+
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (directory / "vocab.txt").write_text("\n".join([*special, *(f"w{i}" for i in range(words - len(special)))]))
     BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
@@ -87,7 +110,6 @@ def run_rank(start: Start, model: str, directory: str, tp: int, dtype: str, rank
     from tpray.group.jobs import ShardJob
     from tpray.group.worker import ShardWorker
     from tpray.parallel_layers import parallel_state
-    from tpray.parallel_layers.architectures import plan_for
     from tpray.parallel_layers.checkpoint import find_checkpoint
     from tpray.parallel_layers.files import file_digest
     from tpray.parallel_layers.rendezvous import Rendezvous, join
@@ -99,17 +121,17 @@ def run_rank(start: Start, model: str, directory: str, tp: int, dtype: str, rank
     own, topology = Path(directory) / f"rank{rank}", Topology(tp)
     size_file = own.with_suffix(".size")
     worker = ShardWorker(rank, topology)
+    found = find_checkpoint(model)
     if start == "first":
-        found = find_checkpoint(model)
         record = worker.trace(ShardJob(found, dtype, LENGTH, (), own, typed=True))
         size_file.write_text(str(record.sharded_bytes + record.replicated_bytes))
         if rank == 0:
             worker.make_canary(found, LENGTH)
     for path in own.iterdir():
         file_digest(path)
-    program = runtime_for(topology).load(SavedShard(own, rank, tp, dtype, (), plan_for("bert")))
+    program = runtime_for(topology).load(SavedShard(own, rank, tp, dtype, (), found.plan))
     return_free_memory()  # as its worker does
-    collective = join(Rendezvous(rank, tp, os.dup(fds[0]), os.dup(fds[1]), 60.0))
+    collective = join(Rendezvous(rank, tp, os.dup(fds[0]), os.dup(fds[1]), 600.0))
     ids = torch.full((2, LENGTH), 7)
     with parallel_state.use(rank, tp, collective), torch.inference_mode():
         for _ in range(3):
@@ -167,6 +189,7 @@ def main() -> None:
     """Measure, or be the rank that is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--decoder", action="store_true", help="of Qwen2-7B's shape, in bfloat16 at tp 1 and 2")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank:
@@ -175,8 +198,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, empty = checkpoint(folder, arguments.layers), checkpoint(folder, 1, hidden=128, words=200)
-        cases = [(tp, dtype) for dtype in ("float32", "bfloat16") for tp in (1, 2)]
+        model = (decoder if arguments.decoder else checkpoint)(folder, arguments.layers)
+        empty = checkpoint(folder, 1, hidden=128, words=200)
+        cases = [(tp, dtype) for dtype in ("float32", "bfloat16") for tp in (1, 2)][2 * arguments.decoder :]
         for line in table(model, empty, folder, cases):
             print(line, flush=True)
 

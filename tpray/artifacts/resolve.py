@@ -141,7 +141,7 @@ def locate(model: ModelConfig, topology: Topology, out: Path | None = None) -> C
         if remembered is not None:
             check_memory(remembered.artifact.manifest.weight_bytes, str(directory))
             return remembered
-    return _locate(model, topology)
+    return find_files(model, topology)
 
 
 def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) -> Checkpoint | Artifact:
@@ -156,13 +156,14 @@ def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) 
         ArtifactError: a traced folder is damaged. StoreError: the URL of an artifact cannot be reached now.
         ConfigError: dtype, buckets, plan, memory, disk or the runtime do not agree with it.
     """
-    found = _locate(model, topology)
+    found = find_files(model, topology)
     if isinstance(found, Checkpoint):
         check(found, model, topology, out)
     return found
 
 
-def _locate(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
+def find_files(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
+    """A model's files as they are, downloaded if need be; a checkpoint is not checked."""
     name = model.source
     if model.store is not None:
         SharedStore(model.store)
@@ -186,7 +187,13 @@ def _locate(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
 
 
 def check(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None = None) -> None:
-    """Refuse a checkpoint that cannot be served; see `find_model`."""
+    """Refuse a checkpoint that cannot be served here; see `find_model`."""
+    check_model(checkpoint, model, topology)
+    _check_room(checkpoint, model, topology, out)
+
+
+def check_model(checkpoint: Checkpoint, model: ModelConfig, topology: Topology) -> None:
+    """Refuse a checkpoint that cannot be served, however large the machine."""
     if checkpoint.own_plan is not None:
         from tpray.parallel_layers.shard import check_plan
 
@@ -195,6 +202,10 @@ def check(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: P
     checkpoint.plan.check_degree(checkpoint.config, topology.tp)
     topology.platform.check_model(checkpoint.config.model_type)
     _check_buckets(model, checkpoint, topology)
+
+
+def _check_room(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None) -> None:
+    """Refuse a checkpoint that does not fit this machine, or whose weights are not whole."""
     needed = bytes_in(checkpoint, topology.platform.choose_dtype(model.dtype))
     check_memory(needed, checkpoint.source)
     if out is not None or not _was_traced(checkpoint):

@@ -16,7 +16,7 @@ from tpray.config import ServeConfig
 if TYPE_CHECKING:
     from tpray.commands.check import Check
     from tpray.commands.load_generator import Outcome
-    from tpray.commands.plan_report import PlanLine
+    from tpray.commands.plan_report import PlanReport
     from tpray.group.phases import PhaseReport
 
 out, err = Console(), Console(stderr=True)
@@ -48,9 +48,10 @@ def print_scores(items: list[Any], rows: list[Any], as_json: bool) -> None:
     out.print(table)
 
 
-def print_plan(lines: list[PlanLine], tp: int) -> None:
-    """How a model would be sharded over ``tp`` ranks, and what each of them would hold."""
-    table = Table("layers", "how", "count", "whole", f"a rank of {tp}", title="Sharding plan, bytes in float32")
+def print_plan(report: PlanReport) -> None:
+    """How a model would be sharded, and what each rank would hold."""
+    lines, title = report.lines, f"Sharding plan, weights in {report.dtype}"
+    table = Table("layers", "how", "count", "whole", f"a rank of {report.tp}", title=title)
     for line in lines:
         how = f"{line.how}: {line.why}" if line.why else line.how
         sizes = [f"{size / 2**20:.2f} MiB" for size in (line.whole_bytes, line.rank_bytes)]
@@ -59,6 +60,8 @@ def print_plan(lines: list[PlanLine], tp: int) -> None:
     table.add_section()
     table.add_row("", "", str(sum(n.layers for n in lines)), f"{whole / 2**20:.2f} MiB", f"{own / 2**20:.2f} MiB")
     out.print(table)
+    memory = ", ".join(f"{size / 2**20:.2f} MiB at tp {tp}" for tp, size in report.by_degree.items())
+    out.print(f"a rank's weights in {report.dtype}, at most: {memory}", highlight=False, soft_wrap=True)
 
 
 def print_outcomes(outcomes: list[Outcome]) -> None:

@@ -27,10 +27,10 @@ def doctor(
         named = ModelConfig(source=model, revision=revision, plan=plan, dtype=dtype)
         settled = settle(ServeConfig(model=named, parallel=ParallelConfig(tp=tp), goal=goal))
         degree = settled.topology.tp
-        lines = explain_plan(named, degree)
+        report = explain_plan(named, degree)
         if settled.why:
             out.print(f"auto chooses {settled.why}", highlight=False, markup=False, soft_wrap=True)
-        print_plan(lines, degree)
+        print_plan(report)
         return
     if tp != AUTO or goal != "latency" or dtype != AUTO or revision is not None:
         raise ConfigError("--tp, --for, --dtype and --revision are of a model: name one")

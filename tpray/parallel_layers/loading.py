@@ -51,6 +51,41 @@ def load_shard(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) ->
         _assign(module, name, value.to(dtype) if value.is_floating_point() else value)
 
 
+def stream_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Have ``module``, built on the meta device, read each layer's weights in float32 when it computes.
+
+    They are let go behind the layer, so that a model runs in the memory of its largest tensor. A model that takes a
+    layer's weights without calling the layer gives results on the meta device.
+
+    Raises:
+        CheckpointError: as `load_shard`.
+    """
+    slices = _slices(module, checkpoint)
+    _check_names(module, checkpoint, slices)
+    readers = {path: open_weights(path) for path in sorted({own.path for own in slices.values()})}
+    for name, target in _persistent_buffers(module).items():
+        if name in slices:
+            _assign(module, name, _read(readers[slices[name].path], slices[name], name, target))
+    paths = {id(each): path for path, each in module.named_modules(remove_duplicate=False)}
+
+    def read(layer: nn.Module, *_: object) -> None:
+        for leaf, empty in list(layer._parameters.items()):
+            if empty is not None:
+                name = f"{paths[id(layer)]}.{leaf}".removeprefix(".")
+                value = _read(readers[slices[name].path], slices[name], name, empty)
+                layer._parameters[leaf] = nn.Parameter(value.float(), requires_grad=False)
+
+    def let_go(layer: nn.Module, *_: object) -> None:
+        for leaf, held in list(layer._parameters.items()):
+            if held is not None:
+                layer._parameters[leaf] = nn.Parameter(held.to("meta"), requires_grad=False)
+
+    for layer in module.modules():
+        if layer._parameters:
+            layer.register_forward_pre_hook(read)
+            layer.register_forward_hook(let_go, always_call=True)
+
+
 def _is_head(name: str) -> bool:
     return "classif" in name or name.startswith("score")
 

@@ -21,7 +21,7 @@ from tpray.parallel_layers.layers import (
     mark_sharded,
     partition_of,
 )
-from tpray.parallel_layers.loading import load_shard
+from tpray.parallel_layers.loading import load_shard, stream_weights
 from tpray.parallel_layers.plan import Cut, Plan, Rule, Share, Split
 
 
@@ -81,6 +81,14 @@ def build_shard(
     _restore_buffers(model)
     load_shard(model, checkpoint, dtype)
     return ShardedClassifier(model, typed).eval()
+
+
+def streamed_model(checkpoint: Checkpoint) -> Any:
+    """The stock classifier, unsharded and in float32, whose layers read their weights when they compute."""
+    model = empty_model(checkpoint.config)
+    _restore_buffers(model)
+    stream_weights(model, checkpoint)
+    return model
 
 
 def empty_model(config: Any, attention: str = "sdpa") -> Any:

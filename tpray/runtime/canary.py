@@ -8,6 +8,7 @@ nothing is left in the logits, and one that was there at the start and is smalle
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from tpray.parallel_layers.checkpoint import Checkpoint
 
+log = logging.getLogger(__name__)
+
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 2e-1}
 """Largest difference from the unsharded float32 logits, as a share of the largest of them (or of 1).
 
@@ -35,6 +38,9 @@ part moves logits by their own size.
 READS_PADDING = 1e-4
 """A row whose logits change by a larger share of the largest logit when it is padded is taken to read its padding."""
 
+LARGE_BYTES = 1 << 28
+"""A larger checkpoint is not read whole, but layer by layer, each time the unsharded model is asked."""
+
 Array = npt.NDArray[Any]
 
 
@@ -43,15 +49,32 @@ def make_canary(checkpoint: Checkpoint, max_length: int) -> Canary:
 
     Each padded row is run by itself too, which shows whether the model reads padding, whatever its configuration.
     """
+    if checkpoint.size_bytes > LARGE_BYTES:
+        from tpray.parallel_layers.shard import streamed_model
+
+        try:
+            return _ask(checkpoint, streamed_model(checkpoint), max_length)
+        except (NotImplementedError, RuntimeError) as e:  # says torch of weights that are not there
+            log.info("%s is read whole: %s", checkpoint.source, str(e).splitlines()[0])
+    return _ask(checkpoint, _stock_model(checkpoint), max_length)
+
+
+def _stock_model(checkpoint: Checkpoint) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.directory, config=checkpoint.config, dtype=torch.float32, local_files_only=True,
+        trust_remote_code=False,
+    ).eval()  # fmt: skip
+
+
+def _ask(checkpoint: Checkpoint, model: nn.Module, max_length: int) -> Canary:
+    import torch
 
     from tpray.parallel_layers.shard import ShardedClassifier
 
     config = checkpoint.config
-    model = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint.directory, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    ).eval()
     tokenizer = checkpoint.tokenizer
     stock = ShardedClassifier(model, takes_types(tokenizer))
     inputs = _inputs(config, checkpoint.pad_id, max_length)
