@@ -31,7 +31,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from tpray.errors import ArtifactError, CheckpointError, ConfigError
 from tpray.parallel_layers.weights import SafetensorsFile
-from tpray.runtime.cpu import rows
+from tpray.runtime.cpu import fusions, rows
 from tpray.runtime.cpu.huge_pages import use_huge_pages
 from tpray.runtime.cpu.int8 import Int8Weight, int8_linear
 from tpray.runtime.cpu.passes import additive_mask, mkldnn, tensor_of
@@ -43,7 +43,7 @@ _OWN: dict[str, Function] = {
     f.__name__: f
     for f in (
         rows.attend_rows, rows.packed_attention, rows.row_argmax, rows.row_choice, rows.row_cumsum, rows.row_positions,
-        rows.row_range, rows.row_starts, additive_mask, int8_linear,
+        rows.row_range, rows.row_starts, additive_mask, int8_linear, fusions.rms_norm, fusions.rotate,
     )
 }  # fmt: skip
 _NAMESPACES = ("aten", "mkldnn", "tpray")

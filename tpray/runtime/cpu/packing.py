@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from tpray.runtime.cpu.bands import Band, find_bands, plain_copy
+from tpray.runtime.cpu.fusions import rms_norm
 from tpray.runtime.cpu.int8 import int8_linear
 from tpray.runtime.cpu.passes import aten, calls, mkldnn, tensor_of, tpray_ops
 from tpray.runtime.cpu.rows import (
@@ -38,10 +39,10 @@ log = logging.getLogger(__name__)
 
 _ROW_WISE = {
     aten.layer_norm.default, aten.gelu.default, aten.silu.default, aten.linear.default,
-    mkldnn._linear_pointwise.default, mkldnn._linear_pointwise.binary, int8_linear, aten.add.Tensor, aten.mul.Tensor,
-    aten.pow.Tensor_Scalar, aten.rsqrt.default, aten.tanh.default, tpray_ops.all_reduce.default,
+    mkldnn._linear_pointwise.default, mkldnn._linear_pointwise.binary, int8_linear, rms_norm, aten.add.Tensor,
+    aten.mul.Tensor, aten.tanh.default, tpray_ops.all_reduce.default,
 }  # fmt: skip
-"""Operators that `hoist_row_choices` can pass: those whose tensor arguments are all tokens ``[1, T, H]`` or weights."""
+"""Operators that `hoist_row_choices` can pass: they compute each token ``[1, T, H]`` alone."""
 
 
 def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
@@ -63,21 +64,22 @@ def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
     if mask.users:  # packed, it is all ones
         with graph.inserting_after(rows):
             mask.replace_all_uses_with(graph.call_function(aten.ones_like.default, (ids,)))
+    _attend_from_one_linear(graph)
+    graph.eliminate_dead_code()
     try:
-        TokenAxes(module, graph, places | {ids: Tokens(2, 1), types: Tokens(2, 1)}, length)
+        axes = TokenAxes(module, graph, places | {ids: Tokens(2, 1), types: Tokens(2, 1)}, length)
     except MixedError as e:
         log.info("rows are padded: %s", e)
         return None
-    _attend_from_one_linear(graph)
     for chosen in [node for node in graph.nodes if node.target is row_argmax]:
         _move_up(chosen, rows)
-    hoist_row_choices(graph)
+    hoist_row_choices(graph, axes)
     graph.eliminate_dead_code()
     graph.lint()
     return graph
 
 
-def hoist_row_choices(graph: Graph) -> int:
+def hoist_row_choices(graph: Graph, axes: TokenAxes) -> int:
     """Choose the rows' tokens before what computes each token alone: after the last attention nobody asks for the
     other tokens. Returns how many operators were passed."""
     passed = 0
@@ -86,11 +88,13 @@ def hoist_row_choices(graph: Graph) -> int:
         choices = [user for user in source.users if user.target in (row_starts, row_choice) and user.args[0] is source]
         if not choices or len(choices) < len(source.users):
             continue
-        if len({choice.args[1] for choice in choices}) > 1 or not _passable(source):
+        if len({choice.args[1] for choice in choices}) > 1 or source.target not in _ROW_WISE:
             continue
         choose, where = choices[0].target, choices[0].args[1]
+        tokens = [node for node in source.all_input_nodes if isinstance(axes.of(node), Tokens)]
+        if any(axes.of(node) != Tokens(3, 1) for node in tokens):
+            continue
         with graph.inserting_before(source):
-            tokens = [node for node in source.all_input_nodes if node.op != "get_attr"]
             chosen = {node: graph.call_function(choose, (node, where)) for node in tokens}
             moved = graph.node_copy(source, _replacing(chosen))
         for choice in choices:
@@ -109,12 +113,6 @@ def _move_up(node: Node, behind: Node) -> None:
             needed.add(each)
     for each in [n for n in reversed(list(node.graph.nodes)) if n in needed and n.op != "placeholder"]:
         behind.append(each)
-
-
-def _passable(source: Node) -> bool:
-    if calls(source, aten.mean.dim):
-        return tuple(source.args[1:]) == ([-1], True)
-    return source.target in _ROW_WISE
 
 
 def _attend_from_one_linear(graph: Graph) -> None:

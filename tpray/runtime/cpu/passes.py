@@ -74,7 +74,7 @@ def remove_no_ops(module: GraphModule) -> int:
     nodes: list[Any] = list(module.graph.nodes)  # torch's types let a node's argument be anything
     for node in nodes:
         whole = calls(node, aten.slice.Tensor) and not node.args[2] and node.args[3:] == (_EVERYTHING,)
-        same = calls(node, aten.to.dtype) and len(node.args) == 2 and _dtype(node.args[0]) is node.args[1]
+        same = calls(node, aten.to.dtype) and len(node.args) == 2 and dtype_of(node.args[0]) is node.args[1]
         viewed = calls(node, aten.view.default) or calls(node, aten.reshape.default)
         same = same or (viewed and _same_shape(node, node.args[0]))
         off = calls(node, aten.dropout.default) and node.args[2:] == (False,)
@@ -134,11 +134,11 @@ def add_before_reducing(module: GraphModule, rank: int) -> int:
         linear = reduce.args[0]
         if not calls(linear, aten.linear.default) or len(linear.args) != 2 or len(linear.users) != 1:
             continue
-        bias_add = _only_user(reduce, aten.add.Tensor)
+        bias_add = only_user(reduce, aten.add.Tensor)
         if bias_add is None or not _adds_bias(module, bias_add, reduce):
             continue
         last, residual = bias_add, None
-        residual_add = _only_user(bias_add, aten.add.Tensor)
+        residual_add = only_user(bias_add, aten.add.Tensor)
         if residual_add is not None and not residual_add.kwargs:
             other = next((a for a in residual_add.args[:2] if a is not bias_add), None)
             # Used elsewhere too: else nobody would compute it on the other ranks. What it raises, all raise.
@@ -171,7 +171,7 @@ def fold_biases(module: GraphModule) -> int:
     one rank there is none between them."""
     found = 0
     for linear in nodes_calling(module, aten.linear.default):
-        add = _only_user(linear, aten.add.Tensor)
+        add = only_user(linear, aten.add.Tensor)
         if len(linear.args) != 2 or add is None or not _adds_bias(module, add, linear):
             continue
         with module.graph.inserting_before(add):
@@ -206,7 +206,7 @@ def fuse_activations(module: GraphModule) -> int:
     fused = 0
     for linear in nodes_calling(module, mkldnn._linear_pointwise.default):
         for target, name in _ACTIVATIONS.items():
-            user = _only_user(linear, target)
+            user = only_user(linear, target)
             if user is not None and linear.args[3] == "none":
                 algorithm = user.kwargs.get("approximate", "none") if name == "gelu" else ""
                 linear.args = (*linear.args[:3], name, [], algorithm)
@@ -244,7 +244,7 @@ def convert_masks(module: GraphModule) -> int:
     for attention in nodes_calling(module, aten.scaled_dot_product_attention.default):
         mask = attention.args[3] if len(attention.args) > 3 else None
         query = attention.args[0]
-        if not isinstance(mask, Node) or not isinstance(query, Node) or _dtype(mask) is not torch.bool:
+        if not isinstance(mask, Node) or not isinstance(query, Node) or dtype_of(mask) is not torch.bool:
             continue
         if mask not in converted:
             with module.graph.inserting_after(mask):
@@ -260,7 +260,8 @@ def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
-def _only_user(node: Any, target: object) -> Any:
+def only_user(node: Any, target: object) -> Any:
+    """The one node that uses ``node``, if it calls ``target``; else None."""
     users = list(node.users)
     return users[0] if len(users) == 1 and calls(users[0], target) else None
 
@@ -273,7 +274,7 @@ def _same_shape(one: object, other: object) -> bool:
 
 def _same_kind(one: Any, other: Any) -> bool:
     """Whether both are values of one shape and one dtype: neither is spread, nor widened, when they are added."""
-    return _same_shape(one, other) and _dtype(one) is _dtype(other)
+    return _same_shape(one, other) and dtype_of(one) is dtype_of(other)
 
 
 def _adds_bias(module: GraphModule, add: Any, to: Any) -> bool:
@@ -281,10 +282,10 @@ def _adds_bias(module: GraphModule, add: Any, to: Any) -> bool:
     bias = tensor_of(module, add.args[1])
     if bias is None or bias.dim() != 1 or add.args[0] is not to or add.kwargs:
         return False
-    return _same_kind(add, to) and bias.dtype is _dtype(to)
+    return _same_kind(add, to) and bias.dtype is dtype_of(to)
 
 
-def _dtype(node: Any) -> torch.dtype | None:
+def dtype_of(node: Any) -> torch.dtype | None:
     """What ``node`` computes in, as the export recorded it."""
     return node.meta["val"].dtype if "val" in node.meta else None
 

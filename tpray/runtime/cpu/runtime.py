@@ -19,7 +19,7 @@ from tpray.parallel_layers import parallel_state
 from tpray.platforms.topology import Topology
 from tpray.runtime.base import Program, Report, SavedShard, SavedUserModel, no_report
 from tpray.runtime.buckets import Bucket
-from tpray.runtime.cpu import passes
+from tpray.runtime.cpu import fusions, passes
 from tpray.runtime.cpu.bands import plain_copy
 from tpray.runtime.cpu.int8 import mark_int8, quantise_linears
 from tpray.runtime.cpu.lowered import Function, LoadedGraph, graph_file, load_graphs, save_graphs
@@ -40,6 +40,9 @@ def lower(module: GraphModule, rank: int, in_int8: Callable[[str], bool] | None 
     """
     steps: dict[str, Callable[[], int]] = {
         "no-ops removed": lambda: passes.remove_no_ops(module),
+        "RMS norms fused": lambda: fusions.fuse_rms_norms(module),
+        "rotations fused": lambda: fusions.fuse_rotations(module),
+        "GELUs named": lambda: fusions.name_gelus(module),
         "linears chosen for int8": lambda: 0 if in_int8 is None else mark_int8(module, in_int8),
         "sibling linears merged": lambda: passes.merge_sibling_linears(module),
         "additions moved before all-reduces": lambda: passes.add_before_reducing(module, rank),

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from tpray.runtime.cpu.fusions import rms_norm, rotate
 from tpray.runtime.cpu.int8 import int8_linear
 from tpray.runtime.cpu.passes import aten, mkldnn, tensor_of, tpray_ops
+from tpray.runtime.cpu.rows import attend_rows
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,14 @@ def _from_start(dim: Any, dims: int) -> int:
     return dim % dims
 
 
+def _rotate(axes: TokenAxes, node: Node) -> Tokens:
+    """Each token by its own angles."""
+    value = axes._together(node)
+    if value.from_end == 0:
+        raise MixedError(f"{node.target} works along the tokens")
+    return value
+
+
 def _embedding(axes: TokenAxes, node: Node) -> Tokens:
     value = axes.of(node.args[1])
     if not isinstance(value, Tokens) or isinstance(axes.of(node.args[0]), Tokens):
@@ -287,10 +297,12 @@ _RULES: dict[Any, Callable[[TokenAxes, Node], Tokens]] = {
     **dict.fromkeys(
         (
             aten.linear.default, mkldnn._linear_pointwise.default, mkldnn._linear_pointwise.binary, int8_linear,
+            rms_norm, attend_rows,
         ),
         _keeps,
     ),
     aten.embedding.default: _embedding,
+    rotate: _rotate,
     aten.gather.default: _gather,
     aten.unsqueeze.default: _unsqueeze,
     aten.squeeze.dim: _squeeze,

@@ -1,0 +1,166 @@
+"""Patterns of many small operators as one call with fewer passes over memory: what decoders are made of.
+
+On a CPU an elementwise operator costs what it reads and writes; in a decoder such operators take a third of the time
+next to oneDNN's matrix products. Legend: T tokens, H hidden, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from tpray.runtime.cpu.passes import aten, calls, dtype_of, nodes_calling, only_user, substitute, tidy
+
+
+def rms_norm(x: Tensor, eps: float, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps)`` over the last dimension, in float32, then as ``dtype``, then times ``weight``.
+
+    ``[..., H]`` -> ``[..., H]``. Source: arXiv:1910.07467, as transformers' decoders compute it.
+    """
+    wide = x.float()
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    scaled = (wide * scale if wide is x else wide.mul_(scale)).to(dtype)
+    return scaled if weight is None else scaled.mul_(weight)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions, halves of a head paired: ``x cos + (-x2, x1) sin``; x ``[1, N, T, D]``, the others spread.
+
+    Source: arXiv:2104.09864, in the layout of GPT-NeoX.
+    """
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+def fuse_rms_norms(module: GraphModule) -> int:
+    """``x * rsqrt(mean(x^2, -1) + eps)``, what widens x before it and narrows it behind, and the weight."""
+    found = 0
+    for root in nodes_calling(module, aten.rsqrt.default):
+        scale, add = only_user(root, aten.mul.Tensor), root.args[0]
+        mean = _argument(add, aten.add.Tensor)
+        square = _argument(mean, aten.mean.dim)
+        x = _argument(square, aten.pow.Tensor_Scalar)
+        if scale is None or x is None or square.args[1] != 2 or tuple(mean.args[1:]) != ([-1], True):
+            continue
+        alone = len(add.users) == len(mean.users) == 1 and isinstance(add.args[1], float)
+        if not alone or set(scale.args) != {x, root} or dtype_of(x) is not torch.float32:
+            continue
+        source, last, dtype = x, scale, torch.float32
+        narrow = only_user(scale, aten.to.dtype)
+        if narrow is not None:
+            last, dtype = narrow, narrow.args[1]
+        if calls(x, aten.to.dtype) and len(x.args) == 2 and set(x.users) == {square, scale}:
+            source = x.args[0]
+        times = only_user(last, aten.mul.Tensor)
+        weight = _other(times, last) if times is not None else None
+        if (
+            isinstance(weight, Node)
+            and weight.op == "get_attr"
+            and dtype_of(weight) is dtype
+            and len(_shape(weight)) == 1
+        ):
+            last = times
+        else:
+            weight = None
+        with module.graph.inserting_before(last):
+            fused = module.graph.call_function(rms_norm, (source, add.args[1], dtype, weight))
+        substitute(last, fused)
+        found += 1
+    tidy(module)
+    return found
+
+
+def fuse_rotations(module: GraphModule) -> int:
+    """``x * cos + cat(-x2, x1) * sin``."""
+    found = 0
+    for cat in nodes_calling(module, aten.cat.default):
+        turned = only_user(cat, aten.mul.Tensor)
+        total = None if turned is None else only_user(turned, aten.add.Tensor)
+        if total is None or total.kwargs or len(cat.args[0]) != 2 or tuple(cat.args[1:]) != (-1,):
+            continue
+        second, first = cat.args[0]
+        second = _argument(second, aten.neg.default)
+        x = _argument(first, aten.slice.Tensor)
+        shape, straight = _shape(x), _other(total, turned)
+        if x is None or _argument(second, aten.slice.Tensor) is not x or len(shape) != 4:
+            continue
+        whole = calls(straight, aten.mul.Tensor) and x in straight.args and len(straight.users) == 1
+        half = shape[-1] // 2 if isinstance(shape[-1], int) else 0
+        if not whole or not _cuts(first, 0, half) or not _cuts(second, half, shape[-1]):
+            continue
+        angles = _other(straight, x), _other(turned, cat)
+        if any(len(_shape(each)) != 4 or _shape(each)[-1] != shape[-1] for each in angles):
+            continue
+        if len({dtype_of(each) for each in (x, *angles)}) > 1:
+            continue
+        with module.graph.inserting_before(total):
+            fused = module.graph.call_function(rotate, (x, *angles))
+        substitute(total, fused)
+        found += 1
+    tidy(module)
+    return found
+
+
+def name_gelus(module: GraphModule) -> int:
+    """GELU's approximation by tanh, written out as GPT-2 does, as the operator that has its name."""
+    found = 0
+    for tanh in nodes_calling(module, aten.tanh.default):
+        plus_one = only_user(tanh, aten.add.Tensor)
+        product = None if plus_one is None or plus_one.args[1:] != (1.0,) else only_user(plus_one, aten.mul.Tensor)
+        inner = _scaled(tanh.args[0], math.sqrt(2 / math.pi))
+        if product is None or not calls(inner, aten.add.Tensor) or inner.kwargs:
+            continue
+        x, cube = inner.args
+        power = _scaled(cube, 0.044715)
+        if _argument(power, aten.pow.Tensor_Scalar) is not x or power.args[1] != 3.0:
+            continue
+        if _scaled(_other(product, plus_one), 0.5) is not x:
+            continue
+        with module.graph.inserting_before(product):
+            gelu = module.graph.call_function(aten.gelu.default, (x,), {"approximate": "tanh"})
+        substitute(product, gelu)
+        found += 1
+    tidy(module)
+    return found
+
+
+def _argument(node: Any, target: object) -> Any:
+    """What ``node``, a call of ``target``, is computed from; None if it is no such call."""
+    return node.args[0] if calls(node, target) else None
+
+
+def _other(node: Any, one: object) -> Any:
+    """The operand of ``node``, which has two, that is not ``one``."""
+    return next((each for each in node.args if each is not one), None)
+
+
+def _is_vector(node: Any) -> bool:
+    return isinstance(node, Node) and node.op == "get_attr" and len(_shape(node)) == 1
+
+
+def _scaled(node: Any, by: float) -> Any:
+    """What ``node`` multiplies by the number ``by``; None if it does not."""
+    if not calls(node, aten.mul.Tensor) or not isinstance(node.args[1], float) or not math.isclose(node.args[1], by):
+        return None
+    return node.args[0]
+
+
+def _cuts(piece: Node, start: int, stop: int) -> bool:
+    """Whether ``piece`` is ``x[..., start:stop]``, of x that has four dimensions and ends at ``stop`` or behind it."""
+    if len(piece.args) != 4:
+        return False
+    dim, first, last = (each if isinstance(each, int) else None for each in piece.args[1:])
+    ends = last == stop or (last is not None and last > stop and start > 0)
+    return dim in (3, -1) and first == start and ends
+
+
+def _shape(node: Any) -> tuple[Any, ...]:
+    return tuple(node.meta["val"].shape) if isinstance(node, Node) and "val" in node.meta else ()
