@@ -73,12 +73,16 @@ def stream_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
             if empty is not None:
                 name = f"{paths[id(layer)]}.{leaf}".removeprefix(".")
                 value = _read(readers[slices[name].path], slices[name], name, empty)
-                layer._parameters[leaf] = nn.Parameter(value.float(), requires_grad=False)
+                wide = value if type(layer) is nn.Embedding else value.float()
+                layer._parameters[leaf] = nn.Parameter(wide, requires_grad=False)
 
-    def let_go(layer: nn.Module, *_: object) -> None:
+    def let_go(layer: nn.Module, _: object, output: Any) -> Any:
         for leaf, held in list(layer._parameters.items()):
             if held is not None:
                 layer._parameters[leaf] = nn.Parameter(held.to("meta"), requires_grad=False)
+        return (
+            output.float() if type(layer) is nn.Embedding else output
+        )  # the largest: only what is looked up is widened
 
     for layer in module.modules():
         if layer._parameters:
