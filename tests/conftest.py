@@ -117,8 +117,11 @@ def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
     if tokenizer.pad_token_id is not None:
         own["pad_token_id"] = tokenizer.pad_token_id
     names = OWN_NAMES.get(model_type, {})
-    sizes = {names.get(name, name): value for name, value in (SMALL | own | changes).items()}
-    config = AutoConfig.for_model(model_type, **(OWN_SETTINGS.get(model_type, {}) | sizes))
+    usual, wanted = (
+        {own_name: value for name, value in sizes.items() for own_name in names.get(name, name).split()}
+        for sizes in (SMALL, own | changes)
+    )
+    config = AutoConfig.for_model(model_type, **(usual | OWN_SETTINGS.get(model_type, {}) | wanted))
     torch.manual_seed(7)
     model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():

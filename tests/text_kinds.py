@@ -127,11 +127,25 @@ def _moses(name: str) -> Callable[[Path], Any]:
     return make
 
 
+def _plbart(directory: Path) -> Any:
+    """PLBART's: sentencepiece's own, with the code of a language behind each text."""
+    import sentencepiece
+    from transformers import PLBartTokenizer
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_prefix=str(directory / "sentencepiece.bpe"), vocab_size=100,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return PLBartTokenizer(str(directory / "sentencepiece.bpe.model"), src_lang="java")
+
+
 _ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+_XLM_ROBERTA = _from("XLMRobertaTokenizer", _pieces("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+_T5 = _from("T5Tokenizer", _pieces("<pad>", "</s>", "<unk>"), extra_ids=10)
 _DEBERTA = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "roberta": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
-    "xlm-roberta": _from("XLMRobertaTokenizer", _pieces("<s>", "<pad>", "</s>", "<unk>", "<mask>")),
+    "xlm-roberta": _XLM_ROBERTA,
     "camembert": _from(
         "CamembertTokenizer", _pieces("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<s>", "</s>", "<mask>"),
     ),
@@ -156,6 +170,25 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "qwen2": _from("Qwen2Tokenizer", _pairs("<|endoftext|>")),
     "qwen3": _from("Qwen2Tokenizer", _pairs("<|endoftext|>")),
     "gemma": _from("GemmaTokenizer", _spaced("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")),
+} | {
+    "xlm-roberta-xl": _XLM_ROBERTA,
+    "roberta-prelayernorm": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
+    "data2vec-text": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
+    "rembert": _from("RemBertTokenizer", _pieces("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")),
+    "xmod": _XLM_ROBERTA,
+    "luke": _from("LukeTokenizer", _pairs(*_ROBERTA), entity_vocab={"[PAD]": 0, "[UNK]": 1, "[MASK]": 2, "[MASK2]": 3}),
+    "gte": _XLM_ROBERTA,
+    "jina_embeddings_v3": _XLM_ROBERTA,
+    "big_bird": _from("BigBirdTokenizer", _pieces("<pad>", "</s>", "<s>", "<unk>", "[SEP]", "[MASK]", "[CLS]")),
+    "lilt": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
+    "bart": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
+    "mbart": _from("MBartTokenizer", _pieces("<s>", "<pad>", "</s>", "<unk>"), src_lang="en_XX"),
+    "plbart": _plbart,
+    "mvp": _from("MvpTokenizer", _pairs(*_ROBERTA)),
+    "t5": _T5,
+    "mt5": _T5,
+    "umt5": _T5,
+    "bigbird_pegasus": _from("PegasusTokenizer", _pieces("<pad>", "</s>", "<unk>", "<mask_1>", "<mask_2>")),
 }  # fmt: skip
 """What has a kind of its own; all others have BERT's WordPiece."""
 

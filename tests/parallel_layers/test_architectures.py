@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import pad_id_of, rows
+from tests.helpers import end_id_of, pad_id_of, rows
 from tpray.errors import CheckpointError, ConfigError, DegreeError, UnsupportedModelError
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.architectures import PLANS
@@ -42,7 +42,7 @@ def test_the_logits_are_the_stock_models(model_type: str, attention: str, make_c
     from transformers import AutoModelForSequenceClassification
 
     directory = make_checkpoint(model_type)
-    batch = rows([1, 33, 7, 64, 16], pad_id_of(directory))
+    batch = rows([1, 33, 7, 64, 16], pad_id_of(directory), end_id_of(directory))
     try:
         stock: Any = AutoModelForSequenceClassification.from_pretrained(directory, attn_implementation=attention)
     except ValueError:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tpray.errors import CheckpointError, ModelNotFoundError
+from tpray.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from tpray.parallel_layers import parallel_state
+from tpray.parallel_layers.architectures import plan_for
 from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.parallel_layers.shard import build_shard
 from tpray.parallel_layers.weights import open_weights
@@ -114,3 +117,56 @@ def test_the_digest_follows_the_content(checkpoint: Path) -> None:
     data[-1] ^= 1
     (checkpoint / "model.safetensors").write_bytes(data)
     assert find_checkpoint(checkpoint).digest != before
+
+
+def test_what_a_tokenizer_gives_besides_ids_mask_and_types_is_refused(tmp_path: Path) -> None:
+    """RoCBERT's words have shapes and pronunciations: without them its answers would be others."""
+    from transformers import AutoModelForSequenceClassification, RoCBertConfig, RoCBertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "text"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    for name in ("shape.json", "pronunciation.json"):
+        (tmp_path / name).write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    files = (str(tmp_path / name) for name in ("vocab.txt", "shape.json", "pronunciation.json"))
+    RoCBertTokenizer(*files).save_pretrained(tmp_path / "model")
+    sizes = {"vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    AutoModelForSequenceClassification.from_config(RoCBertConfig(**sizes)).save_pretrained(tmp_path / "model")
+    checkpoint = dataclasses.replace(find_checkpoint(tmp_path / "model"), own_plan=plan_for("bert"))
+    with pytest.raises(UnsupportedModelError, match="input_pronunciation_ids, input_shape_ids besides"):
+        checkpoint.check_classifier()
+
+
+def test_a_tokenizer_that_ends_no_text_is_refused_where_the_label_is_read_there(
+    make_checkpoint: Callable[..., Path],
+) -> None:
+    checkpoint = find_checkpoint(make_checkpoint("bart"))
+    checkpoint.config.eos_token_id = 7
+    with pytest.raises(CheckpointError, match=r"puts none of the eos_token_id 7 .*correct either"):
+        checkpoint.check_classifier()
+
+
+def test_only_the_language_that_texts_are_in_is_loaded(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    directory = make_checkpoint("xmod")
+    assert find_checkpoint(directory).config.languages == ["de_DE"]
+    other = tmp_path / "model"
+    shutil.copytree(directory, other)
+    stored = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(stored | {"default_language": None}))
+    with pytest.raises(UnsupportedModelError, match=r"languages en_XX, de_DE.*set default_language"):
+        find_checkpoint(other).check_classifier()
+
+
+@pytest.mark.parametrize("kept", ["transformer.shared.weight", "transformer.decoder.embed_tokens.weight"])
+def test_tied_parameters_are_one_tensor_whichever_is_stored(
+    kept: str, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(make_checkpoint("t5"), directory)
+    tensors = load_file(directory / "model.safetensors")
+    tensors[kept] = tensors.pop("transformer.shared.weight")
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    with parallel_state.use(1, 2):
+        model: Any = build_shard(find_checkpoint(directory), torch.float32).model
+    found = [m.weight.data_ptr() for name, m in model.named_modules() if name.endswith(("shared", "embed_tokens"))]
+    assert len(found) == 3
+    assert len(set(found)) == 1

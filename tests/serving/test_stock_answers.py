@@ -150,6 +150,14 @@ def test_so_it_is_however_the_head_is_configured(
     check(make_checkpoint(model_type, **changes), texts(3, model_type))
 
 
+@pytest.mark.parametrize("model_type", ["bart", pytest.param("mbart", marks=SLOW), pytest.param("t5", marks=SLOW)])
+def test_a_text_may_contain_the_end_of_sequence(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
+    """An encoder-decoder's label is read from the last one: transformers computes no two rows that differ in them."""
+    check(
+        make_checkpoint(model_type), [*texts(6, model_type), "the firm </s> in Paris", "</s>", "a </s></s> b <pad> c"]
+    )
+
+
 def edited(checkpoint: Path, target: Path, **settings: Any) -> Path:
     """A copy whose tokenizer_config.json has other settings."""
     shutil.copytree(checkpoint, target)

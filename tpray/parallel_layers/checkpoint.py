@@ -64,6 +64,9 @@ class Checkpoint:
                 config.return_dict = True
             if getattr(config, "chunk_size_feed_forward", 0):
                 config.chunk_size_feed_forward = 0
+            # X-MOD has an adapter for each of 81 languages: those that a text is not given to are not loaded.
+            if getattr(config, "default_language", None) in (getattr(config, "languages", None) or ()):
+                config.languages = [config.default_language]
             return config
         except Exception as e:  # transformers raises what it likes, and says what it means in the last line
             known = stored.get("model_type")
@@ -143,7 +146,7 @@ class Checkpoint:
         named = self.config.pad_token_id
         if isinstance(named, int) and 0 <= named < self.config.vocab_size:
             return named
-        if self.plan.reads_last_token:
+        if self.plan.reads_last_token or self.config.is_encoder_decoder:
             said = "names no pad_token_id" if named is None else f"has the pad_token_id {named!r}"
             raise CheckpointError(
                 f"{self.source}: config.json {said}, and a {self.config.model_type} classifier finds the last token of "
@@ -220,6 +223,11 @@ class Checkpoint:
                 f"{self.source} has rotary embeddings of the type dynamic, which depend on the length of the step: set "
                 "rope_type to default, which is the same up to max_position_embeddings"
             )
+        if getattr(self.config, "languages", None) and self.config.languages != [self.config.default_language]:
+            raise UnsupportedModelError(
+                f"{self.source} has adapters for the languages {', '.join(self.config.languages)}, and its default is "
+                f"{self.config.default_language!r}: set default_language in config.json to that of the texts"
+            )
         if (self.directory / "adapter_config.json").is_file():
             raise CheckpointError(
                 f"{self.source} has an adapter beside its weights (adapter_config.json): merge it into them, with "
@@ -246,6 +254,23 @@ class Checkpoint:
                 f"{CLASSIFIERS[type(self.config)].__name__}, or correct architectures in config.json"
             )
         _ = self.labels, self.pad_id, self.tokenizer  # which raise
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        """Refuse a model that reads of a text what tpray does not give it, or that its tokenizer does not."""
+        made = self.tokenizer("a text", verbose=False)
+        others = sorted(set(made) - {"input_ids", "attention_mask", "token_type_ids"})
+        if others:
+            raise UnsupportedModelError(
+                f"{self.source}: its tokenizer ({type(self.tokenizer).__name__}) gives the model {', '.join(others)} "
+                "besides a text's ids, mask and types, which tpray does not carry"
+            )
+        end = getattr(self.config, "eos_token_id", None)
+        if self.config.is_encoder_decoder and (not isinstance(end, int) or end not in made["input_ids"]):
+            raise CheckpointError(
+                f"{self.source}: a {self.config.model_type} classifier reads the label from the last end of sequence, "
+                f"and its tokenizer puts none of the eos_token_id {end!r} of config.json into a text: correct either"
+            )
 
 
 def find_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:

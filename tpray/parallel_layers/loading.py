@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tpray.errors import CheckpointError
 from tpray.parallel_layers.checkpoint import Checkpoint
-from tpray.parallel_layers.layers import mark_sharded, partition_of
+from tpray.parallel_layers.layers import Partition, mark_sharded, partition_of
 from tpray.parallel_layers.weights import Reader, open_weights
 
 
@@ -38,17 +38,21 @@ def load_shard(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) ->
         CheckpointError: tensors are missing or have other shapes than the model's; the first are named.
     """
     slices = _slices(module, checkpoint)
-    parameters, buffers = dict(module.named_parameters()), _persistent_buffers(module)
+    parameters, buffers = dict(module.named_parameters(remove_duplicate=False)), _persistent_buffers(module)
     _check_names(module, checkpoint, slices)
     readers: dict[Path, Reader] = {}
+    read: dict[tuple[_Slice, Partition | None], Tensor] = {}
     for name, target in (parameters | buffers).items():
         own = slices.get(name)
         if own is None:
             continue  # a buffer that the model makes itself
         if own.path not in readers:
             readers[own.path] = open_weights(own.path)
-        value = _read(readers[own.path], own, name, target)
-        _assign(module, name, value.to(dtype) if value.is_floating_point() else value)
+        key = own, partition_of(target)
+        if key not in read:  # tied parameters are one tensor
+            value = _read(readers[own.path], own, name, target)
+            read[key] = value.to(dtype) if value.is_floating_point() else value
+        _assign(module, name, read[key])
 
 
 def stream_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
@@ -147,6 +151,11 @@ def _slices(module: Any, checkpoint: Checkpoint) -> dict[str, _Slice]:
         first, *_ = converter.target_patterns
         for part, target in enumerate(converter.target_patterns):
             found[name.replace(first, target)] = _Slice(path, stored, part, len(converter.target_patterns))
+    tied: dict[str, str] = module.all_tied_weights_keys  # of which a checkpoint need only have one
+    for source in set(tied.values()):
+        names = [source, *(name for name, other in tied.items() if other == source)]
+        known = next((found[name] for name in names if name in found), None)
+        found |= {name: known for name in names if known is not None and name not in found}
     return found
 
 

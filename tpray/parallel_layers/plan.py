@@ -69,6 +69,10 @@ class Cut(Enum):
         return self.value[2]
 
 
+ANY_LENGTH = 2048
+"""Tokens of the longest row where positions are relative, so that no table ends, and config.json says no n_positions:
+a bound for the memory of attention's scores."""
+
 _FLAGS = ("pad_shifts_positions", "reads_last_token", "reads_padding")
 
 
@@ -154,7 +158,11 @@ class Plan:
         Raises:
             ConfigError: positions start behind ``pad_token_id``, and there is none.
         """
-        positions: int = config.max_position_embeddings
+        positions = int(
+            getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or ANY_LENGTH
+        )
+        if getattr(config, "attention_type", None) == "block_sparse":  # up to here it is the full attention's
+            positions = min(positions, (5 + 2 * config.num_random_blocks) * config.block_size)
         if not self.pad_shifts_positions:
             return positions
         pad = config.pad_token_id if self.padding_position is None else self.padding_position
@@ -199,7 +207,19 @@ class Plan:
         return Share.of(heads, getattr(config, "num_key_value_heads", None) or heads, rank, size)
 
     def check_degree(self, config: Any, tp: int) -> None:
-        """Raise `DegreeError`, naming the degrees that would do, if ``tp`` leaves a rank without an attention head."""
+        """Refuse a degree that the heads rule out.
+
+        Raises:
+            DegreeError: ``tp`` leaves a rank without an attention head; the message names the degrees that would do.
+            UnsupportedModelError: encoder and decoder have not as many heads, so that no head of one is as wide as
+                one of the other.
+        """
+        decoders = getattr(config, "decoder_attention_heads", None)
+        if self.shards_heads() and tp > 1 and decoders not in (None, config.num_attention_heads):
+            raise UnsupportedModelError(
+                f"this {config.model_type} has {config.num_attention_heads} attention heads in its encoder and "
+                f"{decoders} in its decoder, which tpray cannot share out together: serve it with tp 1"
+            )
         if self.shards_heads() and tp > config.num_attention_heads:
             raise DegreeError(
                 f"tp {tp} is more than the {config.num_attention_heads} attention heads of this {config.model_type}, "

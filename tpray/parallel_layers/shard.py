@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from copy import copy
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -42,12 +44,48 @@ class ShardedClassifier(nn.Module):
         self.keeps_a_cache = "use_cache" in inspect.signature(model.forward).parameters
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        if self.model.config.is_encoder_decoder:
+            return self._read_end(input_ids, attention_mask).float()
         extra: dict[str, Any] = {"token_type_ids": token_type_ids} if self.takes_token_types else {}
         if self.keeps_a_cache:
             extra["use_cache"] = False
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)
         logits: Tensor = output.logits
         return logits.float()
+
+    def _read_end(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the head of an encoder-decoder reads in each row's last end of sequence; NaN for a row without one.
+
+        transformers' own forward does the same, for rows that all have as many: one text that contains the token
+        would be an error of all that are computed with it.
+        """
+        model: Any = self.model
+        hidden = model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=_shift_right(model, input_ids),
+            use_cache=False,
+        )[0]
+        ends = input_ids.eq(model.config.eos_token_id) & attention_mask.bool()
+        last = (ends * torch.arange(ends.shape[1], device=ends.device)).argmax(dim=1)
+        logits: Tensor = model.classification_head(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
+        return torch.where(ends.any(dim=1, keepdim=True), logits, torch.nan)
+
+
+def _shift_right(model: Any, input_ids: Tensor) -> Tensor:
+    """What transformers' decoder reads of ``[B, S]`` ids, ``[B, S]``: a start, and all but the last.
+
+    Shifted are S + 1: of S - 1 tokens, which may be one, a trace would remember that they are more.
+    """
+    config = model.config
+    longer = nn.functional.pad(input_ids, (0, 1), value=config.pad_token_id)
+    if hasattr(model, "_shift_right"):  # T5's
+        shifted: Tensor = model._shift_right(longer)
+    else:
+        shift = sys.modules[type(model).__module__].shift_tokens_right
+        _, *settings = inspect.signature(shift).parameters
+        shifted = shift(longer, **{name: getattr(config, name) for name in settings})
+    return shifted[:, : input_ids.shape[1]]
 
 
 def count_token_types(model: nn.Module, typed: bool) -> int:
@@ -92,10 +130,17 @@ def streamed_model(checkpoint: Checkpoint) -> Any:
 
 
 def empty_model(config: Any, attention: str = "sdpa") -> Any:
-    """The stock classifier of this configuration on the meta device. attention: sdpa is fused, where it has that."""
+    """The stock classifier of this configuration on the meta device. attention: sdpa is fused, where it has that.
+
+    BigBird's attention is the full one from the start: transformers changes to it when it sees a row that is short
+    enough, and `Plan.max_length` allows no others.
+    """
     from transformers import AutoModelForSequenceClassification
 
     make = AutoModelForSequenceClassification.from_config
+    config = copy(config)  # LiLT changes it while it is built, and ranks that are threads share it
+    if getattr(config, "attention_type", None) == "block_sparse":
+        config.attention_type = "original_full"
     with torch.device("meta"):
         try:
             return make(config, attn_implementation=attention).eval()
@@ -177,8 +222,8 @@ def _parallel(module: Any, cut: Cut, share: Share, dtype: torch.dtype) -> nn.Mod
     if isinstance(module, nn.Embedding) and cut.split is Split.VOCAB:
         bounds = share.bounds(cut, module.num_embeddings)
         sizes = module.num_embeddings, module.embedding_dim
-        scale = getattr(module, "scalar_embed_scale", None)
-        if scale is None:
+        scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
+        if scale in (None, 1.0):
             return ParallelEmbedding(*sizes, dtype=dtype, device="meta", bounds=bounds)
         scaled = _ScaledEmbedding(*sizes, dtype=dtype, device="meta", bounds=bounds)
         scaled.scale = torch.tensor(scale, dtype=dtype).item()
@@ -205,7 +250,7 @@ def _parallel(module: Any, cut: Cut, share: Share, dtype: torch.dtype) -> nn.Mod
 
 
 class _ScaledEmbedding(ParallelEmbedding):
-    """Gemma's: what is looked up is multiplied by a number, rounded to the weight's dtype first."""
+    """Gemma's and BART's: what is looked up is multiplied by a number, rounded to the weight's dtype first."""
 
     scale: float = 1.0
 

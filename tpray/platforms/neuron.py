@@ -58,6 +58,8 @@ NOT_LOWERED = {
     "xlm": "torch 2.9 cannot export its check of the lengths",
     "flaubert": "torch 2.9 cannot export its check of the lengths",
     "convbert": "torch-xla cannot lower im2col, which its convolution is made of",
+    "lilt": "torch-xla drops the last layer's collective for a layout that nothing reads",
+    "xmod": "how many rows its adapters take depends on values, and a program's sizes are static",
 }
 """Architectures that the XLA stack cannot trace, and why; by model type."""
 

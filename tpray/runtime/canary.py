@@ -129,6 +129,8 @@ def _inputs(config: Any, pad_id: int, max_length: int) -> tuple[Tensor, Tensor, 
     mask = torch.ones_like(ids)
     for row, used in enumerate((length, max(1, length * 3 // 4), min(3, length))):
         mask[row, used:] = 0
+        if config.is_encoder_decoder:
+            ids[row, used - 1] = config.eos_token_id
     ids[mask == 0] = pad_id
     types = torch.zeros_like(ids)
     types[:, length // 2 :] = 1

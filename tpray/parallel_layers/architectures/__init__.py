@@ -1,16 +1,17 @@
 """The one sharding table: a row for each architecture, by its ``config.model_type``.
 
-A new architecture is a row in `encoders` or `decoders`; `common` has the rules that they share.
+A new architecture is a row in `encoders`, `encoder_decoders` or `decoders`; `common` has the rules that they share.
 """
 
 from __future__ import annotations
 
 from tpray.errors import UnsupportedModelError
 from tpray.parallel_layers.architectures.decoders import DECODERS
+from tpray.parallel_layers.architectures.encoder_decoders import ENCODER_DECODERS
 from tpray.parallel_layers.architectures.encoders import ENCODERS
 from tpray.parallel_layers.plan import Plan
 
-PLANS: dict[str, Plan] = ENCODERS | DECODERS
+PLANS: dict[str, Plan] = ENCODERS | ENCODER_DECODERS | DECODERS
 
 
 def plan_for(model_type: str) -> Plan:

@@ -155,6 +155,91 @@ _NOMIC_BERT = Plan(
     )
 )
 
+_MEGATRON_BERT = Plan((*_BERT.rules, Rule("*.ln", Cut.REPLICATED, "a vector")), local=_COUNTS_HEADS)
+
+_REMBERT = Plan(
+    (
+        *_BERT_ATTENTION,
+        *_BERT_FEED_FORWARD,
+        Rule("*.embedding_hidden_mapping_in", Cut.REPLICATED, SMALL),
+        Rule("*.embeddings.word_embeddings", Cut.VOCAB),
+        *REST,
+    ),
+    local=_COUNTS_HEADS,
+)
+
+_XMOD = replace(
+    _XLM_ROBERTA,
+    rules=(
+        Rule("*.adapter_modules.*.dense1", Cut.UP),
+        Rule("*.adapter_modules.*.dense2", Cut.DOWN),
+        *_XLM_ROBERTA.rules,
+    ),
+)
+
+_LUKE = Plan(
+    (
+        *_BERT_ATTENTION,
+        Rule("*.attention.self.*_query", Cut.REPLICATED, "for entities, which a text has none of"),
+        Rule("*.entity_embeddings.*", Cut.REPLICATED, "for entities, which a text has none of"),
+        *_BERT_FEED_FORWARD,
+        *REST,
+    ),
+    local=_COUNTS_HEADS,
+    pad_shifts_positions=True,
+)
+
+_GTE = Plan(
+    (
+        Rule("*.self_attn.[qkv]_proj", Cut.QUERY),
+        Rule("*.self_attn.o_proj", Cut.ATTENTION_OUTPUT),
+        Rule("*.mlp.gate_proj", Cut.UP),
+        Rule("*.mlp.up_proj", Cut.UP),
+        Rule("*.mlp.down_proj", Cut.DOWN),
+        Rule("*.word_embeddings", Cut.VOCAB),
+        *REST,
+    )
+)
+
+_JINA_V3 = Plan(
+    (
+        Rule("*.self_attn.[qkv]_proj", Cut.QUERY),
+        Rule("*.self_attn.o_proj", Cut.ATTENTION_OUTPUT),
+        Rule("*.mlp.fc1", Cut.UP),
+        Rule("*.mlp.fc2", Cut.DOWN),
+        Rule("*.word_embeddings", Cut.VOCAB),
+        *REST,
+    )
+)
+
+_MOBILEBERT = Plan(
+    (
+        Rule("*bottleneck*", Cut.REPLICATED, "a quarter of a layer's features: the collective would cost more"),
+        *_BERT_ATTENTION,
+        *_BERT_FEED_FORWARD,
+        *REST,
+    ),
+    reads_padding=True,  # a word's embedding has those of its neighbours beside it
+)
+
+_BIG_BIRD = replace(_BERT, local=_COUNTS_HEADS)
+
+_LILT = Plan(
+    (
+        *_BERT_ATTENTION,
+        Rule("*.attention.self.layout_query", Cut.QUERY),
+        Rule("*.attention.self.layout_key", Cut.QUERY),
+        Rule("*.attention.self.layout_value", Cut.QUERY),
+        Rule("*.attention.layout_output.dense", Cut.ATTENTION_OUTPUT),
+        *_BERT_FEED_FORWARD,
+        Rule("*.layout_intermediate.dense", Cut.UP),
+        Rule("*.layout_output.dense", Cut.DOWN),
+        *REST,
+    ),
+    local=_COUNTS_HEADS,
+    pad_shifts_positions=True,
+)
+
 ENCODERS: dict[str, Plan] = {
     "bert": _BERT,
     "roberta": _ROBERTA,
@@ -176,4 +261,16 @@ ENCODERS: dict[str, Plan] = {
     "esm": _ESM,
     "layoutlm": _BERT,
     "nomic_bert": _NOMIC_BERT,
+    "xlm-roberta-xl": _XLM_ROBERTA,
+    "megatron-bert": _MEGATRON_BERT,
+    "roberta-prelayernorm": _ROBERTA,
+    "data2vec-text": _ROBERTA,
+    "rembert": _REMBERT,
+    "xmod": _XMOD,
+    "luke": _LUKE,
+    "gte": _GTE,
+    "jina_embeddings_v3": _JINA_V3,
+    "mobilebert": _MOBILEBERT,
+    "big_bird": _BIG_BIRD,
+    "lilt": _LILT,
 }

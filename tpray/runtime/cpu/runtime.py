@@ -115,10 +115,12 @@ class CpuRuntime:
         # Sizes of 0 and 1 would be taken for constants, whatever the Dim says.
         ids = torch.full((2, min(16, max_length)), 2, dtype=torch.int64)
         example = (ids, torch.ones_like(ids), torch.zeros_like(ids))
-        with torch.no_grad():
-            program = torch.export.export(
-                shard, example, dynamic_shapes=({0: batch, 1: sequence},) * len(example), strict=False
-            )
+        shapes = ({0: batch, 1: sequence},) * len(example)
+        try:
+            program = _export(shard, example, shapes)
+        except torch._dynamo.exc.UserError:  # a part of the row could be of one token, which would be a constant too
+            with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+                program = _export(shard, example, shapes)
         module, padded = _lowered(program, in_int8)
         packed = pack_rows(module, max_length)
         save_graphs([(module, padded), *([] if packed is None else [(module, packed)])], directory)
@@ -154,6 +156,11 @@ class CpuRuntime:
         return ShapedProgram.of_records(
             saved.programs, programs, {tensor(name): i for name, i in saved.aliases.items()}
         )
+
+
+def _export(shard: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+    with torch.no_grad():
+        return torch.export.export(shard, example, dynamic_shapes=shapes, strict=False)
 
 
 def _functions(directory: Path, count: int) -> tuple[list[Function], Callable[[str], Tensor]]:

@@ -38,7 +38,13 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return (0.5 * wide * (1.0 + erf(wide * 0.5**0.5))).to(x.dtype)
 
 
+def fill(x: Tensor, value: Tensor) -> Tensor:
+    """See `torch.Tensor.fill_`; torch-xla would read the ``value``, of one element, on the CPU."""
+    return x.copy_(value.expand(x.shape))
+
+
 REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.erf.default: erf,
     torch.ops.aten.gelu.default: gelu,
+    torch.ops.aten.fill_.Tensor: fill,
 }
