@@ -15,11 +15,11 @@ from tpray.parallel_layers.shard import streamed_model
 from tpray.runtime import canary
 
 
-@pytest.mark.parametrize("model_type", ["bert", "albert", "deberta", "llama"])
+@pytest.mark.parametrize("model_type", ["bert", "albert", "deberta", "llama", "t5"])
 def test_read_layer_by_layer_a_model_answers_as_when_it_is_read_whole(
     model_type: str, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it cannot be, as DeBERTa, whose layers take the weights of another one."""
+    """Also where it cannot be, as DeBERTa, whose layers take the weights of another one; and T5's tied embeddings."""
     checkpoint = find_checkpoint(make_checkpoint(model_type))
     whole = canary.make_canary(checkpoint, 80)
     monkeypatch.setattr(canary, "LARGE_BYTES", 0)

@@ -66,21 +66,26 @@ def each_alone(batch: list[np.ndarray]) -> list[list[np.ndarray]]:
 PACKED = {
     "bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "ernie", "layoutlm", "albert", "esm",
     "modernbert", "nomic_bert", "gpt2", "llama", "qwen2", "qwen3", "gemma",
-    "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text",
+    "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text", "gte", "jina_embeddings_v3",
 }  # fmt: skip
 """The architectures whose rows the CPU runtime packs end to end; the others' are padded."""
 
 
 DISTINCT = {repr(plan): model_type for model_type, plan in reversed(PLANS.items())}
 """One architecture for each plan: the first that has it. `make test-all` adds the others."""
+ALIKE = {
+    "xlm-roberta-xl", "megatron-bert", "roberta-prelayernorm", "data2vec-text", "rembert", "luke", "gte",
+    "jina_embeddings_v3", "big_bird", "lilt", "mbart", "plbart", "mvp", "mt5", "umt5", "bigbird_pegasus",
+}  # fmt: skip
+"""Those that differ from another by a rule or two: in `make test-all` only, once in float32."""
 NARROW = {"bert", "deberta-v2", "llama"}
 """Which of them `make test` also runs in bfloat16."""
 GROUPED = {"llama", "qwen2", "qwen3", "gemma"}
 
 
 def with_slow(model_type: str, *values: Any) -> Any:
-    """The parameters of a test, slow if another architecture has the same plan."""
-    marks = () if model_type in DISTINCT.values() else pytest.mark.slow
+    """The parameters of a test, slow if another architecture has the same plan, or nearly."""
+    marks = () if model_type in DISTINCT.values() and model_type not in ALIKE else pytest.mark.slow
     return pytest.param(model_type, *values, marks=marks)
 
 
@@ -125,7 +130,9 @@ def test_a_row_may_be_shorter_than_what_is_cut_off_it(model_type: str, make_chec
 
 
 @pytest.mark.skipif("bfloat16" not in native_dtypes(), reason="this CPU has neither AVX512_BF16 nor AMX")
-@pytest.mark.parametrize("model_type", [m if m in NARROW else pytest.param(m, marks=pytest.mark.slow) for m in PLANS])
+@pytest.mark.parametrize(
+    "model_type", [m if m in NARROW else pytest.param(m, marks=pytest.mark.slow) for m in PLANS if m not in ALIKE]
+)
 def test_bfloat16_logits_are_near_the_float32_ones(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
     directory = make_checkpoint(model_type)
     batch = rows([1, 33, 7, 64, 16], pad_id_of(directory), end_id_of(directory))
