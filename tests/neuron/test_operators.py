@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tpray.runtime.neuron.operators import erf, gelu
+from tpray.runtime.neuron.operators import erf, fill, gelu
 
 EVERYWHERE = torch.cat([torch.linspace(-8, 8, 200_001), torch.tensor([0.0, -0.0, 1e-30, 50.0, -50.0])])
 
@@ -24,3 +24,9 @@ def test_gelu_is_near_torchs(approximate: str) -> None:
     narrow = EVERYWHERE.bfloat16()
     assert gelu(narrow, approximate).dtype is torch.bfloat16
     torch.testing.assert_close(gelu(narrow, approximate), F.gelu(narrow, approximate=approximate), rtol=8e-3, atol=1e-6)
+
+
+def test_fill_changes_what_it_is_given() -> None:
+    x = torch.arange(6).reshape(2, 3)
+    fill(x[:, 0], torch.tensor(7))
+    assert x.tolist() == [[7, 1, 2], [7, 4, 5]]

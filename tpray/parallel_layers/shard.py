@@ -44,12 +44,13 @@ class ShardedClassifier(nn.Module):
         self.keeps_a_cache = "use_cache" in inspect.signature(model.forward).parameters
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        if self.model.config.is_encoder_decoder:
+        model: Any = self.model
+        if model.config.is_encoder_decoder:
             return self._read_end(input_ids, attention_mask).float()
         extra: dict[str, Any] = {"token_type_ids": token_type_ids} if self.takes_token_types else {}
         if self.keeps_a_cache:
             extra["use_cache"] = False
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)
+        output = model(input_ids=input_ids, attention_mask=attention_mask, **extra)
         logits: Tensor = output.logits
         return logits.float()
 

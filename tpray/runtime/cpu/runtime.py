@@ -119,7 +119,7 @@ class CpuRuntime:
         try:
             program = _export(shard, example, shapes)
         except torch._dynamo.exc.UserError:  # a part of the row could be of one token, which would be a constant too
-            with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+            with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # added late
                 program = _export(shard, example, shapes)
         module, padded = _lowered(program, in_int8)
         packed = pack_rows(module, max_length)
