@@ -51,6 +51,9 @@ class ModelConfig(Frozen):
     source: str | None = None
     revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
     plan: Path | dict[str, Any] | None = Field(None, description="how to shard it: a plan file, or what it holds")
+    chat_template: Path | None = Field(
+        None, description="jinja file that writes conversations, for a tokenizer without"
+    )
     dtype: DtypeName = AUTO
     buckets: tuple[tuple[int, int], ...] = Field((), description="[batch, length] to trace for; none: any shape")
     store: str | None = Field(None, description="URL of a folder: what one machine traced, the others fetch there")

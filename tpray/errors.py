@@ -4,7 +4,8 @@
     ├── InputError                 what a caller sent cannot be classified; the caller can mend it
     │   ├── EmptyInputError        no text, or no items
     │   ├── InputTooLongError      more tokens than the model takes, and truncation was not asked for
-    │   └── PayloadTooLargeError   too many items in one request, or too many bytes
+    │   ├── PayloadTooLargeError   too many items in one request, or too many bytes
+    │   └── UnsupportedTaskError   the model does not do what was asked of it, such as reranking with three labels
     ├── LogitsError                the model's logits for an item are not finite
     ├── StepError                  the model raised the same on every rank: an input's error, and nothing restarts
     ├── RefusedError               an item with which alone the group failed twice; it is not run for a while
@@ -75,6 +76,10 @@ class InputTooLongError(InputError):
 
 class PayloadTooLargeError(InputError):
     """Too many items in one request, or too many bytes in its body."""
+
+
+class UnsupportedTaskError(InputError):
+    """The model does not do what was asked of it; the message says what it is."""
 
 
 class LogitsError(ItemError):

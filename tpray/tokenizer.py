@@ -9,7 +9,7 @@ Source: transformers/tokenization_utils_base.py (names of files, what a call ret
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,74 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tpray.errors import CheckpointError
+from tpray.chat import Chat, Rendered
+from tpray.errors import CheckpointError, EmptyInputError, InputError
 
 Array = npt.NDArray[np.int64]
 
-Item = str | tuple[str, str]
+Plain = str | tuple[str, str]
 """A text, or a pair of texts that the model reads together."""
+
+Item = Plain | Chat
+"""One of these, or a conversation."""
+
+
+def as_item(value: Any, number: int | None = None) -> Item:
+    """Item ``number`` of what Python code sends: besides an `Item`, ``{"messages": [...]}`` or a list of messages.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(value, (str, Chat)):
+        return value
+    if isinstance(value, Mapping):
+        if set(value) != {"messages"}:
+            raise InputError('is an object: a conversation is {"messages": [...]}, or a list of messages', number)
+        return Chat.of(value["messages"], number)
+    if isinstance(value, list):
+        return Chat.of(value, number)
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(text, str) for text in value):
+        return value
+    raise InputError("is neither a text, a pair as a tuple of two texts, nor a conversation", number)
+
+
+def as_items(inputs: Any) -> tuple[list[Item], bool]:
+    """What Python code sends, and whether it is a single item: no list, or a list of messages.
+
+    Raises:
+        InputError: one of them is no item.
+    """
+    if not isinstance(inputs, (str, tuple, Chat, Mapping)):
+        inputs = list(inputs)
+        if not (inputs and isinstance(inputs[0], Mapping) and "role" in inputs[0]):
+            return [as_item(value, number) for number, value in enumerate(inputs)], False
+    return [as_item(inputs, 0)], True
+
+
+def texts_of(item: Plain) -> tuple[str, ...]:
+    """The one text, or the two, of an item."""
+    return (item,) if isinstance(item, str) else item
+
+
+def check_text(text: str, number: int | None, what: str = "") -> None:
+    """Refuse what no text has, in item ``number``; without one, the sentence begins with ``what``.
+
+    Raises:
+        EmptyInputError, InputError: it is empty, or has characters that no text has.
+    """
+    if not text or text.isspace():
+        raise EmptyInputError(f"{what}is empty: send some text", number)
+    position = text.find("\0")
+    if position >= 0:
+        raise InputError(f"{what}has a NUL character at position {position}: remove it", number)
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise InputError(
+            f"{what}has half of a surrogate pair, or a byte that is not UTF-8, at position {e.start}: send valid "
+            "Unicode",
+            number,
+        ) from e
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +200,23 @@ def takes_types(tokenizer: Any) -> bool:
 
 
 def stock_rows(
-    tokenizer: Any, items: Sequence[Item], max_length: int | None = None, side: str = "right"
+    tokenizer: Any,
+    items: Sequence[Plain],
+    max_length: int | None = None,
+    side: str = "right",
+    cut: bool | str = True,
 ) -> list[Encoded]:
     """What transformers makes of each item by itself; the types are zeros where it gives the model none.
 
-    max_length: cut longer items, from the end that ``side`` names; None: whatever length they have.
+    max_length: cut longer items, from the end that ``side`` names; None: whatever length they have. cut: what of a
+    pair, by transformers' names; True is ``longest_first``.
     """
-    cut = {"truncation": max_length is not None, "max_length": max_length}
+    settings = {"verbose": False, "truncation": max_length is not None and cut, "max_length": max_length}
     before, tokenizer.truncation_side = tokenizer.truncation_side, side
     try:
-        made = [tokenizer(*((item,) if isinstance(item, str) else item), verbose=False, **cut) for item in items]
+        made = [
+            tokenizer(*texts_of(item), add_special_tokens=not isinstance(item, Rendered), **settings) for item in items
+        ]
     finally:
         tokenizer.truncation_side = before
     zeros = [[0] * len(row["input_ids"]) for row in made]
@@ -157,10 +226,10 @@ def stock_rows(
     ]
 
 
-def sample_items(tokenizer: Any) -> list[Item]:
+def sample_items(tokenizer: Any) -> list[Plain]:
     """Texts that show what a tokenizer does: cases, accents, scripts, spaces, a pair, and its own special tokens."""
     special = [token for token in tokenizer.all_special_tokens if token.strip()][:3]
-    samples: list[Item] = [
+    samples: list[Plain] = [
         "The quick brown fox jumps over the lazy dog, 42 times.",
         "Ça n'est pas vrai — “naïve” É",
         "你好 мир 🙂",

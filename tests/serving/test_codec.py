@@ -11,6 +11,7 @@ import pytest
 from tpray.artifacts.manifest import ModelRecord
 from tpray.errors import EmptyInputError, InputError, InputTooLongError
 from tpray.serving.codec import TextCodec
+from tpray.serving.scores import labelled
 
 
 @pytest.fixture
@@ -74,8 +75,8 @@ def test_the_activation_follows_the_problem_type(
         "regression": wide,
     }
     for kind, values in expected.items():
-        for row in make_codec(kind).scores(np.stack([x, -x, x]))[::2]:
+        for row in labelled(np.stack([x, -x, x]), make_codec(kind).record)[::2]:
             scores = {s.label: s.score for s in row}
             np.testing.assert_allclose([scores["a"], scores["b"], scores["c"]], values, rtol=1e-9)
-    ordered = [s.score for s in make_codec(None).scores(x[None], raw=True)[0]]
+    ordered = [s.score for s in labelled(x[None], make_codec(None).record, raw=True)[0]]
     assert ordered == sorted(x.tolist(), reverse=True)

@@ -17,7 +17,7 @@ from tpray.serving import codec as codec_module
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.joints import Joints
 from tpray.serving.template import kept
-from tpray.tokenizer import Item, load_tokenizer, stock_rows
+from tpray.tokenizer import Plain, load_tokenizer, stock_rows
 
 LIMIT = 12
 KINDS = ["bert", *MAKERS]
@@ -78,7 +78,7 @@ def text(rng: random.Random, special: list[str]) -> str:
     return made if made.strip() else made + "a"
 
 
-def items(seed: int, special: list[str]) -> Iterator[Item]:
+def items(seed: int, special: list[str]) -> Iterator[Plain]:
     """A few for the first seed, more for those of the slow tests."""
     rng = random.Random(seed)
     for _ in range(20 if seed else 5):

@@ -36,7 +36,7 @@ from tpray.platforms.topology import Topology
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
-from tpray.tokenizer import Item, stock_rows
+from tpray.tokenizer import Plain, stock_rows
 
 MOST = 12
 SLOW = pytest.mark.slow
@@ -48,16 +48,16 @@ LONGROPE = {
 }  # fmt: skip
 
 
-def texts(seed: int, model_type: str) -> list[Item]:
+def texts(seed: int, model_type: str) -> list[Plain]:
     """Items of near lengths, with pairs, accents and special tokens among them."""
     rng = random.Random(seed)
     words = [*RESIDUES[:20]] if model_type == "esm" else [*WORDS, "Paris", "naïve", "É", "42", "—"]
-    made: list[Item] = [" ".join(rng.choice(words) for _ in range(n)) for n in (1, 2, 2, 3, 3, 4, 4, 5)]
+    made: list[Plain] = [" ".join(rng.choice(words) for _ in range(n)) for n in (1, 2, 2, 3, 3, 4, 4, 5)]
     pairs = [(str(a), str(b)) for a, b in zip(made[:3], made[4:7], strict=True)]
     return [*made, *pairs][:MOST]
 
 
-def stock_logits(directory: Path, items: list[Item]) -> np.ndarray:
+def stock_logits(directory: Path, items: list[Plain]) -> np.ndarray:
     """transformers' own tokenizer and model, an item at a time, as its pipeline calls them."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -74,7 +74,7 @@ def stock_logits(directory: Path, items: list[Item]) -> np.ndarray:
 
 
 def served_logits(
-    directory: Path, items: list[Item], buckets: tuple[tuple[int, int], ...] = ()
+    directory: Path, items: list[Plain], buckets: tuple[tuple[int, int], ...] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raw scores in the order of the labels: all items in one batch over HTTP, and each alone from the engine."""
 
@@ -100,7 +100,7 @@ def served_logits(
     return asyncio.run(run())
 
 
-def check(directory: Path, items: list[Item], buckets: tuple[tuple[int, int], ...] = ()) -> None:
+def check(directory: Path, items: list[Plain], buckets: tuple[tuple[int, int], ...] = ()) -> None:
     expected = stock_logits(directory, items)
     bound = 1e-5 * max(1.0, np.abs(expected).max())
     together, alone = served_logits(directory, items, buckets)

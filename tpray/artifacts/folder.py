@@ -14,7 +14,7 @@ Hashes tell damage and later changes; they are not a signature: load artifacts f
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tpray.artifacts.manifest import (
@@ -115,9 +115,9 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
     return {path.relative_to(directory).as_posix(): FileRecord.of(path) for path in found}
 
 
-def copy_model_files(files: Iterable[Path], directory: Path) -> dict[str, FileRecord]:
-    """Copy configuration and tokenizer into ``directory`` (created) and return their records."""
+def copy_model_files(files: Mapping[str, Path], directory: Path) -> dict[str, FileRecord]:
+    """Copy configuration and tokenizer into ``directory`` (created), by their names, and return their records."""
     directory.mkdir(parents=True)
-    for path in files:
-        shutil.copyfile(path, directory / path.name)
+    for name, path in files.items():
+        shutil.copyfile(path, directory / name)
     return record_files(directory)

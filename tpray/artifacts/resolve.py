@@ -25,6 +25,7 @@ from tpray.artifacts.key import cache_key
 from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, ModelRecord, check_cores
 from tpray.artifacts.sizes import bytes_in, check_disk, check_memory
 from tpray.artifacts.store import SharedStore, fetch, is_url
+from tpray.chat import read_template
 from tpray.config import AUTO, DtypeName, ModelConfig, cache_dir, local_directory
 from tpray.errors import ArtifactError, ConfigError, StoreError
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
@@ -42,14 +43,14 @@ class TraceTask:
     """What is to be traced, and where the artifact goes. It says all that transformers was asked of the model.
 
     model: for the manifest; whether it reads padding only a trace can tell for certain. model_files: configuration and
-    tokenizer. typed: whether the tokenizer gives token types. directory: of the artifact. kept_by_user: it is a folder
-    that the user named, and not in the cache. store: where other machines look for it, under ``key``. note: where it is
-    remembered; see `memo`.
+    tokenizer, by the names that they get. typed: whether the tokenizer gives token types. directory: of the artifact.
+    kept_by_user: it is a folder that the user named, and not in the cache. store: where other machines look for it,
+    under ``key``. note: where it is remembered; see `memo`.
     """
 
     checkpoint: Checkpoint
     model: ModelRecord
-    model_files: tuple[Path, ...]
+    model_files: dict[str, Path]
     typed: bool
     topology: Topology
     dtype: str
@@ -174,6 +175,10 @@ def find_files(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
     if is_artifact(directory):
         if own_plan is not None:
             raise ConfigError(f"{directory} is traced already: a sharding plan is for a checkpoint")
+        if model.chat_template is not None:
+            raise ConfigError(
+                f"{directory} is traced already, and keeps its chat template: trace the model again with another"
+            )
         if model.store is not None:
             raise ConfigError(
                 f"{name} is traced already: a store is for what is traced from a checkpoint; leave it out"
@@ -183,7 +188,15 @@ def find_files(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
         check_memory(artifact.manifest.weight_bytes, str(directory))
         return artifact
     found = find_checkpoint(directory if name is None else name, model.revision)
-    return replace(found, own_plan=own_plan)
+    return replace(found, own_plan=own_plan, own_template=_own_template(model))
+
+
+def _own_template(model: ModelConfig) -> Path | None:
+    """The user's chat template, where it can be read."""
+    if model.chat_template is None:
+        return None
+    read_template(model.chat_template)
+    return model.chat_template.expanduser().resolve()
 
 
 def check(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None = None) -> None:
@@ -222,7 +235,8 @@ def _check_weights(checkpoint: Checkpoint) -> None:
 
 def _note(directory: Path, own_plan: Plan | None, dtype: str, model: ModelConfig, topology: Topology) -> Path:
     plan = None if own_plan is None else own_plan.to_json()
-    return memo.note_path(directory, plan, dtype, model.buckets, topology)
+    template = None if model.chat_template is None else read_template(model.chat_template)
+    return memo.note_path(directory, plan, template, dtype, model.buckets, topology)
 
 
 def _recall(note: Path) -> Remembered | None:
@@ -312,7 +326,7 @@ def describe(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out
     task = TraceTask(
         checkpoint=checkpoint,
         model=record,
-        model_files=tuple(sorted({checkpoint.directory / "config.json", *checkpoint.text_files})),
+        model_files=checkpoint.model_files,
         typed=typed,
         topology=topology,
         dtype=dtype,

@@ -9,6 +9,7 @@ import typer
 
 from tpray.commands.console import err, print_scores
 from tpray.commands.flags import (
+    ChatTemplateFile,
     CoresPerRank,
     Dtype,
     Family,
@@ -35,6 +36,7 @@ def classify(
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
+    chat_template: ChatTemplateFile = None,
     cores_per_rank: CoresPerRank = None,
     instance_family: Family = None,
     neuron_layout: Layout = AUTO,
@@ -44,7 +46,8 @@ def classify(
         Path | None,
         typer.Option(
             "--in",
-            help='JSONL to read: {"text": ...} or {"text": ..., "text_pair": ...} a line; - is standard input.',
+            help='JSONL to read: {"text": ...}, {"text": ..., "text_pair": ...} or {"messages": [...]} a line; - is '
+            "standard input.",
         ),
     ] = None,
     output_file: Annotated[
@@ -77,6 +80,7 @@ def classify(
         runtime=runtime,
         cores=cores_per_rank,
         plan=plan,
+        chat_template=chat_template,
         instance_family=instance_family,
         neuron_layout=neuron_layout,
         lnc=lnc_number(lnc),

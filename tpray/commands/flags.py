@@ -62,6 +62,15 @@ PlanFile = Annotated[
         show_default="tpray's table",
     ),
 ]
+ChatTemplateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template",
+        envvar="TPRAY_CHAT_TEMPLATE",
+        help="Jinja file that makes a text of a conversation.",
+        show_default="the tokenizer's own",
+    ),
+]
 Buckets = Annotated[
     str | None,
     typer.Option(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tpray.chat import Chat
 from tpray.errors import ConfigError, InputError, ItemError
 from tpray.tokenizer import Item
 
@@ -119,8 +120,9 @@ def classify_file(
 ) -> Counts:
     """Classify every line of ``source`` (``-`` is standard input) into ``target`` (None is standard output).
 
-    A line is an object with ``text`` and perhaps ``text_pair``; all its keys are kept, and ``label``, ``score`` and
-    ``scores`` are added, or ``error`` where the line cannot be classified; see `ADDED`. A blank line stays blank.
+    A line is an object with ``text`` and perhaps ``text_pair``, or with ``messages``; all its keys are kept, and
+    ``label``, ``score`` and ``scores`` are added, or ``error`` where the line cannot be classified; see `ADDED`. A
+    blank line stays blank.
 
     Args:
         resume: go on after the lines that an interrupted run has written.
@@ -243,9 +245,13 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _item(record: dict[str, Any]) -> Item:
+    if "messages" in record and "text" not in record:
+        return Chat.of(record["messages"], 0)
     text, second = record.get("text"), record.get("text_pair")
     if not isinstance(text, str) or not isinstance(second, str | None):
-        raise InputError('a line needs a "text", and may have a "text_pair"; both are strings')
+        raise InputError(
+            'a line needs a "text", and may have a "text_pair", both strings; or "messages", which are a conversation'
+        )
     return text if second is None else (text, second)
 
 

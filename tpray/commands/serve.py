@@ -9,6 +9,7 @@ import typer
 from tpray.commands.console import err, print_ready, show_phase, show_progress, spinner
 from tpray.commands.flags import (
     Buckets,
+    ChatTemplateFile,
     CoresPerRank,
     Dtype,
     Family,
@@ -37,6 +38,7 @@ def serve(
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
+    chat_template: ChatTemplateFile = None,
     buckets: Buckets = None,
     store: Store = None,
     cores_per_rank: CoresPerRank = None,
@@ -80,6 +82,7 @@ def serve(
             revision=revision,
             dtype=dtype,
             plan=plan,
+            chat_template=chat_template,
             buckets=parse(buckets) if buckets else (),
             store=store,
         ),

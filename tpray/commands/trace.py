@@ -9,6 +9,7 @@ import typer
 
 from tpray.commands.console import err, out
 from tpray.commands.flags import (
+    ChatTemplateFile,
     Dtype,
     Family,
     For,
@@ -37,6 +38,7 @@ def trace(
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
+    chat_template: ChatTemplateFile = None,
     instance_family: Family = None,
     neuron_layout: Layout = AUTO,
     lnc: LogicalCores = None,
@@ -87,6 +89,7 @@ def trace(
         runtime=runtime,
         out=out_dir,
         plan=plan,
+        chat_template=chat_template,
         buckets=buckets or (),
         instance_family=instance_family,
         neuron_layout=neuron_layout,

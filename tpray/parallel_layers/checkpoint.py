@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tpray.chat import FILE as TEMPLATE_FILE
+from tpray.chat import check_template
 from tpray.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from tpray.parallel_layers.architectures import plan_for
 from tpray.parallel_layers.files import WEIGHTS, file_digest
@@ -29,13 +31,14 @@ class Checkpoint:
     """A classifier's files on this machine.
 
     source: what the user named. directory: where the files are. revision: the Hub's commit, if any. own_plan: how to
-    shard it, if the user says so.
+    shard it, if the user says so. own_template: a file with a chat template that stands for the tokenizer's own.
     """
 
     source: str
     directory: Path
     revision: str | None = None
     own_plan: Plan | None = None
+    own_template: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -115,9 +118,15 @@ class Checkpoint:
         return {name: value for name, value in self.__dict__.items() if name not in ("config", "tokenizer")}
 
     @property
-    def text_files(self) -> list[Path]:
-        """The tokenizer's files."""
-        return tokenizer_files(self.tokenizer, self.directory)
+    def model_files(self) -> dict[str, Path]:
+        """What a server reads of the model besides its weights, by the names that it reads them under.
+
+        The configuration, the tokenizer's files, and what says how sentence-transformers scores with it.
+        """
+        names = ("config.json", "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+        own = [path for name in names if (path := self.directory / name).is_file()]
+        found = {path.name: path for path in (*own, *tokenizer_files(self.tokenizer, self.directory))}
+        return found if self.own_template is None else found | {TEMPLATE_FILE: self.own_template}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -192,12 +201,12 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the configuration, the tokenizer's files and the weights: what the model *is*."""
-        parts = [self.directory / "config.json", *self._files(), *self.weight_files.values()]
-        parts += self.text_files
+        """SHA-256 of the files that a server reads, and of the weights: what the model *is*."""
+        weights = {*self._files(), *self.weight_files.values()}
+        parts = sorted([*self.model_files.items(), *((path.name, path) for path in weights)])
         total = hashlib.sha256()
-        for path in sorted(set(parts)):
-            total.update(f"{path.name}:{file_digest(path)}\n".encode())
+        for name, path in parts:
+            total.update(f"{name}:{file_digest(path)}\n".encode())
         return total.hexdigest()
 
     def _rope_types(self) -> set[str]:
@@ -254,6 +263,8 @@ class Checkpoint:
                 f"{CLASSIFIERS[type(self.config)].__name__}, or correct architectures in config.json"
             )
         _ = self.labels, self.pad_id, self.tokenizer  # which raise
+        if self.own_template is not None:
+            check_template(self.own_template)
         self._check_inputs()
 
     def _check_inputs(self) -> None:

@@ -30,7 +30,7 @@ from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.metrics import BACKLOG_TOKENS
 from tpray.serving.one_write import join_writes
-from tpray.tokenizer import Item
+from tpray.tokenizer import as_items
 
 APP_NAME = "tpray"
 DEPLOYMENT_NAME = "Classifier"
@@ -102,7 +102,7 @@ class Classifier:
 
     async def classify(
         self,
-        inputs: Item | Sequence[Item],
+        inputs: Any,
         raw_scores: bool = False,
         truncate: bool = False,
         truncation_direction: Direction | None = None,
@@ -110,18 +110,33 @@ class Classifier:
         """What a Python handle calls.
 
         Args:
-            inputs: a text, a pair as a tuple, or a list of texts and pairs. (Over HTTP, where there are no
-                tuples, a list of two texts is a pair; here it is a batch of two.)
+            inputs: a text, a pair as a tuple, a conversation (``[{"role", "content"}, ...]`` or ``{"messages":
+                [...]}``), or a list of these. (Over HTTP, where there are no tuples, a list of two texts is a pair;
+                here it is a batch of two.)
 
         Returns:
-            ``[{"label", "score"}, ...]``, best first, for one text or pair; a list of those for a list.
+            ``[{"label", "score"}, ...]``, best first, for one item; a list of those for a list.
         """
-        single = isinstance(inputs, (str, tuple))
-        items: list[Item] = [inputs] if isinstance(inputs, (str, tuple)) else list(inputs)
+        items, single = as_items(inputs)
         with self._gate.enter():
             answer = await self._engine.classify(items, raw_scores, truncate, truncation_direction)
         rows = [[{"label": s.label, "score": s.score} for s in scores] for scores in answer.scores]
         return rows[0] if single else rows
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        return_documents: bool = False,
+        raw_scores: bool = False,
+        truncate: bool = True,
+    ) -> list[dict[str, Any]]:
+        """What a Python handle calls: ``[{"index", "score"}, ...]``, as `LocalClassifier.rerank` gives them."""
+        documents = list(documents)
+        with self._gate.enter():
+            ranking = await self._engine.rerank(query, documents, top_n, raw_scores, truncate)
+        return ranking.rendered(documents if return_documents else None)
 
     async def drain(self, limit_s: float) -> int:
         """Take no new work, and wait until what is under way is answered; how many requests are left at the limit."""

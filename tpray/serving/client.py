@@ -12,7 +12,8 @@ from tpray.errors import ConfigError
 def connect(app: str = "tpray", url: str | None = None) -> Any:
     """The Serve handle of a server that runs on this machine, for another process than its own.
 
-    ``connect().classify.remote([...]).result()`` gives what `Classifier.classify` returns.
+    ``connect().classify.remote([...]).result()`` gives what `Classifier.classify` returns, and
+    ``connect().rerank.remote(query, documents).result()`` what `Classifier.rerank` does.
 
     Args:
         app: the Serve application's name; ``tpray serve`` calls its own ``tpray``.

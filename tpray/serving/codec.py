@@ -1,6 +1,6 @@
-"""Before and after the group: text to token ids, logits to labelled scores.
+"""Before the group: text to token ids. (After it: `scores`.)
 
-Legend: L labels. An item is one text, or a pair of texts that the model reads together.
+An item is one text, a pair of texts that the model reads together, or a conversation.
 """
 
 from __future__ import annotations
@@ -9,41 +9,36 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from tpray.artifacts.manifest import ModelRecord
+from tpray.chat import NO_TEMPLATE, Chat, ChatTemplate, Rendered, read_template, template_of
 from tpray.config import DEMO_DIR
 from tpray.errors import DeadlineError, EmptyInputError, InputError, InputTooLongError
-from tpray.group.wire import Array
 from tpray.parallel_layers.checkpoint import find_checkpoint
-from tpray.serving.joints import Joints
+from tpray.serving.joints import Joints, Reading
 from tpray.serving.template import Template, kept
 from tpray.serving.tokenizer_facts import TokenizerFacts
 from tpray.tokenizer import (
     Encoded,
     Item,
+    Plain,
+    check_text,
     check_vocabulary,
     load_tokenizer,
     longest_row,
     sample_items,
     stock_rows,
+    texts_of,
 )
 
 Direction = Literal["Left", "Right"]
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One label of one item. score: a probability, or the raw logit where that was asked for."""
-
-    label: str
-    score: float
-
+_BARE = Template((Encoded([], []), Encoded([], [])), (0,))
+"""Of a text that holds its special tokens already."""
 
 WHOLE_CHARS = 8192
 """A longer text is tokenised part by part, and no further than it matters. One that is not longer is tokenised whole,
@@ -54,31 +49,6 @@ PART_CHARS = 1024
 
 LARGE_CHARS = 131_072
 """A longer part has no joint, and takes some 200 bytes a character for a while: tokenise one such text at a time."""
-
-
-@dataclass(slots=True)
-class _Reading:
-    """The tokens of a text, read from one end as far as they matter.
-
-    ids: what was read. unread: the tokens of its other parts, in their order from that end; None: there are none.
-    """
-
-    ids: list[int]
-    unread: Iterator[list[int]] | None = None
-    from_end: bool = False
-
-    def read(self, beyond: int) -> None:
-        """Read until there are more than ``beyond`` tokens, or all."""
-        while self.unread is not None and len(self.ids) <= beyond:
-            part = next(self.unread, None)
-            if part is None:
-                self.unread = None
-            else:
-                self.ids = part + self.ids if self.from_end else self.ids + part
-
-    def cut(self, length: int) -> list[int]:
-        """The ``length`` tokens at that end."""
-        return self.ids[len(self.ids) - length :] if self.from_end else self.ids[:length]
 
 
 class TextCodec:
@@ -93,13 +63,20 @@ class TextCodec:
         directory: ``config.json`` and the tokenizer's files.
         record: the model's labels, problem type and sizes.
         facts: what another codec of the same files has learned; transformers is then not imported.
+        chat_template: a file that stands for the tokenizer's own chat template.
 
     Raises:
         CheckpointError: there is no tokenizer in ``directory`` that can be the model's.
     """
 
-    def __init__(self, directory: Path, record: ModelRecord, facts: TokenizerFacts | None = None) -> None:
-        self.record, self._directory = record, directory
+    def __init__(
+        self,
+        directory: Path,
+        record: ModelRecord,
+        facts: TokenizerFacts | None = None,
+        chat_template: Path | None = None,
+    ) -> None:
+        self.record, self._directory, self._own_chat = record, directory, chat_template
         self.pad_id = record.pad_id
         self._lock = threading.Lock()  # transformers keeps how to cut as the tokenizer's state
         self.facts = facts or self._learn()
@@ -109,16 +86,22 @@ class TextCodec:
         self.compiled = self._compiled is not None
         """Whether the compiled half gives what transformers gives."""
         self._joints = self._find_joints()
+        text = self.facts.chat_template
+        self._chat = None if text is None else ChatTemplate(text, self.facts.special)
 
     @cached_property
     def _stock(self) -> Any:
         """transformers' tokenizer."""
         tokenizer = load_tokenizer(self._directory, self.record.source)
         check_vocabulary(tokenizer, self.record.vocab_size, self.record.source)
+        if self._own_chat is not None:
+            tokenizer.chat_template = read_template(self._own_chat)
         return tokenizer
 
     def _learn(self) -> TokenizerFacts:
-        samples = sample_items(self._stock)
+        samples, chat_template = sample_items(self._stock), template_of(self._stock)
+        if chat_template is not None:
+            samples += [Rendered(text) for text in samples if isinstance(text, str)]
         expected = self._stock_rows(samples, None)
         for compiled in (self._compile(), None):
             self._compiled = compiled
@@ -136,6 +119,8 @@ class TextCodec:
             added=tuple(token.content for token in added),
             greedy=any(token.rstrip or token.single_word for token in added),
             templates=self._templates,
+            chat_template=chat_template,
+            special=dict(self._stock.special_tokens_map),
             compiled=None if self._compiled is None else self._compiled.to_str(),
         )
 
@@ -153,22 +138,25 @@ class TextCodec:
         compiled.no_truncation()
         return compiled
 
-    def _learn_templates(self, samples: Sequence[Item], rows: Sequence[Encoded]) -> tuple[Template, ...]:
+    def _learn_templates(self, samples: Sequence[Plain], rows: Sequence[Encoded]) -> tuple[Template, ...]:
         """The templates of a text and of a pair, from the first sample of each; () if they have none."""
         templates = []
         for count in (1, 2):
             item, row = next(
-                (item, row) for item, row in zip(samples, rows, strict=True) if len(_texts_of(item)) == count
+                (item, row) for item, row in zip(samples, rows, strict=True) if len(texts_of(item)) == count
             )
-            template = Template.of(row, self._tokens(_texts_of(item)))
+            template = Template.of(row, self._tokens(texts_of(item)))
             if template is None:
                 return ()
             templates.append(template)
         return tuple(templates)
 
-    def _sample_row(self, item: Item) -> Encoded:
-        parts = self._tokens(_texts_of(item))
-        return self._templates[len(parts) - 1].put(parts)
+    def _sample_row(self, item: Plain) -> Encoded:
+        texts = texts_of(item)
+        return self._template_of(texts).put(self._tokens(texts))
+
+    def _template_of(self, texts: Sequence[str]) -> Template:
+        return _BARE if isinstance(texts[0], Rendered) else self._templates[len(texts) - 1]
 
     def _find_joints(self) -> Joints:
         words_of: Callable[[str], list[str]] | None = None
@@ -197,22 +185,96 @@ class TextCodec:
 
         Raises:
             EmptyInputError, InputError: an item without text, with characters no text has, or with tokens that the
-                model does not know.
+                model does not know; a conversation that the chat template refuses.
             InputTooLongError: an item is too long and ``truncate`` is false.
             DeadlineError: ``deadline`` passed.
         """
-        for number, item in enumerate(items):
-            for text in _texts_of(item):
-                _check_text(text, number)
+        plain: list[Plain] = [
+            self._render(item, number, deadline) if isinstance(item, Chat) else item
+            for number, item in enumerate(items)
+        ]
+        for number, item in enumerate(plain):
+            for text in texts_of(item):
+                check_text(text, number)
         way = (direction or self._own_side) if truncate else None
-        rows = self._rows(items, way, deadline) if self._templates else self._stock_rows(items, way)
+        rows = self._rows(plain, way, deadline) if self._templates else self._stock_rows(plain, way)
         for number, row in enumerate(rows):
             self._check_row(row, number)
         return rows
 
-    def _stock_rows(self, items: Sequence[Item], way: Direction | None) -> list[Encoded]:
+    def encode_pairs(
+        self,
+        first: str,
+        seconds: Sequence[str],
+        max_length: int,
+        truncate: bool,
+        direction: Direction | None = None,
+        deadline: float = math.inf,
+    ) -> list[Encoded]:
+        """Rows of one text with each of many others; it is tokenised once, and never cut.
+
+        Args:
+            max_length: tokens of a row, at most the model's.
+            truncate, direction, deadline: as for `encode`, of the second texts.
+
+        Raises:
+            As `encode`; what is wrong with the first text alone is no item's.
+        """
+        way = (direction or self._own_side) if truncate else None
+        if not self._templates:
+            rows = self._stock_pairs(first, seconds, max_length, way)
+        else:
+            template, left = self._templates[1], way == "Left"
+            own = self._reading(first, False, deadline)
+            own.read(max_length)
+            room = max_length - template.added - len(own.ids)
+            if room < 1:
+                raise self._no_room(max_length - room + 1, max_length)
+            short = iter(self._tokens([text for text in seconds if len(text) <= WHOLE_CHARS]))
+            rows = []
+            for number, text in enumerate(seconds):
+                part = self._reading(text, left, deadline, short)
+                part.read(room)
+                if len(part.ids) > room and way is None:
+                    tokens = len(part.ids) + max_length - room
+                    raise self._too_long(tokens, part.unread is None, number, max_length)
+                rows.append(template.put([own.ids, part.cut(min(room, len(part.ids)))]))
+        for number, row in enumerate(rows):
+            self._check_row(row, number, max_length)
+        return rows
+
+    def _stock_pairs(self, first: str, seconds: Sequence[str], max_length: int, way: Direction | None) -> list[Encoded]:
+        pairs = [(first, second) for second in seconds]
+        (least,) = self._stock_rows([(first, seconds[0])], None)
+        needed = len(least) - len(self._tokens([seconds[0]])[0]) + 1
+        if needed > max_length:
+            raise self._no_room(needed, max_length)
+        return self._stock_rows(pairs, way, "only_second", max_length)
+
+    @staticmethod
+    def _no_room(tokens: int, max_length: int) -> InputTooLongError:
+        return InputTooLongError(
+            f"the query needs {tokens} tokens with a document of one, and this model takes {max_length}: shorten the "
+            "query; only documents are cut"
+        )
+
+    @property
+    def ignores_case(self) -> bool:
+        """Whether upper and lower case have the same tokens."""
+        upper, lower = self._tokens(["THE FIRM", "the firm"])
+        return upper == lower
+
+    def _render(self, chat: Chat, number: int, deadline: float) -> Rendered:
+        if self._chat is None:
+            raise InputError(NO_TEMPLATE, number)
+        return self._chat.render(chat, number, deadline)
+
+    def _stock_rows(
+        self, items: Sequence[Plain], way: Direction | None, cut: bool | str = True, max_length: int | None = None
+    ) -> list[Encoded]:
+        limit = None if way is None else max_length or self.max_length
         with self._lock:
-            return stock_rows(self._stock, items, None if way is None else self.max_length, (way or "Right").lower())
+            return stock_rows(self._stock, items, limit, (way or "Right").lower(), cut)
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, without special tokens."""
@@ -222,25 +284,27 @@ class TextCodec:
             made = [self._stock(text, add_special_tokens=False, verbose=False) for text in texts]
         return [list(row["input_ids"]) for row in made]
 
-    def _rows(self, items: Sequence[Item], way: Direction | None, deadline: float) -> list[Encoded]:
-        short = iter(self._tokens([text for item in items for text in _texts_of(item) if len(text) <= WHOLE_CHARS]))
+    def _rows(self, items: Sequence[Plain], way: Direction | None, deadline: float) -> list[Encoded]:
+        short = iter(self._tokens([text for item in items for text in texts_of(item) if len(text) <= WHOLE_CHARS]))
         left = way == "Left"
 
-        def row(item: Item, number: int) -> Encoded:
-            texts = _texts_of(item)
+        def row(item: Plain, number: int) -> Encoded:
+            texts = texts_of(item)
+            template = self._template_of(texts)
             if all(len(text) <= WHOLE_CHARS for text in texts):
-                parts, template = [next(short) for _ in texts], self._templates[len(texts) - 1]
+                parts = [next(short) for _ in texts]
                 if sum(map(len, parts)) + template.added <= self.max_length:
                     return template.put(parts)
-                return self._row([_Reading(part, from_end=left) for part in parts], way, number)
-            return self._row([reading(text) for text in texts], way, number)
-
-        def reading(text: str) -> _Reading:
-            if len(text) <= WHOLE_CHARS:
-                return _Reading(next(short), from_end=left)
-            return _Reading([], self._parts(text, left, deadline), left)
+                return self._row([Reading(part, from_end=left) for part in parts], template, way, number)
+            return self._row([self._reading(text, left, deadline, short) for text in texts], template, way, number)
 
         return [row(item, number) for number, item in enumerate(items)]
+
+    def _reading(self, text: str, left: bool, deadline: float, short: Iterator[list[int]] | None = None) -> Reading:
+        """Of a text from its end, if ``left`` is cut. short: has the tokens of those that are tokenised whole."""
+        if len(text) <= WHOLE_CHARS:
+            return Reading(self._tokens([text])[0] if short is None else next(short), from_end=left)
+        return Reading([], self._parts(text, left, deadline), left)
 
     def _parts(self, text: str, from_end: bool, deadline: float) -> Iterator[list[int]]:
         """The tokens of the parts of a long text, each made when it is asked for."""
@@ -249,8 +313,7 @@ class TextCodec:
                 raise DeadlineError("the request's time ran out while its text was tokenised: send less text")
             yield from self._tokens([part])
 
-    def _row(self, texts: list[_Reading], way: Direction | None, number: int) -> Encoded:
-        template = self._templates[len(texts) - 1]
+    def _row(self, texts: list[Reading], template: Template, way: Direction | None, number: int) -> Encoded:
         room = max(0, self.max_length - template.added)
         for text in texts:
             text.read(self.max_length)
@@ -271,18 +334,19 @@ class TextCodec:
         counts = kept(lengths, room, self.compiled or self.facts.fast)
         return template.put([text.cut(count) for text, count in zip(texts, counts, strict=True)])
 
-    def _too_long(self, tokens: int, known: bool, number: int) -> InputTooLongError:
-        said = str(tokens) if known else f"more than {self.max_length}"
+    def _too_long(self, tokens: int, known: bool, number: int, most: int | None = None) -> InputTooLongError:
+        most = most or self.max_length
+        said = str(tokens) if known else f"more than {most}"
         return InputTooLongError(
-            f"has {said} tokens and this model takes {self.max_length}: shorten it, or set `truncate` to true", number
+            f"has {said} tokens and this model takes {most}: shorten it, or set `truncate` to true", number
         )
 
-    def _check_row(self, row: Encoded, number: int) -> None:
+    def _check_row(self, row: Encoded, number: int, most: int | None = None) -> None:
         """Refuse what the model cannot look up: it would fail the step, and all rows in it."""
         if not row.ids:
             raise EmptyInputError("has no tokens: send some text", number)
-        if len(row) > self.max_length:
-            raise self._too_long(len(row), True, number)
+        if len(row) > (most or self.max_length):
+            raise self._too_long(len(row), True, number, most)
         if max(row.ids) >= self.record.vocab_size or min(row.ids) < 0:
             unknown = next(i for i in row.ids if not 0 <= i < self.record.vocab_size)
             made = self._compiled.id_to_token if self._compiled is not None else self._stock.convert_ids_to_tokens
@@ -296,40 +360,8 @@ class TextCodec:
         if types and max(row.types) >= types:
             raise InputError(f"has the token type {max(row.types)}, and the model has {types}", number)
 
-    def scores(self, logits: Array, raw: bool = False) -> list[list[Score]]:
-        """Every label of each item, best first.
 
-        Args:
-            logits: float32 ``[B, L]``, finite.
-            raw: give the logits themselves.
-
-        The activation follows transformers' text-classification pipeline: sigmoid for multi-label models
-        and for a single label, softmax for one of several, none for regression.
-        """
-        values = logits.astype(np.float64)
-        if not raw:
-            values = self._activate(values)
-        order = np.argsort(-values, axis=1, kind="stable")
-        ranked, labels = np.take_along_axis(values, order, axis=1).tolist(), self.record.labels
-        return [
-            [Score(labels[i], score) for i, score in zip(row, scores, strict=True)]
-            for row, scores in zip(order.tolist(), ranked, strict=True)
-        ]
-
-    def _activate(self, values: Array) -> Array:
-        kind = self.record.problem_type
-        if kind == "regression":
-            return values
-        if kind == "multi_label_classification" or values.shape[1] == 1:
-            # exp of a negative number only, so that no logit overflows
-            small = np.exp(-np.abs(values))
-            return np.where(values >= 0, 1.0, small) / (1.0 + small)
-        exponents = np.exp(values - values.max(axis=1, keepdims=True))
-        result: Array = exponents / exponents.sum(axis=1, keepdims=True)
-        return result
-
-
-def lengths_of(model: str | None, items: Sequence[Item]) -> list[int]:
+def lengths_of(model: str | None, items: Sequence[Plain]) -> list[int]:
     """How many tokens each item has for ``model`` (None: the demo), special ones included.
 
     Raises:
@@ -339,22 +371,3 @@ def lengths_of(model: str | None, items: Sequence[Item]) -> list[int]:
     limit = checkpoint.plan.max_length(checkpoint.config)
     rows = stock_rows(load_tokenizer(checkpoint.directory, checkpoint.source), items)
     return [min(len(row), limit) for row in rows]
-
-
-def _texts_of(item: Item) -> tuple[str, ...]:
-    return (item,) if isinstance(item, str) else item
-
-
-def _check_text(text: str, number: int) -> None:
-    if not text or text.isspace():
-        raise EmptyInputError("is empty: send some text", number)
-    position = text.find("\0")
-    if position >= 0:
-        raise InputError(f"has a NUL character at position {position}: remove it", number)
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        raise InputError(
-            f"has half of a surrogate pair, or a byte that is not UTF-8, at position {e.start}: send valid Unicode",
-            number,
-        ) from e

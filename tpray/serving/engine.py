@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tpray.artifacts.folder import Artifact
+from tpray.chat import Chat
 from tpray.config import BatchConfig
 from tpray.errors import (
     DeadlineError,
     EmptyInputError,
     GroupError,
     InputError,
+    ItemError,
     LogitsError,
     NotReadyError,
     ParityError,
@@ -27,10 +29,13 @@ from tpray.group.classifier import ClassifierGroup
 from tpray.group.lifecycle import State
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.group.wire import Array
+from tpray.serving.answers import Answer, Ranked, Ranking
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
-from tpray.serving.codec import LARGE_CHARS, Direction, Score, TextCodec
+from tpray.serving.codec import LARGE_CHARS, Direction, TextCodec
+from tpray.serving.relevance import Relevance
 from tpray.serving.rows import RowResult
+from tpray.serving.scores import Score, labelled
 from tpray.serving.tokenizer_facts import facts_path, keep_facts, read_facts
 from tpray.tokenizer import Encoded, Item
 
@@ -40,18 +45,6 @@ loop for more than about a millisecond."""
 
 TOKENIZER_THREADS = 2
 """How many requests are tokenised on threads at once. The others wait their turn, within their deadlines."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one request: scores per item, and where its time went."""
-
-    scores: list[list[Score]]
-    tokens: int
-    tokenize_s: float
-    queue_s: float
-    compute_s: float
-    total_s: float
 
 
 class Engine:
@@ -69,6 +62,7 @@ class Engine:
         self.startup: tuple[PhaseReport, ...] = ()
         """The spans of the first start: what came before the group, the group's phases, the tokenizer."""
         self._checked = float("-inf")
+        self._relevance: Relevance | None = None  # read when the first query comes
         self._watch = CanaryWatch(group, lambda: self._batcher is None or self._batcher.idle)
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tpray-tokenizer")
         self._large = ThreadPoolExecutor(1, "tpray-large")  # so that large texts wait for one another and nobody else
@@ -170,7 +164,7 @@ class Engine:
         """Score every label for every item.
 
         Args:
-            items: texts, or pairs of texts.
+            items: texts, pairs of texts, or conversations.
             raw_scores: logits instead of probabilities.
             truncate, direction: see `TextCodec.encode`.
             deadline: until when the caller waits, `time.monotonic` seconds; None: the server's limit from now on.
@@ -181,8 +175,6 @@ class Engine:
             StepError: the model raised for an item, on all ranks alike. RefusedError: the ranks died of it before.
             OverloadedError, DeadlineError, GroupError: see `Batcher.submit`.
         """
-        started = time.perf_counter()
-        assert self._batcher is not None, "the engine was not started"
         if not items:
             raise EmptyInputError("there is nothing to classify: send at least one text")
         if len(items) > self.config.max_client_batch_size:
@@ -190,47 +182,116 @@ class Engine:
                 f"there are {len(items)} items and the limit is {self.config.max_client_batch_size}: send smaller "
                 "batches"
             )
+        characters = sum(map(_characters, items))
+        inline = characters <= INLINE_CHARS and self.codec.compiled and Chat not in map(type, items)
+
+        def rows(until: float) -> list[Encoded]:
+            return self.codec.encode(items, truncate, direction, until)
+
+        results, timing = await self._answer(len(items), rows, None if inline else characters, deadline)
+        return Answer(**timing, scores=[self._scores(result, raw_scores) for result in results])
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        raw_scores: bool = False,
+        truncate: bool = True,
+        direction: Direction | None = None,
+        deadline: float | None = None,
+    ) -> Ranking:
+        """Score how relevant each document is for a query; see `relevance`.
+
+        Args:
+            documents: as many as the queue takes, ``max_concurrent_requests``; steps are made of them by their lengths.
+            top_n: how many of the best to give; None: all.
+            raw_scores: logits instead of what the checkpoint's activation makes of them.
+            truncate, direction: cut documents that are too long, and at which end; see `TextCodec.encode_pairs`.
+            deadline: as for `classify`.
+
+        Raises:
+            UnsupportedTaskError: the model is no reranker.
+            As `classify`; the number of an error is its document's, and one of the query has none.
+        """
+        if not documents:
+            raise EmptyInputError("there are no documents to rank: send at least one")
+        if len(documents) > self.config.max_concurrent_requests:
+            raise PayloadTooLargeError(
+                f"there are {len(documents)} documents and the limit is {self.config.max_concurrent_requests} "
+                "(--max-concurrent-requests): send fewer"
+            )
+        if top_n is not None and top_n < 1:
+            raise InputError(f"top_n is {top_n}: ask for 1 document or more")
+        order: list[int] = []
+
+        def rows(until: float) -> list[Encoded]:
+            if self._relevance is None:
+                self._relevance = Relevance.of(self.group.artifact.model_directory, self.codec)
+            made = self._relevance.rows(self.codec, query, documents, truncate, direction, until)
+            order.extend(sorted(range(len(made)), key=lambda number: len(made[number])))
+            return [made[number] for number in order]
+
+        characters = len(query) + sum(map(len, documents))
+        try:
+            results, timing = await self._answer(len(documents), rows, characters, deadline)
+        except ItemError as e:
+            if not order or e.item is None:
+                raise
+            raise type(e)(e.message, order[e.item]) from e
+        assert self._relevance is not None, "made with the rows"
+        scores = self._relevance.scores(np.stack([result.logits for result in results]), raw_scores)
+        ranked = sorted((Ranked(*each) for each in zip(order, scores, strict=True)), key=lambda r: (-r.score, r.index))
+        return Ranking(**timing, documents=ranked[:top_n])
+
+    async def _answer(
+        self, count: int, encode: Callable[[float], list[Encoded]], characters: int | None, deadline: float | None
+    ) -> tuple[list[RowResult], dict[str, Any]]:
+        """Tokenise, queue, and wait for ``count`` rows; and the fields of `Timing`.
+
+        Args:
+            encode: makes the rows until a deadline. characters: that it reads; None: so few that no thread is needed.
+        """
+        started = time.perf_counter()
+        assert self._batcher is not None, "the engine was not started"
         self.check_alive()
         if deadline is None:
             deadline = time.monotonic() + self.config.request_timeout_s
         # Before any work: what is refused must cost little.
-        self._batcher.check_room(len(items), deadline - time.monotonic())
-        rows = await self._tokenize(items, truncate, direction, deadline)
+        self._batcher.check_room(count, deadline - time.monotonic())
+        rows = encode(deadline) if characters is None else await self._on_thread(encode, characters, deadline)
         tokenized = time.perf_counter()
         try:
             results = await self._batcher.submit(rows, deadline - time.monotonic())
         except LogitsError:
             self._watch.suspect()
             raise
-        return Answer(
-            scores=[self._scores(result, raw_scores) for result in results],
-            tokens=sum(map(len, rows)),
-            tokenize_s=tokenized - started,
-            queue_s=max(result.queue_s for result in results),
-            compute_s=max(result.step.compute_s for result in results),
-            total_s=time.perf_counter() - started,
-        )
+        return results, {
+            "tokens": sum(map(len, rows)),
+            "tokenize_s": tokenized - started,
+            "queue_s": max(result.queue_s for result in results),
+            "compute_s": max(result.step.compute_s for result in results),
+            "total_s": time.perf_counter() - started,
+        }
 
     def _scores(self, result: RowResult, raw: bool) -> list[Score]:
         """A row's scores; those of its whole step are made at once."""
         step = result.step
         if raw not in step.scores:
-            step.scores[raw] = self.codec.scores(step.logits, raw)
+            step.scores[raw] = labelled(step.logits, self.codec.record, raw)
         scores: list[Score] = step.scores[raw][result.row]
         return scores
 
-    async def _tokenize(
-        self, items: Sequence[Item], truncate: bool, direction: Direction | None, deadline: float
+    async def _on_thread(
+        self, encode: Callable[[float], list[Encoded]], characters: int, deadline: float
     ) -> list[Encoded]:
-        """Tokenise little text here, and more on a thread, which stops at ``deadline`` or one part of a text later."""
-        characters = sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items)
-        if characters <= INLINE_CHARS and self.codec.compiled:
-            return self.codec.encode(items, truncate, direction)
+        """Tokenise much on a thread, which stops at ``deadline`` or one part of a text later."""
         loop = asyncio.get_running_loop()
         threads = self._large if characters > LARGE_CHARS else self._threads
-        work = loop.run_in_executor(threads, self.codec.encode, items, truncate, direction, deadline)
         try:
-            return await asyncio.wait_for(work, max(0.0, deadline - time.monotonic()))
+            return await asyncio.wait_for(
+                loop.run_in_executor(threads, encode, deadline), max(0.0, deadline - time.monotonic())
+            )
         except asyncio.TimeoutError as e:
             raise DeadlineError("the request's time ran out before its text was tokenised: send less text") from e
 
@@ -320,3 +381,9 @@ class Engine:
         """Raise `GroupError` once the group was stopped or given up; not while it restarts."""
         if self.group.lifecycle.state is State.STOPPED:
             raise self.group.lifecycle.why_not_ready()
+
+
+def _characters(item: Item) -> int:
+    if isinstance(item, str):
+        return len(item)
+    return item.characters if isinstance(item, Chat) else len(item[0]) + len(item[1])

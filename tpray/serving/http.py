@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from swagger_ui_bundle import swagger_ui_path
 
 from tpray.serving.dialects import DIALECTS
-from tpray.serving.dialects.base import Handler, as_response
+from tpray.serving.dialects.base import Answering, Handler, as_response
 from tpray.serving.door import Door
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
@@ -78,9 +78,9 @@ def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None =
         """The model, how it is split, the limits, the load, and how the group came up."""
         return describe(engine) | {"ray_address": ray_address}
 
-    handlers: dict[str, Handler] = {}
+    made, handlers = Answering(engine), dict[str, Handler]()
     for dialect in DIALECTS:
-        answering = dialect.handlers(engine)
+        answering = dialect.handlers(made)
         app.include_router(dialect.routes(answering))
         handlers |= answering
     return Door(app, handlers, gate or Gate(), own)

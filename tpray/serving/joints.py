@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from random import Random
 
 TokensOf = Callable[[Sequence[str]], list[list[int]]]
@@ -102,6 +103,31 @@ class Joints:
                 return found[-1]
             start, reach = start - reach + 1, reach * 2
         return end
+
+
+@dataclass(slots=True)
+class Reading:
+    """The tokens of a text, read from one end as far as they matter.
+
+    ids: what was read. unread: the tokens of its other parts, in their order from that end; None: there are none.
+    """
+
+    ids: list[int]
+    unread: Iterator[list[int]] | None = None
+    from_end: bool = False
+
+    def read(self, beyond: int) -> None:
+        """Read until there are more than ``beyond`` tokens, or all."""
+        while self.unread is not None and len(self.ids) <= beyond:
+            part = next(self.unread, None)
+            if part is None:
+                self.unread = None
+            else:
+                self.ids = part + self.ids if self.from_end else self.ids + part
+
+    def cut(self, length: int) -> list[int]:
+        """The ``length`` tokens at that end."""
+        return self.ids[len(self.ids) - length :] if self.from_end else self.ids[:length]
 
 
 def _probes() -> Iterator[tuple[str, str]]:

@@ -25,8 +25,9 @@ from tpray.platforms.cores import core_count
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import parse
 from tpray.runtime.records import INPUT_NAMES
-from tpray.serving.engine import Answer, Engine
-from tpray.tokenizer import Item
+from tpray.serving.answers import Answer
+from tpray.serving.engine import Engine
+from tpray.tokenizer import Item, as_item, as_items
 
 T = TypeVar("T")
 
@@ -59,31 +60,54 @@ class LocalClassifier:
         """How long each start-up phase took."""
         return list(self.group.phases)
 
-    def classify(self, inputs: Item | Sequence[Item], raw_scores: bool = False, truncate: bool = False) -> list[Any]:
+    def classify(self, inputs: Any, raw_scores: bool = False, truncate: bool = False) -> list[Any]:
         """Score every label, best first.
 
         Args:
-            inputs: a text, a pair as a tuple, or a list of texts and pairs, of any length.
+            inputs: a text, a pair as a tuple, a conversation (``[{"role", "content"}, ...]`` or ``{"messages":
+                [...]}``), or a list of these, of any length.
             raw_scores: logits instead of probabilities.
             truncate: cut texts that are longer than the model takes.
 
         Returns:
-            ``[{"label", "score"}, ...]`` for one text or pair; a list of those for a list.
+            ``[{"label", "score"}, ...]`` for one item; a list of those for a list.
 
         Raises:
             InputError: something in ``inputs`` cannot be classified; nothing was.
             GroupError: the group failed and could not be brought back, or was closed meanwhile.
         """
-        single = isinstance(inputs, (str, tuple))
-        items: list[Item] = [inputs] if isinstance(inputs, (str, tuple)) else list(inputs)
+        items, single = as_items(inputs)
         rows = list(self.classify_many(items, raw_scores, truncate)) if items else []
         return rows[0] if single else rows
 
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        return_documents: bool = False,
+        raw_scores: bool = False,
+        truncate: bool = True,
+    ) -> list[dict[str, Any]]:
+        """Score how relevant each document is for a query; see `Engine.rerank`.
+
+        Returns:
+            ``[{"index", "score"}, ...]``, the best first, each with its ``document`` if that was asked for.
+
+        Raises:
+            InputError: the model is no reranker, or something that was sent cannot be scored; nothing was.
+            GroupError: the group failed and could not be brought back, or was closed meanwhile.
+        """
+        documents = list(documents)
+        ranking = _wait(self._submit(self._engine.rerank(query, documents, top_n, raw_scores, truncate)))
+        return ranking.rendered(documents if return_documents else None)
+
     def classify_many(
-        self, items: Iterable[Item], raw_scores: bool = False, truncate: bool = False
+        self, items: Iterable[Any], raw_scores: bool = False, truncate: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
         """The same for an iterable that need not fit in memory: answers come in order, as they are ready."""
-        for number, answer in enumerate(self.classify_each(items, raw_scores, truncate)):
+        known = (as_item(item, number) for number, item in enumerate(items))
+        for number, answer in enumerate(self.classify_each(known, raw_scores, truncate)):
             if isinstance(answer, ItemError):
                 raise type(answer)(answer.message, None if answer.item is None else number)
             yield answer
@@ -208,6 +232,7 @@ def load(
     revision: str | None = None,
     trace_only: bool = False,
     in_process: bool = False,
+    chat_template: Path | None = None,
 ) -> LocalClassifier:
     """Bring up one group on this machine, starting Ray here if there is none.
 
@@ -229,13 +254,22 @@ def load(
             classifier has an artifact then, and no ranks.
         in_process: a single rank on CPU cores is a thread of this process, without Ray: it comes up in a third of the
             time, and nothing brings it back if it dies.
+        chat_template: a jinja file that makes a text of a conversation, instead of the tokenizer's own.
 
     Raises:
         TprayError: the model, the degree or the machine does not fit; the message says what would.
     """
     shapes = parse(buckets) if isinstance(buckets, str) else tuple(buckets)
     named = None if model is None else str(model)
-    config = ModelConfig(source=named, revision=revision, dtype=dtype, plan=plan, buckets=shapes, store=store)
+    config = ModelConfig(
+        source=named,
+        revision=revision,
+        plan=plan,
+        chat_template=chat_template,
+        dtype=dtype,
+        buckets=shapes,
+        store=store,
+    )
     parallel = ParallelConfig(
         tp=cheapest_degree(named) if tp == AUTO else tp,
         cores_per_rank=cores,

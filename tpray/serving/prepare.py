@@ -26,7 +26,8 @@ def check_and_describe(checkpoint: Checkpoint, model: ModelConfig, topology: Top
 
 def learn_tokenizer(task: TraceTask) -> None:
     """Keep what a replica must know of the tokenizer on this machine, unless it is there."""
-    records = {path.name: FileRecord.of(path) for path in task.model_files}
+    records = {name: FileRecord.of(path) for name, path in task.model_files.items()}
     path = facts_path(records, task.model.max_length)
     if read_facts(path) is None:
-        keep_facts(path, TextCodec(task.checkpoint.directory, task.model).facts)
+        codec = TextCodec(task.checkpoint.directory, task.model, chat_template=task.checkpoint.own_template)
+        keep_facts(path, codec.facts)

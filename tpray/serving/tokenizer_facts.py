@@ -21,7 +21,7 @@ from tpray.config import cache_dir, write_whole
 from tpray.serving.template import Template
 from tpray.tokenizer import Encoded
 
-_CODE = ("codec.py", "joints.py", "template.py", "tokenizer_facts.py", "../tokenizer.py")
+_CODE = ("codec.py", "joints.py", "template.py", "tokenizer_facts.py", "../tokenizer.py", "../chat.py")
 """The modules that learn the facts and use them."""
 
 
@@ -32,6 +32,7 @@ class TokenizerFacts:
     max_length: tokens of the longest row. side: the end that is cut. fast: whether the tokenizer has a compiled half.
     special_split: its special tokens are split like other text. added: its added tokens. greedy: one of these takes
     the space behind it, or is a whole word. templates: of a text and of a pair; none: transformers makes rows whole.
+    chat_template: of a conversation, if there is one. special: the special tokens that it may use, by their names.
     compiled: the compiled half as JSON, if it gives what transformers gives.
     """
 
@@ -42,6 +43,8 @@ class TokenizerFacts:
     added: tuple[str, ...]
     greedy: bool
     templates: tuple[Template, ...]
+    chat_template: str | None
+    special: dict[str, str]
     compiled: str | None
 
     def tokenizer(self) -> Any:

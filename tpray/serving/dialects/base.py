@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,9 +11,10 @@ from typing import NamedTuple
 from fastapi import APIRouter, Response
 from starlette.types import Receive, Scope, Send
 
-from tpray.errors import InputError, OverloadedError, PayloadTooLargeError
+from tpray.errors import DeadlineError, InputError, OverloadedError, PayloadTooLargeError
 from tpray.serving.engine import Engine
 from tpray.serving.haproxy_start import RENAMED_TIMEOUT_HEADER, TIMEOUT_HEADER
+from tpray.serving.waiting import ClientLeftError, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -39,21 +41,41 @@ Handler = Callable[[Scope, Receive], Awaitable[Rendered]]
 class Dialect:
     """One way to speak to the engine.
 
-    name: for a person. handlers: makes what answers ``POST`` for an engine, by path. routes: documents these.
+    name: for a person. handlers: makes what answers ``POST``, by path. routes: documents these.
     render_error: also takes starlette's ``HTTPException``, which a route that does not exist raises.
     """
 
     name: str
-    handlers: Callable[[Engine], Mapping[str, Handler]]
+    handlers: Callable[[Answering], Mapping[str, Handler]]
     routes: Callable[[Mapping[str, Handler]], APIRouter]
     render_error: Callable[[Exception], Rendered]
 
     def answer_error(self, error: Exception) -> Rendered:
         """The answer to a request that raised ``error``."""
-        rendered = self.render_error(error)
-        if rendered.internal:
-            log.exception("a request failed", exc_info=error)
-        return rendered
+        return logged(self.render_error(error), error)
+
+
+def logged(answer: Rendered, error: Exception) -> Rendered:
+    """``answer``, with its error in the log if it is a fault of the server."""
+    if answer.internal:
+        log.exception("a request failed", exc_info=error)
+    return answer
+
+
+CLIENT_LEFT = 499
+"""The status of an answer that nobody reads, for the metrics; nginx's, and Serve's own."""
+
+Respond = Callable[[bytearray, float, Callable[[], None]], Awaitable[Rendered]]
+"""Answers the body of a request until a deadline, `time.monotonic` seconds. It calls its last argument when the body is
+known to be worth some work: from then on a client that leaves ends it."""
+
+ANSWERS_UNTIL = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "how long you will wait, seconds; no longer than the server's own limit",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+"""The header that every handler knows, for OpenAPI."""
 
 
 def as_response(answer: Rendered) -> Response:
@@ -162,3 +184,31 @@ class Bodies:
 
 def _counted(body: bytearray) -> int:
     return max(0, len(body) - SMALL_BODY_BYTES)
+
+
+class Answering:
+    """Makes handlers of what answers bodies, for one engine; what they read is bounded together."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self._bodies, self._waiting = engine, Bodies(), Waiting()
+
+    def handler(self, respond: Respond, answer_error: Callable[[Exception], Rendered]) -> Handler:
+        """A handler that reads a body, bounded in size and time, and has ``respond`` answer it."""
+
+        async def handle(scope: Scope, receive: Receive) -> Rendered:
+            headers, limits, body = headers_of(scope), self.engine.config, bytearray()
+            try:
+                timeout_s = timeout_of(headers, limits.request_timeout_s)
+                now = time.monotonic()
+                late = DeadlineError(f"the request was not answered within {timeout_s:g} s")
+                with self._waiting.until(now + sooner(timeout_s), late) as block:
+                    await self._bodies.read(body, headers, receive, limits.payload_limit_bytes)
+                    return await respond(body, now + timeout_s, lambda: block.listen(receive))
+            except ClientLeftError:
+                return Rendered(CLIENT_LEFT, b"")
+            except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
+                return answer_error(e)
+            finally:
+                self._bodies.drop(body)
+
+        return handle

@@ -2,22 +2,21 @@
 
 Source: https://huggingface.github.io/text-embeddings-inference (Predict, ErrorResponse). Deliberate differences:
 scores follow the model's ``problem_type`` (TEI softmaxes multi-label models too), the softmax cannot overflow,
-and 429 and 503 carry ``Retry-After``.
+an item may be a conversation, and 429 and 503 carry ``Retry-After``.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope
 
+from tpray.chat import Chat
 from tpray.errors import (
     DeadlineError,
     EmptyInputError,
@@ -32,27 +31,26 @@ from tpray.errors import (
     StepError,
     StoppingError,
     TprayError,
+    UnsupportedTaskError,
 )
-from tpray.serving.codec import Direction, Score
+from tpray.serving.answers import Answer, Timing
+from tpray.serving.codec import Direction
 from tpray.serving.dialects.base import (
-    Bodies,
+    ANSWERS_UNTIL,
+    Answering,
     Dialect,
     Handler,
     Rendered,
     as_response,
     has_more_values,
-    headers_of,
-    sooner,
-    timeout_of,
 )
-from tpray.serving.engine import Answer, Engine
-from tpray.serving.haproxy_start import TIMEOUT_HEADER
-from tpray.serving.waiting import ClientLeftError, Waiting
-from tpray.tokenizer import Item
+from tpray.serving.scores import Score
+from tpray.tokenizer import Item, as_item
 
 ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (EmptyInputError, 400, "Empty"),
     (PayloadTooLargeError, 413, "Validation"),
+    (UnsupportedTaskError, 424, "Backend"),
     (InputError, 422, "Validation"),
     (LogitsError, 424, "Backend"),
     (MisdirectedError, 421, "Validation"),
@@ -68,14 +66,16 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
 
 PREDICT = "/predict"
 
-CLIENT_LEFT = 499
-"""The status of an answer that nobody reads, for the metrics; nginx's, and Serve's own."""
-
 RESTART_S = 5
 """When to try again where a group restarts: about the time that one needs."""
 
 OTHER_VALUES = 1000
 """How many values a body may have besides its items."""
+
+MESSAGES, MESSAGE_VALUES = 256, 24
+"""How many messages an item may have on the average of a full batch, and how many values each of them."""
+
+Message = dict[str, Any]
 
 
 class PredictRequest(BaseModel):
@@ -91,14 +91,17 @@ class PredictRequest(BaseModel):
                     ]
                 },
                 {"inputs": [["Apples are bad"], ["one text", "and its pair"]], "raw_scores": True},
+                {"inputs": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
             ]
         }
     )
 
     inputs: Annotated[
-        str | list[str] | list[list[str]],
+        # Plain texts first: of those that match, pydantic takes the first without a look at the others.
+        str | list[str] | list[list[str]] | Message | list[Message] | list[list[str] | list[Message] | Message],
         Field(
-            description="a text; a list of two: one pair; a list of lists: a batch of texts ([a]) and pairs ([a, b])"
+            description="a text; a list of two: one pair; a list of messages ({role, content}), or {messages: [...]}: "
+            "one conversation; a list of lists: a batch of texts ([a]), pairs ([a, b]) and conversations"
         ),
     ]
     raw_scores: bool = Field(False, description="logits instead of probabilities")
@@ -120,11 +123,20 @@ class ErrorResponse(BaseModel):
     error_type: str
 
 
+R = TypeVar("R", bound=BaseModel)
+
+
 def parse(body: bytes | bytearray, max_items: int) -> PredictRequest:
+    """The request for `PREDICT` in ``body``; see `read`."""
+    return read(PredictRequest, body, max_items, '{"inputs": "some text"}')
+
+
+def read(form: type[R], body: bytes | bytearray, max_items: int, example: str) -> R:
     """The request in ``body``.
 
     Args:
         max_items: how many items it may have; with many more values than those need, it is not read.
+        example: of a body.
 
     Raises:
         InputError: it is not JSON, or not of the form; the message says where.
@@ -132,16 +144,21 @@ def parse(body: bytes | bytearray, max_items: int) -> PredictRequest:
         PayloadTooLargeError: it has too many values.
     """
     if not body or body.isspace():
-        raise EmptyInputError('the body is empty: send JSON such as {"inputs": "some text"}')
+        raise EmptyInputError(f"the body is empty: send JSON such as {example}")
     most = OTHER_VALUES + 8 * max_items  # a pair has 2 strings, 1 bracket and 2 commas
-    if len(body) > most and has_more_values(body, most):
+    if len(body) > most and has_more_values(body, most + _for_messages(body, max_items)):
         raise PayloadTooLargeError(
             f"the body has too many values for the limit of {max_items} items: send smaller batches"
         )
     try:
-        return PredictRequest.model_validate_json(body)
+        return form.model_validate_json(body)
     except ValidationError as e:
         raise InputError(_explain(e)) from e
+
+
+def _for_messages(body: bytes | bytearray, max_items: int) -> int:
+    """How many values more than its texts a body may have for messages."""
+    return MESSAGE_VALUES * min(body.count(b'"role"'), MESSAGES * max_items)
 
 
 def items_of(request: PredictRequest) -> tuple[list[Item], bool]:
@@ -155,9 +172,20 @@ def items_of(request: PredictRequest) -> tuple[list[Item], bool]:
         return [inputs], False
     if not inputs:
         raise EmptyInputError("`inputs` is empty: send at least one text")
-    if isinstance(inputs[0], str):
+    if isinstance(inputs, dict):
+        return [as_item(inputs, 0)], False
+    first = inputs[0]
+    if isinstance(first, str):
         return [_item(inputs, "`inputs`")], False
-    return [_item(part, f"`inputs`: item {number}") for number, part in enumerate(inputs)], True
+    if isinstance(first, dict) and "messages" not in first:
+        return [Chat.of(inputs, 0)], False
+    return [_part(part, number) for number, part in enumerate(inputs)], True
+
+
+def _part(part: Any, number: int) -> Item:
+    if isinstance(part, dict) or (part and isinstance(part[0], dict)):
+        return as_item(part, number)
+    return _item(part, f"`inputs`: item {number}")
 
 
 def _item(texts: Any, where: str) -> Item:
@@ -184,7 +212,7 @@ def _quoted(label: str) -> str:
     return json.dumps(label)
 
 
-def timing_headers(answer: Answer) -> dict[str, str]:
+def timing_headers(answer: Timing) -> dict[str, str]:
     """TEI's headers: tokens computed, and milliseconds by stage."""
     stages = {
         "x-total-time": answer.total_s,
@@ -195,14 +223,14 @@ def timing_headers(answer: Answer) -> dict[str, str]:
     return {"x-compute-tokens": str(answer.tokens)} | {name: f"{s * 1e3:.0f}" for name, s in stages.items()}
 
 
-def render_error(error: Exception) -> Rendered:
-    """Status, body and headers for an error."""
+def render_error(error: Exception, items: str = "inputs") -> Rendered:
+    """Status, body and headers for an error. items: the name of the list that the caller has sent."""
     if isinstance(error, HTTPException):  # no such route, or not with this method
         return Rendered(error.status_code, _body(str(error.detail), "Validation"), dict(error.headers or {}))
     status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
     # A message of our own is written for the caller; anything else may carry what a caller must not see.
     if isinstance(error, ItemError):
-        text = error.said_of(f"`inputs`: item {error.item}")
+        text = error.said_of(f"`{items}`: item {error.item}")
     elif isinstance(error, TprayError):
         text = str(error)
     else:
@@ -229,44 +257,27 @@ def _explain(error: ValidationError) -> str:
     where = str(first["loc"][0]) if first["loc"] else "the body"
     if where == "inputs":
         wrong = "is missing" if first["type"] == "missing" else "has the wrong type"
-        return f"`inputs` {wrong}: send a text, a pair [a, b] or a batch [[a], [b, c]]"
+        return f"`inputs` {wrong}: send a text, a pair [a, b], a batch [[a], [b, c]], or messages [{{role, content}}]"
     return (
         f"`{where}`: {first['msg'][:1].lower()}{first['msg'][1:]}" if first["loc"] else "the body must be a JSON object"
     )
 
 
-def handlers(engine: Engine) -> dict[str, Handler]:
-    """What answers TEI's requests with ``engine``."""
-    bodies, waiting = Bodies(), Waiting()
+def handlers(answering: Answering) -> dict[str, Handler]:
+    """What answers TEI's requests."""
+    engine = answering.engine
 
-    async def predict(scope: Scope, receive: Receive) -> Rendered:
-        headers, limits, body = headers_of(scope), engine.config, bytearray()
-        try:
-            timeout_s = timeout_of(headers, limits.request_timeout_s)
-            now = time.monotonic()
-            late = DeadlineError(f"the request was not answered within {timeout_s:g} s")
-            with waiting.until(now + sooner(timeout_s), late) as block:
-                await bodies.read(body, headers, receive, limits.payload_limit_bytes)
-                asked = parse(body, limits.max_client_batch_size)
-                items, batch = items_of(asked)
-                if len(items) > limits.max_client_batch_size:
-                    raise PayloadTooLargeError(
-                        f"`inputs` has {len(items)} items and the limit is {limits.max_client_batch_size}: send "
-                        "smaller batches"
-                    )
-                block.listen(receive)
-                answer = await engine.classify(
-                    items, asked.raw_scores, asked.truncate, asked.truncation_direction, now + timeout_s
-                )
-            return Rendered(200, render(answer, batch), timing_headers(answer))
-        except ClientLeftError:
-            return Rendered(CLIENT_LEFT, b"")
-        except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
-            return DIALECT.answer_error(e)
-        finally:
-            bodies.drop(body)
+    async def predict(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
+        most = engine.config.max_client_batch_size
+        asked = parse(body, most)
+        items, batch = items_of(asked)
+        if len(items) > most:
+            raise PayloadTooLargeError(f"`inputs` has {len(items)} items and the limit is {most}: send smaller batches")
+        worth()
+        answer = await engine.classify(items, asked.raw_scores, asked.truncate, asked.truncation_direction, deadline)
+        return Rendered(200, render(answer, batch), timing_headers(answer))
 
-    return {PREDICT: predict}
+    return {PREDICT: answering.handler(predict, DIALECT.answer_error)}
 
 
 def routes(answering: Mapping[str, Handler]) -> APIRouter:
@@ -282,18 +293,11 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
                 "required": True,
                 "content": {"application/json": {"schema": PredictRequest.model_json_schema()}},
             },
-            "parameters": [
-                {
-                    "name": TIMEOUT_HEADER,
-                    "in": "header",
-                    "description": "how long you will wait, seconds; no longer than the server's own limit",
-                    "schema": {"type": "number", "exclusiveMinimum": 0},
-                }
-            ],
+            "parameters": [ANSWERS_UNTIL],
         },
     )
     async def predict(request: Request) -> Response:
-        """Score every label for a text, a pair or a batch, best first (TEI's dialect)."""
+        """Score every label for a text, a pair, a conversation or a batch, best first (TEI's dialect)."""
         return as_response(await answering[PREDICT](request.scope, request.receive))
 
     return router

@@ -1,0 +1,50 @@
+"""What the engine answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tpray.serving.scores import Score
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How many tokens a request had, and where its time went."""
+
+    tokens: int
+    tokenize_s: float
+    queue_s: float
+    compute_s: float
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Answer(Timing):
+    """What became of one request: scores per item."""
+
+    scores: list[list[Score]]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One document: its number in the request, and how relevant it is; see `Relevance.scores`."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranking(Timing):
+    """Documents by their relevance, the best first; of equal ones that which was sent first."""
+
+    documents: list[Ranked]
+
+    def rendered(self, documents: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """For Python; with those of ``documents`` that it names, if these are given."""
+        return [
+            {"index": each.index, "score": each.score}
+            | ({} if documents is None else {"document": documents[each.index]})
+            for each in self.documents
+        ]

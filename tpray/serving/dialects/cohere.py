@@ -1,0 +1,145 @@
+"""The rerank dialect of Cohere, which Jina, vLLM and Infinity speak too: ``POST /v1/rerank`` and ``/v2/rerank``.
+
+Sources: https://docs.cohere.com/reference/rerank (query, documents, top_n; results with index and relevance_score;
+errors with message), https://jina.ai/reranker (usage), vLLM's entrypoints (the same body on /v1 and /v2). Deliberate
+differences: any ``model`` is taken, for a server has one; what is not known is refused by name, and not ignored;
+errors have TEI's statuses.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from tpray.errors import InputError
+from tpray.serving.answers import Ranking
+from tpray.serving.dialects import tei
+from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, as_response
+
+PATHS = ("/v1/rerank", "/v2/rerank")
+
+
+class Document(BaseModel):
+    """A document as an object."""
+
+    text: str
+
+
+class RerankRequest(BaseModel):
+    """The body of ``POST /v1/rerank`` and ``/v2/rerank``."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {"query": "What is Paris?", "documents": ["Paris is a capital.", "Apples are bad."], "top_n": 1}
+            ]
+        },
+    )
+
+    query: str
+    documents: list[str | Document] = Field(description="texts, or objects with a text")
+    model: str | None = Field(None, description="any: the server has one")
+    top_n: int | None = Field(None, description="how many of the best; null: all")
+    return_documents: bool | None = Field(None, description="repeat each document; null: no")
+
+
+class Result(BaseModel):
+    """One document: its number, and how relevant it is."""
+
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class RerankResponse(BaseModel):
+    """What a successful answer looks like."""
+
+    id: str
+    model: str
+    results: list[Result]
+    meta: dict[str, Any]
+    usage: dict[str, int]
+
+
+class ErrorResponse(BaseModel):
+    """What every error looks like."""
+
+    message: str
+
+
+def render(ranking: Ranking, texts: list[str], documents: bool, model: str) -> bytes:
+    """The body of a successful answer."""
+    results = [
+        {"index": each.index, "relevance_score": each.score}
+        | ({"document": {"text": texts[each.index]}} if documents else {})
+        for each in ranking.documents
+    ]
+    answer = {
+        "id": str(uuid.uuid4()),
+        "model": model,
+        "results": results,
+        "meta": {"billed_units": {"search_units": 1}, "tokens": {"input_tokens": ranking.tokens}},
+        "usage": {"prompt_tokens": ranking.tokens, "total_tokens": ranking.tokens},
+    }
+    return json.dumps(answer, ensure_ascii=False).encode()
+
+
+def render_error(error: Exception) -> Rendered:
+    """Status, body and headers for an error: TEI's status."""
+    answer = tei.render_error(error, "documents")
+    return answer._replace(body=ErrorResponse(message=json.loads(answer.body)["error"]).model_dump_json().encode())
+
+
+def handlers(answering: Answering) -> dict[str, Handler]:
+    """What answers these requests."""
+    engine = answering.engine
+
+    async def rerank(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
+        most = engine.config.max_concurrent_requests
+        asked = tei.read(RerankRequest, body, most, '{"query": "a question", "documents": ["an answer"]}')
+        unknown = [name for name, value in (asked.model_extra or {}).items() if value is not None]
+        if unknown:
+            known = ", ".join(RerankRequest.model_fields)
+            raise InputError(f"`{unknown[0]}` is not known here: leave it out; there are {known}")
+        texts = [each if isinstance(each, str) else each.text for each in asked.documents]
+        worth()
+        ranking = await engine.rerank(asked.query, texts, asked.top_n, deadline=deadline)
+        model = engine.group.artifact.manifest.model.source
+        return Rendered(200, render(ranking, texts, bool(asked.return_documents), model), tei.timing_headers(ranking))
+
+    handler = answering.handler(rerank, DIALECT.answer_error)
+    return dict.fromkeys(PATHS, handler)
+
+
+def routes(answering: Mapping[str, Handler]) -> APIRouter:
+    """The routes, as FastAPI documents them."""
+    router = APIRouter()
+
+    async def rerank(request: Request) -> Response:
+        """Score how relevant each document is for a query, the best first (Cohere's, Jina's and vLLM's dialect)."""
+        return as_response(await answering[request.url.path](request.scope, request.receive))
+
+    for path in PATHS:
+        router.post(
+            path,
+            operation_id=f"rerank{path.replace('/', '_')}",
+            response_model=RerankResponse,
+            responses={status: {"model": ErrorResponse} for _, status, _ in tei.ERRORS},
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": RerankRequest.model_json_schema()}},
+                },
+                "parameters": [ANSWERS_UNTIL],
+            },
+        )(rerank)
+    return router
+
+
+DIALECT = Dialect("Cohere's rerank", handlers, routes, render_error)

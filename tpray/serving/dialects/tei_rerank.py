@@ -1,0 +1,105 @@
+"""The TEI dialect: ``POST /rerank``.
+
+Source: https://huggingface.github.io/text-embeddings-inference (RerankRequest, Rank). Deliberate differences: more
+texts than ``max_client_batch_size`` are taken; only texts are cut, and never the query; a model with two labels is a
+reranker too; scores follow the checkpoint's activation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from tpray.serving.answers import Ranking
+from tpray.serving.codec import Direction
+from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, as_response
+from tpray.serving.dialects.tei import ERRORS, ErrorResponse, read, render_error, timing_headers
+
+RERANK = "/rerank"
+
+
+class RerankRequest(BaseModel):
+    """The body of ``POST /rerank``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": "What is Paris?", "texts": ["Paris is the capital of France.", "Apples are bad for you."]}
+            ]
+        }
+    )
+
+    query: str
+    texts: list[str] = Field(description="as many as may wait for a step: max_concurrent_requests in /info")
+    raw_scores: bool = Field(False, description="logits instead of what the checkpoint's activation makes of them")
+    return_text: bool = Field(False, description="repeat each text")
+    truncate: bool | None = Field(None, description="cut texts that are too long; null: that is done")
+    truncation_direction: Direction = Field("Right", description="which end is cut")
+
+
+class Rank(BaseModel):
+    """One text: its number, and how relevant it is."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+def render(ranking: Ranking, request: RerankRequest) -> bytes:
+    """The body of a successful answer."""
+    found = [
+        {"index": each.index, "score": each.score}
+        | ({"text": request.texts[each.index]} if request.return_text else {})
+        for each in ranking.documents
+    ]
+    return json.dumps(found, ensure_ascii=False).encode()
+
+
+def handlers(answering: Answering) -> dict[str, Handler]:
+    """What answers TEI's requests."""
+    engine = answering.engine
+
+    async def rerank(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
+        most = engine.config.max_concurrent_requests
+        asked = read(RerankRequest, body, most, '{"query": "a question", "texts": ["an answer"]}')
+        worth()
+        ranking = await engine.rerank(
+            asked.query,
+            asked.texts,
+            raw_scores=asked.raw_scores,
+            truncate=asked.truncate is not False,
+            direction=asked.truncation_direction,
+            deadline=deadline,
+        )
+        return Rendered(200, render(ranking, asked), timing_headers(ranking))
+
+    return {RERANK: answering.handler(rerank, DIALECT.answer_error)}
+
+
+def routes(answering: Mapping[str, Handler]) -> APIRouter:
+    """TEI's route, as FastAPI documents it."""
+    router = APIRouter()
+
+    @router.post(
+        RERANK,
+        response_model=list[Rank],
+        responses={status: {"model": ErrorResponse} for _, status, _ in ERRORS},
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": RerankRequest.model_json_schema()}},
+            },
+            "parameters": [ANSWERS_UNTIL],
+        },
+    )
+    async def rerank(request: Request) -> Response:
+        """Score how relevant each text is for a query, the best first (TEI's dialect)."""
+        return as_response(await answering[RERANK](request.scope, request.receive))
+
+    return router
+
+
+DIALECT = Dialect("text-embeddings-inference, rerank", handlers, routes, lambda error: render_error(error, "texts"))
