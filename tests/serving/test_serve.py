@@ -49,6 +49,14 @@ def test_the_tutorials_pairs(server: Running) -> None:
     assert raw[0]["score"] > 1.0
 
 
+def test_the_demo_ranks(server: Running) -> None:
+    """Of its two labels the second is the relevant one."""
+    body = {"query": PLACE, "texts": [FOOD, OFFICE] * 100}
+    ranked = httpx.post(f"{server.url}/rerank", json=body, timeout=60).json()
+    assert [each["index"] for each in ranked] == [*range(1, 200, 2), *range(0, 200, 2)]
+    assert ranked[0]["score"] > 0.5 > ranked[-1]["score"]
+
+
 def test_service_routes(server: Running) -> None:
     assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
     info = server.info()
@@ -133,11 +141,13 @@ def test_a_handle_from_another_process(server: Running) -> None:
     code = (
         "import tpray\nhandle = tpray.connect()\n"
         f"print(handle.classify.remote([({PLACE!r}, {OFFICE!r}), 'one text']).result())\n"
+        f"print([r['index'] for r in handle.rerank.remote({PLACE!r}, [{FOOD!r}, {OFFICE!r}]).result()])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     noted.unlink()
     assert "paraphrase" in done.stdout, done.stderr
     assert done.stdout.count("not_paraphrase") == 2
+    assert "[1, 0]" in done.stdout, done.stderr
 
 
 def test_the_readmes_examples(server: Running) -> None:

@@ -109,15 +109,21 @@ class Relevance:
             check_text(document, number)
         if not self.chat:
             return codec.encode_pairs(self.prompt + query, documents, self.max_length, truncate, direction, deadline)
-        rows = codec.encode([_chat(self.prompt, query, document) for document in documents], deadline=deadline)
-        for number, row in enumerate(rows):
-            if len(row) > self.max_length:
-                raise InputTooLongError(
-                    f"makes a conversation of {len(row)} tokens and this model takes {self.max_length}; the chat "
-                    "template writes it, and it is not cut: shorten it",
-                    number,
-                )
+        try:
+            rows = codec.encode([_chat(self.prompt, query, document) for document in documents], deadline=deadline)
+        except InputTooLongError as e:
+            raise self._not_cut(e.item) from e
+        too_long = next((number for number, row in enumerate(rows) if len(row) > self.max_length), None)
+        if too_long is not None:
+            raise self._not_cut(too_long)
         return rows
+
+    def _not_cut(self, number: int | None) -> InputTooLongError:
+        return InputTooLongError(
+            f"makes a conversation of more than the {self.max_length} tokens that this model takes; as its chat "
+            "template writes it, it is not cut: shorten it",
+            number,
+        )
 
     def scores(self, logits: Array, raw: bool = False) -> list[float]:
         """How relevant each row's document is: a probability, or whatever the activation makes of the logit.

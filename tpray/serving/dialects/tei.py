@@ -97,9 +97,10 @@ class PredictRequest(BaseModel):
     )
 
     inputs: Annotated[
-        # Plain texts first: of those that match, pydantic takes the first without a look at the others.
-        str | list[str] | list[list[str]] | Message | list[Message] | list[list[str] | list[Message] | Message],
+        # What comes most first: pydantic takes the first that matches, without a look at the others.
+        str | list[list[str]] | list[str] | Message | list[Message] | list[list[str] | list[Message] | Message],
         Field(
+            union_mode="left_to_right",
             description="a text; a list of two: one pair; a list of messages ({role, content}), or {messages: [...]}: "
             "one conversation; a list of lists: a batch of texts ([a]), pairs ([a, b]) and conversations"
         ),
