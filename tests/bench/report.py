@@ -85,6 +85,19 @@ def done_when(run: Run) -> list[Figure]:
         )
         for mix in run.mixes
     ]  # fmt: skip
+    rows += [
+        Figure(
+            f"100 documents for one query, {against} over one request to tpray, {model}, {dtype}", 2.0,
+            value(f"{named}, {other} {dtype}: {name}"), value(f"{named}, tpray tp 1 {dtype}: one request s"), "s",
+            at_least=True,
+        )
+        for model, named in (("BERT-base", "rerank"), ("MiniLM", "rerank, MiniLM"))
+        for dtype in dtypes
+        for against, other, name in (
+            ("sentence-transformers in process", "CrossEncoder", "predict s"),
+            ("a request a pair, 32 at once,", "tpray tp 1", "a request a pair s"),
+        )
+    ]  # fmt: skip
     return rows + [_memory(run, kind, tp, dtype) for dtype in dtypes for tp in (1, 2) for kind in ("peak", "resident")]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tests.bench import groups, growth, micro, mixed, peers, servers, traffic
+from tests.bench import groups, growth, micro, mixed, peers, rerank, servers, traffic
 from tests.bench.servers import Point
 from tpray.config import DEMO_DIR, DtypeName, cache_dir
 from tpray.platforms.cores import core_count
@@ -227,6 +227,18 @@ def mixed_rows(run: Run) -> None:
         )  # fmt: skip
 
 
+def reranking(run: Run) -> None:
+    """A hundred documents for one query, to the shapes of BERT-base and of a MiniLM of 6 layers."""
+    mini = traffic.checkpoint(cache_dir() / "bench", traffic.MINI_LM)
+    for model, named in ((run.model, "rerank"), (mini, "rerank, MiniLM")):
+        for dtype in run.dtypes:
+            short = SHORT_NAMES[dtype]
+            with run.part(f"sentence-transformers {short}"):
+                run.note(f"{named}, CrossEncoder {short}", rerank.cross_encoder(model, dtype, run.rounds))
+            with run.part(f"{named} {short}"), servers.server(ours(model, dtype, "tp 1")) as url:
+                run.note(f"{named}, tpray tp 1 {short}", rerank.over_http(url, run.rounds))
+
+
 def parts(run: Run) -> None:
     """Of a step: the wire, the all-reduce, matrix products; what a rank needs while it loads."""
     cores, (over_wire, over_ray) = core_count(), micro.fan_out_us()
@@ -252,6 +264,7 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "engines": engines,
     "parts": parts,
     "mixed": mixed_rows,
+    "rerank": reranking,
     "http": over_http,
     "growth": cost_growth,
 }

@@ -158,10 +158,14 @@ def test_the_readmes_examples(server: Running) -> None:
     for block in runnable:
         done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=180, check=False)
         assert "label" in done.stdout, done.stderr
-    (curl,) = re.findall(r"^curl .*$", readme, re.MULTILINE)
-    command = curl.replace("http://127.0.0.1:8000", server.url)
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
-    assert [item[0]["label"] for item in json.loads(done.stdout)] == ["paraphrase", "not_paraphrase"]
+    answers = []
+    for curl in re.findall(r"^curl .*$", readme, re.MULTILINE):
+        command = curl.replace("http://127.0.0.1:8000", server.url)
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
+        answers.append(json.loads(done.stdout))
+    predicted, ranked = answers
+    assert [item[0]["label"] for item in predicted] == ["paraphrase", "not_paraphrase"]
+    assert [each["index"] for each in ranked] == [1, 0]
 
 
 def test_a_killed_rank_costs_no_request(server: Running) -> None:

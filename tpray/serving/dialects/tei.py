@@ -102,7 +102,7 @@ class PredictRequest(BaseModel):
         Field(
             union_mode="left_to_right",
             description="a text; a list of two: one pair; a list of messages ({role, content}), or {messages: [...]}: "
-            "one conversation; a list of lists: a batch of texts ([a]), pairs ([a, b]) and conversations"
+            "one conversation; a list of lists: a batch of texts ([a]), pairs ([a, b]) and conversations",
         ),
     ]
     raw_scores: bool = Field(False, description="logits instead of probabilities")
