@@ -27,7 +27,7 @@ FILE = "chat_template.jinja"
 """Where transformers looks for the template beside a tokenizer."""
 
 RENDER_S = 5.0
-"""How long a template may take. One of the usual kind takes a tenth of a millisecond a message."""
+"""How long a template may take. One of the usual kind takes some 10 µs a message."""
 
 MOST_CHARS = 8_000_000
 """How long a conversation may become: four times the largest body that a server takes by default."""
@@ -212,10 +212,14 @@ def _join_bounded(parts: Iterable[str]) -> str:
     return "".join(kept)
 
 
+_COMPILED = "<template>"
+"""The file that jinja says its compiled code is in."""
+
+
 class _Ending:
     """Raises `_OutOfTimeError` in this thread's Python code that runs within the block at ``until``.
 
-    By `sys.settrace`, which calls us at each line, in this thread alone.
+    By `sys.settrace`, which calls us at each call, and at each line of the template, in this thread alone.
     """
 
     def __init__(self, until: float) -> None:
@@ -228,7 +232,7 @@ class _Ending:
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         if time.monotonic() > self._until:
             raise _OutOfTimeError
-        return self._trace
+        return self._trace if frame.f_code.co_filename == _COMPILED else None
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(self._before)

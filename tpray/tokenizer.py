@@ -41,11 +41,11 @@ def as_item(value: Any, number: int | None = None) -> Item:
         if set(value) != {"messages"}:
             raise InputError('is an object: a conversation is {"messages": [...]}, or a list of messages', number)
         return Chat.of(value["messages"], number)
+    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(text, str) for text in value):
+        return (value[0], value[1])
     if isinstance(value, list):
         return Chat.of(value, number)
-    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(text, str) for text in value):
-        return value
-    raise InputError("is neither a text, a pair as a tuple of two texts, nor a conversation", number)
+    raise InputError("is neither a text, a pair of texts, nor a conversation", number)
 
 
 def as_items(inputs: Any) -> tuple[list[Item], bool]:
