@@ -104,6 +104,14 @@ def read_template(path: Path) -> str:
     return text
 
 
+def own_template(path: Path | None) -> Path | None:
+    """The file of the user's that `read_template` can read, whatever the folder that a process is in; None: none."""
+    if path is None:
+        return None
+    read_template(path)
+    return path.expanduser().resolve()
+
+
 def check_template(path: Path) -> None:
     """Refuse a template of the user's that jinja cannot compile.
 

@@ -25,7 +25,7 @@ from tpray.artifacts.key import cache_key
 from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, ModelRecord, check_cores
 from tpray.artifacts.sizes import bytes_in, check_disk, check_memory
 from tpray.artifacts.store import SharedStore, fetch, is_url
-from tpray.chat import read_template
+from tpray.chat import own_template, read_template
 from tpray.config import AUTO, DtypeName, ModelConfig, cache_dir, local_directory
 from tpray.errors import ArtifactError, ConfigError, StoreError
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
@@ -188,15 +188,7 @@ def find_files(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
         check_memory(artifact.manifest.weight_bytes, str(directory))
         return artifact
     found = find_checkpoint(directory if name is None else name, model.revision)
-    return replace(found, own_plan=own_plan, own_template=_own_template(model))
-
-
-def _own_template(model: ModelConfig) -> Path | None:
-    """The user's chat template, where it can be read."""
-    if model.chat_template is None:
-        return None
-    read_template(model.chat_template)
-    return model.chat_template.expanduser().resolve()
+    return replace(found, own_plan=own_plan, own_template=own_template(model.chat_template))
 
 
 def check(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None = None) -> None:
