@@ -51,6 +51,9 @@ class ModelConfig(Frozen):
     source: str | None = None
     revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
     plan: Path | dict[str, Any] | None = Field(None, description="how to shard it: a plan file, or what it holds")
+    classifier_from_token: tuple[str, ...] = Field(
+        (), description="words of a language model whose logits are the labels': no and yes of a reranker"
+    )
     chat_template: Path | None = Field(
         None, description="jinja file that writes conversations, for a tokenizer without"
     )

@@ -22,17 +22,12 @@ from tpray.platforms.topology import Topology
 
 
 def note_path(
-    directory: Path,
-    plan: dict[str, Any] | None,
-    template: str | None,
-    dtype: str,
-    buckets: Sequence[tuple[int, int]],
-    topology: Topology,
+    directory: Path, own: Sequence[Any], dtype: str, buckets: Sequence[tuple[int, int]], topology: Topology
 ) -> Path:
     """Where the note is of the checkpoint in ``directory``, as its files are now.
 
     Args:
-        plan, template: the user's own. buckets: those that the user named.
+        own: what else the user chose, as JSON. buckets: those that the user named.
     """
     stamps = []
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
@@ -40,7 +35,7 @@ def note_path(
             s = entry.stat()
             stamps.append([entry.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev])
     cores = [topology.tp, topology.runtime, *topology.compiled_for, topology.fake]
-    asked = [str(directory.resolve()), plan, template, dtype, [list(shape) for shape in buckets], cores]
+    asked = [str(directory.resolve()), *own, dtype, [list(shape) for shape in buckets], cores]
     parts = json.dumps([FORMAT, stamps, asked, code_digest(), versions(topology.runtime)], sort_keys=True)
     return cache_dir() / "notes" / hashlib.sha256(parts.encode()).hexdigest()[:32]
 

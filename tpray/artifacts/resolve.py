@@ -175,10 +175,11 @@ def find_files(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
     if is_artifact(directory):
         if own_plan is not None:
             raise ConfigError(f"{directory} is traced already: a sharding plan is for a checkpoint")
-        if model.chat_template is not None:
-            raise ConfigError(
-                f"{directory} is traced already, and keeps its chat template: trace the model again with another"
-            )
+        for name, given in (("chat template", model.chat_template), ("labels", model.classifier_from_token)):
+            if given:
+                raise ConfigError(
+                    f"{directory} is traced already, and keeps its {name}: trace the model again with another"
+                )
         if model.store is not None:
             raise ConfigError(
                 f"{name} is traced already: a store is for what is traced from a checkpoint; leave it out"
@@ -188,7 +189,8 @@ def find_files(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
         check_memory(artifact.manifest.weight_bytes, str(directory))
         return artifact
     found = find_checkpoint(directory if name is None else name, model.revision)
-    return replace(found, own_plan=own_plan, own_template=own_template(model.chat_template))
+    words, template = model.classifier_from_token, own_template(model.chat_template)
+    return replace(found, own_plan=own_plan, own_template=template, words=words)
 
 
 def check(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None = None) -> None:
@@ -228,7 +230,8 @@ def _check_weights(checkpoint: Checkpoint) -> None:
 def _note(directory: Path, own_plan: Plan | None, dtype: str, model: ModelConfig, topology: Topology) -> Path:
     plan = None if own_plan is None else own_plan.to_json()
     template = None if model.chat_template is None else read_template(model.chat_template)
-    return memo.note_path(directory, plan, template, dtype, model.buckets, topology)
+    own = plan, template, list(model.classifier_from_token)
+    return memo.note_path(directory, own, dtype, model.buckets, topology)
 
 
 def _recall(note: Path) -> Remembered | None:

@@ -13,6 +13,7 @@ from tpray.commands.flags import (
     CoresPerRank,
     Dtype,
     Family,
+    FromToken,
     Layout,
     LogicalCores,
     ModelFlag,
@@ -21,6 +22,7 @@ from tpray.commands.flags import (
     Runtime,
     Tp,
     lnc_number,
+    words_of,
 )
 from tpray.config import AUTO
 from tpray.errors import ConfigError
@@ -37,6 +39,7 @@ def classify(
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
     chat_template: ChatTemplateFile = None,
+    classifier_from_token: FromToken = None,
     cores_per_rank: CoresPerRank = None,
     instance_family: Family = None,
     neuron_layout: Layout = AUTO,
@@ -81,6 +84,7 @@ def classify(
         cores=cores_per_rank,
         plan=plan,
         chat_template=chat_template,
+        classifier_from_token=words_of(classifier_from_token),
         instance_family=instance_family,
         neuron_layout=neuron_layout,
         lnc=lnc_number(lnc),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tpray.commands.console import out, print_checks, print_plan
-from tpray.commands.flags import Dtype, For, Model, PlanFile, Revision, Tp
+from tpray.commands.flags import Dtype, For, FromToken, Model, PlanFile, Revision, Tp, words_of
 from tpray.config import AUTO, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError
 
@@ -17,6 +17,7 @@ def doctor(
     goal: For = "latency",
     dtype: Dtype = AUTO,
     plan: PlanFile = None,
+    classifier_from_token: FromToken = None,
 ) -> None:
     """Say what this machine has, and what `auto` would choose on it; or, given a MODEL, how it would be sharded."""
     from tpray.artifacts.settle import settle
@@ -24,7 +25,8 @@ def doctor(
     from tpray.commands.plan_report import explain_plan
 
     if model is not None or plan is not None:
-        named = ModelConfig(source=model, revision=revision, plan=plan, dtype=dtype)
+        words = words_of(classifier_from_token)
+        named = ModelConfig(source=model, revision=revision, plan=plan, dtype=dtype, classifier_from_token=words)
         settled = settle(ServeConfig(model=named, parallel=ParallelConfig(tp=tp), goal=goal))
         degree = settled.topology.tp
         report = explain_plan(named, degree)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tpray.config import AUTO, DtypeName, Goal, InstanceFamily, NeuronLayout
+from tpray.errors import ConfigError
 from tpray.platforms import PLATFORMS
 
 _MODEL: dict[str, Any] = {
@@ -71,6 +72,15 @@ ChatTemplateFile = Annotated[
         show_default="the tokenizer's own",
     ),
 ]
+FromToken = Annotated[
+    str | None,
+    typer.Option(
+        "--classifier-from-token",
+        envvar="TPRAY_CLASSIFIER_FROM_TOKEN",
+        help="Words of a language model that become the labels: no,yes of a reranker that answers so.",
+        show_default="the checkpoint's own head",
+    ),
+]
 Buckets = Annotated[
     str | None,
     typer.Option(
@@ -121,6 +131,18 @@ Layout = Annotated[
         "that fails, or hangs: loading for 300 s, or a step for 60 s.",
     ),
 ]
+
+
+def words_of(text: str | None) -> tuple[str, ...]:
+    """The words that ``--classifier-from-token`` names.
+
+    Raises:
+        ConfigError: there is an empty one among them.
+    """
+    words = () if text is None else tuple(text.split(","))
+    if any(not word.strip() for word in words):
+        raise ConfigError(f"--classifier-from-token {text!r} has an empty word: name them with commas between, no,yes")
+    return words
 
 
 def lnc_number(lnc: Literal["1", "2"] | None) -> Literal[1, 2] | None:

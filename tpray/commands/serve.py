@@ -14,6 +14,7 @@ from tpray.commands.flags import (
     Dtype,
     Family,
     For,
+    FromToken,
     Layout,
     LogicalCores,
     Model,
@@ -24,6 +25,7 @@ from tpray.commands.flags import (
     Store,
     Tp,
     lnc_number,
+    words_of,
 )
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
 from tpray.group.phases import PhaseReport, process_started
@@ -39,6 +41,7 @@ def serve(
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
     chat_template: ChatTemplateFile = None,
+    classifier_from_token: FromToken = None,
     buckets: Buckets = None,
     store: Store = None,
     cores_per_rank: CoresPerRank = None,
@@ -83,6 +86,7 @@ def serve(
             dtype=dtype,
             plan=plan,
             chat_template=chat_template,
+            classifier_from_token=words_of(classifier_from_token),
             buckets=parse(buckets) if buckets else (),
             store=store,
         ),

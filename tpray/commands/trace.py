@@ -13,6 +13,7 @@ from tpray.commands.flags import (
     Dtype,
     Family,
     For,
+    FromToken,
     Layout,
     LogicalCores,
     Model,
@@ -22,6 +23,7 @@ from tpray.commands.flags import (
     Store,
     Tp,
     lnc_number,
+    words_of,
 )
 from tpray.config import AUTO, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, StoreError
@@ -39,6 +41,7 @@ def trace(
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
     chat_template: ChatTemplateFile = None,
+    classifier_from_token: FromToken = None,
     instance_family: Family = None,
     neuron_layout: Layout = AUTO,
     lnc: LogicalCores = None,
@@ -90,6 +93,7 @@ def trace(
         out=out_dir,
         plan=plan,
         chat_template=chat_template,
+        classifier_from_token=words_of(classifier_from_token),
         buckets=buckets or (),
         instance_family=instance_family,
         neuron_layout=neuron_layout,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 
 from tpray.chat import FILE as TEMPLATE_FILE
 from tpray.chat import check_template
-from tpray.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from tpray.errors import CheckpointError, ModelNotFoundError, TprayError, UnsupportedModelError
 from tpray.parallel_layers.architectures import plan_for
 from tpray.parallel_layers.files import WEIGHTS, file_digest
 from tpray.parallel_layers.plan import Plan
 from tpray.parallel_layers.weights import open_weights
+from tpray.parallel_layers.words import check_language_model, describe_head, word_ids
 from tpray.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -32,6 +34,7 @@ class Checkpoint:
 
     source: what the user named. directory: where the files are. revision: the Hub's commit, if any. own_plan: how to
     shard it, if the user says so. own_template: a file with a chat template that stands for the tokenizer's own.
+    words: of a language model, whose logits are those of a classifier; see `words`.
     """
 
     source: str
@@ -39,6 +42,7 @@ class Checkpoint:
     revision: str | None = None
     own_plan: Plan | None = None
     own_template: Path | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -70,7 +74,11 @@ class Checkpoint:
             # X-MOD has an adapter for each of 81 languages: those that a text is not given to are not loaded.
             if getattr(config, "default_language", None) in (getattr(config, "languages", None) or ()):
                 config.languages = [config.default_language]
+            if self.words:
+                describe_head(config, load_tokenizer(self.directory, self.source), self.words)
             return config
+        except TprayError:
+            raise
         except Exception as e:  # transformers raises what it likes, and says what it means in the last line
             known = stored.get("model_type")
             if "auto_map" in stored and "custom code" in str(e):
@@ -127,6 +135,15 @@ class Checkpoint:
         own = [path for name in names if (path := self.directory / name).is_file()]
         found = {path.name: path for path in (*own, *tokenizer_files(self.tokenizer, self.directory))}
         return found if self.own_template is None else found | {TEMPLATE_FILE: self.own_template}
+
+    @cached_property
+    def word_ids(self) -> tuple[int, ...]:
+        """The tokens of `words`.
+
+        Raises:
+            ConfigError: one of them is no token.
+        """
+        return word_ids(self.tokenizer, self.words, self.source)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -207,6 +224,7 @@ class Checkpoint:
         total = hashlib.sha256()
         for name, path in parts:
             total.update(f"{name}:{file_digest(path)}\n".encode())
+        total.update(json.dumps(self.words).encode() if self.words else b"")
         return total.hexdigest()
 
     def _rope_types(self) -> set[str]:
@@ -255,13 +273,16 @@ class Checkpoint:
         import transformers
 
         named = list(self.config.architectures or ())
-        fits = any(name.endswith("ForSequenceClassification") for name in named)
+        fits = bool(self.words) or any(name.endswith("ForSequenceClassification") for name in named)
         # Asked of transformers last: it imports the model's code to answer.
         if named and not fits and hasattr(transformers, named[0]):
             raise CheckpointError(
                 f"{self.source} is a {named[0]}, and tpray serves sequence classifiers: train it with "
-                f"{CLASSIFIERS[type(self.config)].__name__}, or correct architectures in config.json"
+                f"{CLASSIFIERS[type(self.config)].__name__}, or correct architectures in config.json{_or_words(named)}"
             )
+        if self.words:
+            check_language_model(self.config, self.plan, self.source)
+            _ = self.word_ids  # which raises
         _ = self.labels, self.pad_id, self.tokenizer  # which raise
         if self.own_template is not None:
             check_template(self.own_template)
@@ -282,6 +303,12 @@ class Checkpoint:
                 f"{self.source}: a {self.config.model_type} classifier reads the label from the last end of sequence, "
                 f"and its tokenizer puts none of the eos_token_id {end!r} of config.json into a text: correct either"
             )
+
+
+def _or_words(named: Sequence[str]) -> str:
+    if not named[0].endswith("ForCausalLM"):
+        return ""
+    return "; a reranker that answers with a word is served with --classifier-from-token, for instance no,yes"
 
 
 def find_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tpray.errors import CheckpointError
 from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.parallel_layers.layers import Partition, mark_sharded, partition_of
 from tpray.parallel_layers.weights import Reader, open_weights
+from tpray.parallel_layers.words import HEAD, stored_head
 
 
 def check_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
@@ -84,9 +85,8 @@ def stream_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
         for leaf, held in list(layer._parameters.items()):
             if held is not None:
                 layer._parameters[leaf] = nn.Parameter(held.to("meta"), requires_grad=False)
-        return (
-            output.float() if type(layer) is nn.Embedding else output
-        )  # the largest: only what is looked up is widened
+        # Of an embedding, the largest of a model's tensors, only what is looked up is widened.
+        return output.float() if type(layer) is nn.Embedding else output
 
     for layer in module.modules():
         if layer._parameters:
@@ -117,12 +117,16 @@ def _check_names(module: nn.Module, checkpoint: Checkpoint, slices: dict[str, _S
 
 @dataclass(frozen=True)
 class _Slice:
-    """Where a tensor is stored: file, name there, and which of how many equal parts along its first dimension."""
+    """Where a tensor is stored: file, name there, and which of how many equal parts along its first dimension.
+
+    rows: it is these rows of what is stored.
+    """
 
     path: Path
     stored: str
     part: int = 0
     parts: int = 1
+    rows: tuple[int, ...] = ()
 
 
 def _slices(module: Any, checkpoint: Checkpoint) -> dict[str, _Slice]:
@@ -156,12 +160,18 @@ def _slices(module: Any, checkpoint: Checkpoint) -> dict[str, _Slice]:
         names = [source, *(name for name, other in tied.items() if other == source)]
         known = next((found[name] for name in names if name in found), None)
         found |= {name: known for name in names if known is not None and name not in found}
+    if checkpoint.words:
+        stored_name = stored_head(module, list(found), checkpoint.source)
+        if stored_name in found:
+            found[HEAD] = replace(found[stored_name], rows=checkpoint.word_ids)
     return found
 
 
 def _check_shape(reader: Reader, own: _Slice, name: str, full: list[int]) -> None:
     stored = reader.shape(own.stored)
     expected = [full[0] * own.parts, *full[1:]] if full else full
+    if own.rows:
+        expected = [stored[0], *full[1:]]
     if stored != expected:
         raise CheckpointError(
             f"the tensor {name} has the shape {stored} in {reader.path.name} and {expected} in the model that "
@@ -177,6 +187,8 @@ def _read(reader: Reader, own: _Slice, name: str, target: Tensor) -> Tensor:
         full = full[::-1] if part.transposed else full
     _check_shape(reader, own, name, full)
     start = own.part * full[0] if full else 0
+    if own.rows:
+        return torch.cat([reader.piece(own.stored, 0, row, row + 1) for row in own.rows])
     if part is None:
         whole = own.parts == 1
         return reader.whole(own.stored) if whole else reader.piece(own.stored, 0, start, start + full[0])

@@ -56,17 +56,9 @@ def make_canary(checkpoint: Checkpoint, max_length: int) -> Canary:
             return _ask(checkpoint, streamed_model(checkpoint), max_length)
         except (NotImplementedError, RuntimeError) as e:  # says torch of weights that are not there
             log.info("%s is read whole: %s", checkpoint.source, str(e).splitlines()[0])
-    return _ask(checkpoint, _stock_model(checkpoint), max_length)
+    from tpray.runtime.stock import stock_model
 
-
-def _stock_model(checkpoint: Checkpoint) -> Any:
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification.from_pretrained(
-        checkpoint.directory, config=checkpoint.config, dtype=torch.float32, local_files_only=True,
-        trust_remote_code=False,
-    ).eval()  # fmt: skip
+    return _ask(checkpoint, stock_model(checkpoint), max_length)
 
 
 def _ask(checkpoint: Checkpoint, model: nn.Module, max_length: int) -> Canary:

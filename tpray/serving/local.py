@@ -233,6 +233,7 @@ def load(
     trace_only: bool = False,
     in_process: bool = False,
     chat_template: Path | None = None,
+    classifier_from_token: Sequence[str] = (),
 ) -> LocalClassifier:
     """Bring up one group on this machine, starting Ray here if there is none.
 
@@ -255,6 +256,8 @@ def load(
         in_process: a single rank on CPU cores is a thread of this process, without Ray: it comes up in a third of the
             time, and nothing brings it back if it dies.
         chat_template: a jinja file that makes a text of a conversation, instead of the tokenizer's own.
+        classifier_from_token: words of a language model that become the labels, ``("no", "yes")`` of a reranker that
+            answers so.
 
     Raises:
         TprayError: the model, the degree or the machine does not fit; the message says what would.
@@ -266,6 +269,7 @@ def load(
         revision=revision,
         plan=plan,
         chat_template=chat_template,
+        classifier_from_token=tuple(classifier_from_token),
         dtype=dtype,
         buckets=shapes,
         store=store,
