@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from tpray.commands.console import out, print_checks, print_plan
+from tpray.commands.console import out, print_architectures, print_checks, print_plan
 from tpray.commands.flags import Dtype, For, Model, PlanFile, Revision, Tp
 from tpray.config import AUTO, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError
@@ -17,8 +19,15 @@ def doctor(
     goal: For = "latency",
     dtype: Dtype = AUTO,
     plan: PlanFile = None,
+    architectures: Annotated[bool, typer.Option(help="List the architectures that can be served.")] = False,
+    markdown: Annotated[bool, typer.Option(help="List them as Markdown.")] = False,
 ) -> None:
     """Say what this machine has, and what `auto` would choose on it; or, given a MODEL, how it would be sharded."""
+    if architectures or markdown:
+        from tpray.commands.architecture_report import list_architectures
+
+        print_architectures(list_architectures(), markdown)
+        return
     from tpray.artifacts.settle import settle
     from tpray.commands.machine_checks import examine
     from tpray.commands.plan_report import explain_plan

@@ -37,14 +37,14 @@ class Checkpoint:
     revision: str | None = None
     own_plan: Plan | None = None
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
-        """How it is sharded: the user's plan, or the table's.
+        """How it is sharded: the user's plan, the table's, or one derived from transformers' own.
 
         Raises:
-            UnsupportedModelError: the table has none for its architecture.
+            UnsupportedModelError: there is none for its architecture.
         """
-        return self.own_plan or plan_for(self.config.model_type)
+        return self.own_plan or plan_for(self.config)
 
     @cached_property
     def config(self) -> Any:
