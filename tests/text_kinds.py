@@ -109,6 +109,29 @@ def _esm(directory: Path) -> Any:
     return EsmTokenizer(str(file))
 
 
+def _pairs_of_words(name: str, *special: str) -> Callable[[Path], Any]:
+    """Those of the first GPT, BioGPT and CTRL: pairs of letters, where a word's last has a mark of its own."""
+
+    def make(directory: Path) -> Any:
+        import json
+
+        import transformers
+
+        inner, last = ("@@", "") if name == "CTRLTokenizer" else ("", "</w>")
+        tokens = [*special, *(f"{c}{last}" for c in LETTERS), *(f"{c}{inner}" for c in LETTERS)]
+        tokens += [f"th{inner}", f"the{last}"]
+        vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+        files = directory / "vocab.json", directory / "merges.txt"
+        files[0].write_text(json.dumps(vocabulary))
+        counts = " 9" if name == "BioGptTokenizer" else ""
+        files[1].write_text(f"#version: 0.2\nt h{counts}\nth e</w>{counts}\n")
+        if name == "OpenAIGPTTokenizer":
+            return transformers.OpenAIGPTTokenizer(vocab=vocabulary, merges=[("t", "h"), ("th", "e</w>")])
+        return getattr(transformers, name)(*map(str, files))
+
+    return make
+
+
 def _moses(name: str) -> Callable[[Path], Any]:
     """XLM's and FlauBERT's: written in Python, with files of their own."""
 
@@ -143,6 +166,18 @@ _ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _XLM_ROBERTA = _from("XLMRobertaTokenizer", _pieces("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
 _T5 = _from("T5Tokenizer", _pieces("<pad>", "</s>", "<unk>"), extra_ids=10)
 _DEBERTA = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
+_LLAMA = _from("LlamaTokenizer", _spaced("<unk>", "<s>", "</s>"), pad_token="<unk>")
+_GEMMA = _from("GemmaTokenizer", _spaced("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"))
+_GPT2 = _from("GPT2Tokenizer", _pairs("<|endoftext|>"))
+_QWEN = _from("Qwen2Tokenizer", _pairs("<|endoftext|>"))
+_NEOX = _from("GPTNeoXTokenizer", _pairs("<|endoftext|>", "<|padding|>"))
+_COHERE_TOKENS = (
+    "<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK_TOKEN>", "<BOS_TOKEN>", "<EOS_TOKEN>", "<|END_OF_TURN_TOKEN|>",
+)  # fmt: skip
+_MODERNBERT = _from(
+    "GPT2Tokenizer", _pairs("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"), pad_token="[PAD]", unk_token="[UNK]",
+    bos_token="[CLS]", eos_token="[SEP]",
+)  # fmt: skip
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "roberta": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
     "xlm-roberta": _XLM_ROBERTA,
@@ -154,10 +189,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "mpnet": _from("MPNetTokenizer", lambda: {"vocab": letters("<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>")}),
     "deberta": _from("DebertaTokenizer", _pairs(*_DEBERTA)),
     "deberta-v2": _from("DebertaV2Tokenizer", _pieces("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", unknown="[UNK]")),
-    "modernbert": _from(
-        "GPT2Tokenizer", _pairs("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"), pad_token="[PAD]", unk_token="[UNK]",
-        bos_token="[CLS]", eos_token="[SEP]",
-    ),
+    "modernbert": _MODERNBERT,
     "roformer": _from(
         "RoFormerTokenizer", lambda: {"vocab": letters("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")},
     ),
@@ -165,11 +197,18 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "esm": _esm,
     "xlm": _moses("XLMTokenizer"),
     "flaubert": _moses("FlaubertTokenizer"),
-    "gpt2": _from("GPT2Tokenizer", _pairs("<|endoftext|>")),
-    "llama": _from("LlamaTokenizer", _spaced("<unk>", "<s>", "</s>"), pad_token="<unk>"),
-    "qwen2": _from("Qwen2Tokenizer", _pairs("<|endoftext|>")),
-    "qwen3": _from("Qwen2Tokenizer", _pairs("<|endoftext|>")),
-    "gemma": _from("GemmaTokenizer", _spaced("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), _GEMMA),
+    **dict.fromkeys(("qwen2", "qwen3", "smollm3", "hunyuan_v1_dense", "seed_oss"), _QWEN),
+    **dict.fromkeys(("gpt2", "phi", "starcoder2", "bloom", "opt", "gpt_neo", "gptj", "gpt_bigcode", "gpt-sw3"), _GPT2),
+    **dict.fromkeys(("gpt_neox", "olmo", "olmo2", "olmo3", "mpt", "stablelm", "falcon", "glm", "glm4"), _NEOX),
+    **dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "phi3", "helium", "arcee", "nemotron"), _LLAMA),
+    **dict.fromkeys(("doge", "persimmon", "minicpm3", "diffllama", "exaone4"), _LLAMA),
+    **dict.fromkeys(("eurobert", "ultrabert", "modernbert-decoder"), _MODERNBERT),
+    "cohere_compass_text": _from("CohereTokenizer", _pairs(*_COHERE_TOKENS)),
+    "esmc": _from("EsmcTokenizer", dict),
+    "biogpt": _pairs_of_words("BioGptTokenizer", "<s>", "<pad>", "</s>", "<unk>"),
+    "openai-gpt": _pairs_of_words("OpenAIGPTTokenizer", "<unk>"),
+    "ctrl": _pairs_of_words("CTRLTokenizer", "<unk>"),
 } | {
     "xlm-roberta-xl": _XLM_ROBERTA,
     "roberta-prelayernorm": _from("RobertaTokenizer", _pairs(*_ROBERTA)),

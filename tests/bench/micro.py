@@ -69,7 +69,8 @@ import sys, threading, time, torch
 from pathlib import Path
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.checkpoint import find_checkpoint
-from tpray.parallel_layers.shard import build_shard, empty_model
+from tpray.parallel_layers.shard import build_shard
+from tpray.parallel_layers.stock import empty_model
 from transformers import AutoModelForSequenceClassification
 model, tp = sys.argv[1], int(sys.argv[2])
 

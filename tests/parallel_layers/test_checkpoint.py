@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tpray.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from tpray.parallel_layers import parallel_state
-from tpray.parallel_layers.architectures import plan_for
+from tpray.parallel_layers.architectures import PLANS
 from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.parallel_layers.shard import build_shard
 from tpray.parallel_layers.weights import open_weights
@@ -131,7 +131,7 @@ def test_what_a_tokenizer_gives_besides_ids_mask_and_types_is_refused(tmp_path: 
     RoCBertTokenizer(*files).save_pretrained(tmp_path / "model")
     sizes = {"vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     AutoModelForSequenceClassification.from_config(RoCBertConfig(**sizes)).save_pretrained(tmp_path / "model")
-    checkpoint = dataclasses.replace(find_checkpoint(tmp_path / "model"), own_plan=plan_for("bert"))
+    checkpoint = dataclasses.replace(find_checkpoint(tmp_path / "model"), own_plan=PLANS["bert"])
     with pytest.raises(UnsupportedModelError, match="input_pronunciation_ids, input_shape_ids besides"):
         checkpoint.check_classifier()
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers import end_id_of, pad_id_of, rows
+from tests.small_models import ALIKE, OWN_SETTINGS, SUPPORTED, with_slow
 from tpray.config import DtypeName, ModelConfig
 from tpray.errors import ParityError
 from tpray.group.classifier import ClassifierGroup
@@ -67,26 +67,19 @@ PACKED = {
     "bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "ernie", "layoutlm", "albert", "esm",
     "modernbert", "nomic_bert", "gpt2", "llama", "qwen2", "qwen3", "gemma",
     "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text", "gte", "jina_embeddings_v3",
+    "mistral", "ministral", "ministral3", "gemma3_text", "phi", "phi3", "olmo", "olmo2", "olmo3", "gpt_neox",
+    "starcoder2", "stablelm", "smollm3", "nemotron", "arcee", "seed_oss", "exaone4", "esmc", "ultrabert",
+    "gpt_bigcode", "gpt-sw3", "persimmon", "biogpt", "hunyuan_v1_dense", "modernbert-decoder",
 }  # fmt: skip
 """The architectures whose rows the CPU runtime packs end to end; the others' are padded."""
 
 
-DISTINCT = {repr(plan): model_type for model_type, plan in reversed(PLANS.items())}
-"""One architecture for each plan: the first that has it. `make test-all` adds the others."""
-ALIKE = {
-    "xlm-roberta-xl", "megatron-bert", "roberta-prelayernorm", "data2vec-text", "rembert", "luke", "gte",
-    "jina_embeddings_v3", "big_bird", "lilt", "mbart", "plbart", "mvp", "mt5", "umt5", "bigbird_pegasus",
-}  # fmt: skip
-"""Those that differ from another by a rule or two: in `make test-all` only, once in float32."""
 NARROW = {"bert", "deberta-v2", "llama"}
 """Which of them `make test` also runs in bfloat16."""
-GROUPED = {"llama", "qwen2", "qwen3", "gemma"}
-
-
-def with_slow(model_type: str, *values: Any) -> Any:
-    """The parameters of a test, slow if another architecture has the same plan, or nearly."""
-    marks = () if model_type in DISTINCT.values() and model_type not in ALIKE else pytest.mark.slow
-    return pytest.param(model_type, *values, marks=marks)
+GROUPED = {m for m, settings in OWN_SETTINGS.items() if settings.get("num_key_value_heads") == 2} | {"gemma"}
+TO_THE_END = {m for m, plan in PLANS.items() if plan.spare_position} | {"gpt2", "mistral", "opt", "biogpt"}
+"""Those of which a row as long as their positions is tried."""
+PADDED = {m for m, plan in PLANS.items() if plan.reads_padding}
 
 
 @pytest.mark.parametrize(
@@ -94,14 +87,15 @@ def with_slow(model_type: str, *values: Any) -> Any:
     [
         ("bert", 1, 4), ("bert", 4, 4),
         # 3 heads over 2 ranks are as uneven as 4 over 3, where query heads do not share key/value heads.
-        *(with_slow(m, *((3, 4) if m in GROUPED else (2, 3))) for m in PLANS),
+        *(with_slow(m, *((3, 4) if m in GROUPED else (2, 3))) for m in SUPPORTED),
     ],
 )  # fmt: skip
 def test_sharded_logits_equal_the_stock_models(
     model_type: str, tp: int, heads: int, make_checkpoint: Callable[..., Path]
 ) -> None:
     directory = make_checkpoint(model_type, num_attention_heads=heads, hidden_size=16 * heads)
-    batch = rows([1, 33, 7, 64, 16], pad_id_of(directory), end_id_of(directory))
+    longest = 80 if model_type in TO_THE_END else 64
+    batch = rows([1, 33, 7, longest, 16], pad_id_of(directory), end_id_of(directory))
     expected = stock_logits(directory, batch)
     padded_left = [part[:, ::-1].copy() for part in batch]  # where rows are packed, this cannot be
     batches = [batch, *each_alone(batch), padded_left]
@@ -111,7 +105,7 @@ def test_sharded_logits_equal_the_stock_models(
     np.testing.assert_allclose(together, expected, atol=bound, rtol=0)
     if packs:
         np.testing.assert_allclose(left, stock_logits(directory, padded_left), atol=bound, rtol=0)
-    if PLANS[model_type].reads_padding:  # transformers' own answers depend on it
+    if model_type in PADDED:  # transformers' own answers depend on it
         expected = np.concatenate([stock_logits(directory, row) for row in each_alone(batch)])
         np.testing.assert_allclose(np.concatenate(alone), expected, atol=bound, rtol=0)
         return
@@ -140,7 +134,7 @@ def test_bfloat16_logits_are_near_the_float32_ones(model_type: str, make_checkpo
     (together, *alone), _ = group_logits(directory, "bfloat16", 2, [batch, *each_alone(batch)])
     bound = 2e-2 * max(0.5, np.abs(expected).max())
     np.testing.assert_allclose(together, expected, atol=bound, rtol=0)
-    if not PLANS[model_type].reads_padding:
+    if model_type not in PADDED:
         np.testing.assert_allclose(np.concatenate(alone), expected, atol=bound, rtol=0)
 
 

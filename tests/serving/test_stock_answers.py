@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runtime.test_parity import ALIKE, with_slow
+from tests.small_models import ALIKE, SUPPORTED, with_slow
 from tests.text_kinds import RESIDUES, WORDS
 from tpray import load
 from tpray.artifacts.folder import record_files
@@ -44,6 +44,11 @@ LONGROPE = {
     "rope_parameters": {
         "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 20,
         "short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "factor": 4.0,
+    },
+}  # fmt: skip
+YARN = {
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10000.0, "original_max_position_embeddings": 20, "factor": 4.0,
     },
 }  # fmt: skip
 
@@ -108,7 +113,7 @@ def check(directory: Path, items: list[Plain], buckets: tuple[tuple[int, int], .
     np.testing.assert_allclose(together, expected, atol=bound, rtol=0)
 
 
-@pytest.mark.parametrize("model_type", map(with_slow, PLANS))
+@pytest.mark.parametrize("model_type", map(with_slow, SUPPORTED))
 def test_every_text_gets_what_transformers_gives_it(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
     check(make_checkpoint(model_type), texts(1, model_type))
 
@@ -141,6 +146,11 @@ def test_so_it_is_with_buckets(model_type: str, make_checkpoint: Callable[..., P
         ("mpnet", {"pad_token_id": 9}),  # whose positions start behind 1 all the same
         ("bert", {"return_dict": False, "chunk_size_feed_forward": 1}),
         ("llama", LONGROPE),  # whose factors follow the longest row of a step
+        pytest.param("phi3", LONGROPE, marks=SLOW),
+        pytest.param("llama", YARN, marks=SLOW),
+        pytest.param("mistral", {"pad_token_id": 7}, marks=SLOW),
+        pytest.param("falcon", {"alibi": True}, marks=SLOW),
+        pytest.param("gemma2", {"num_hidden_layers": 3, "layer_types": None}, marks=SLOW),
     ],
 )
 def test_so_it_is_however_the_head_is_configured(

@@ -222,7 +222,7 @@ def _check_room(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, 
 
 def _check_weights(checkpoint: Checkpoint) -> None:
     from tpray.parallel_layers.loading import check_weights
-    from tpray.parallel_layers.shard import empty_model
+    from tpray.parallel_layers.stock import empty_model
 
     check_weights(empty_model(checkpoint.config), checkpoint)
 
@@ -293,7 +293,8 @@ async def resolve(found: Found, model: ModelConfig, topology: Topology, out: Pat
 
 def describe(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None = None) -> TraceTask:
     """What is to be traced, if it was not before, of a checkpoint that was `check`ed."""
-    from tpray.parallel_layers.shard import count_token_types, empty_model
+    from tpray.parallel_layers.shard import count_token_types
+    from tpray.parallel_layers.stock import empty_model
 
     dtype = topology.platform.choose_dtype(model.dtype)
     # Before any file is read: one that changes meanwhile is not remembered as it then is.

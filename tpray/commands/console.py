@@ -14,6 +14,7 @@ from rich.table import Table
 from tpray.config import ServeConfig
 
 if TYPE_CHECKING:
+    from tpray.commands.architecture_report import ArchitectureLine
     from tpray.commands.check import Check
     from tpray.commands.load_generator import Outcome
     from tpray.commands.plan_report import PlanReport
@@ -62,6 +63,19 @@ def print_plan(report: PlanReport) -> None:
     out.print(table)
     memory = ", ".join(f"{size / 2**20:.2f} MiB at tp {tp}" for tp, size in report.by_degree.items())
     out.print(f"a rank's weights in {report.dtype}, at most: {memory}", highlight=False, soft_wrap=True)
+
+
+def print_architectures(lines: list[ArchitectureLine], markdown: bool) -> None:
+    """What can be served, what of it is sharded, and what is refused."""
+    from tpray.commands.architecture_report import HEADS, as_markdown
+
+    if markdown:
+        sys.stdout.write(as_markdown(lines))
+        return
+    table = Table(*HEADS, show_lines=True)
+    for line in lines:
+        table.add_row(*map(escape, line.cells()))
+    out.print(table)
 
 
 def print_outcomes(outcomes: list[Outcome]) -> None:

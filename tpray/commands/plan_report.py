@@ -17,7 +17,8 @@ from tpray.config import ModelConfig, ParallelConfig
 from tpray.errors import ConfigError, DegreeError
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.plan import Cut, Plan, Rule, Split, Unit
-from tpray.parallel_layers.shard import apply_plan, decide, empty_model
+from tpray.parallel_layers.shard import apply_plan, decide
+from tpray.parallel_layers.stock import empty_model
 from tpray.platforms.topology import Topology
 
 DEGREES = (1, 2, 4, 8)
@@ -103,6 +104,8 @@ def _how(cut: Cut) -> str:
     if cut is Cut.VOCAB:
         return "by vocabulary, all-reduce after"
     by = {Unit.HEAD: "heads", Unit.KEY_VALUE_HEAD: "key/value heads", Unit.FEATURE: "features"}[cut.unit]
+    if cut.split is Split.NORM:
+        return f"by {by}, all-reduce of one number of each token"
     fused = f", {cut.parts} layers in one" if cut.parts > 1 else ""
     return f"{cut.split.value}-parallel by {by}{', all-reduce after' if cut.split is Split.ROW else ''}{fused}"
 

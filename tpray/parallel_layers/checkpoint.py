@@ -44,14 +44,14 @@ class Checkpoint:
     own_template: Path | None = None
     words: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
-        """How it is sharded: the user's plan, or the table's.
+        """How it is sharded: the user's plan, the table's, or one derived from transformers' own.
 
         Raises:
-            UnsupportedModelError: the table has none for its architecture.
+            UnsupportedModelError: there is none for its architecture.
         """
-        return self.own_plan or plan_for(self.config.model_type)
+        return self.own_plan or plan_for(self.config)
 
     @cached_property
     def config(self) -> Any:

@@ -29,6 +29,7 @@ class Split(str, Enum):
     COLUMN = "column"  # cut by output features; the output stays cut
     ROW = "row"  # cut by input features; all-reduce after it
     VOCAB = "vocab"  # embedding, cut by rows; all-reduce after it
+    NORM = "norm"  # over the features of all heads: cut like them; what it divides by is summed over the ranks
     REPLICATED = "replicated"  # whole on every rank
 
 
@@ -48,7 +49,10 @@ class Cut(Enum):
 
     QUERY = (Split.COLUMN, Unit.HEAD, 1)  # also what holds q, k and v of each head side by side
     KEY_VALUE = (Split.COLUMN, Unit.KEY_VALUE_HEAD, 1)
-    QKV = (Split.COLUMN, Unit.HEAD, 3)  # all heads' q, then all heads' k, then all heads' v
+    QKV = (Split.COLUMN, Unit.HEAD, 3)  # all heads' q, then all key/value heads' k, then all their v
+    QKV_GROUPS = (Split.COLUMN, Unit.KEY_VALUE_HEAD, 3)  # of each key/value head: its query heads' q, its k, its v
+    QUERY_NORM = (Split.NORM, Unit.HEAD, 1)
+    KEY_VALUE_NORM = (Split.NORM, Unit.KEY_VALUE_HEAD, 1)
     ATTENTION_OUTPUT = (Split.ROW, Unit.HEAD, 1)
     UP = (Split.COLUMN, Unit.FEATURE, 1)
     GATE_UP = (Split.COLUMN, Unit.FEATURE, 2)
@@ -74,6 +78,7 @@ ANY_LENGTH = 2048
 a bound for the memory of attention's scores."""
 
 _FLAGS = ("pad_shifts_positions", "reads_last_token", "reads_padding")
+_LISTS = ("local", "head_inputs", "spare_position")
 
 
 class Rule(NamedTuple):
@@ -118,12 +123,17 @@ class Share:
         own = owner * group + start, owner * group + stop
         return cls(rank, size, heads, key_value_heads, own, (owner, owner + 1))
 
-    def scaled(self, value: int) -> int:
-        """A number that counts all heads, or their features, as one of this rank's own heads."""
-        return value * (self.heads[1] - self.heads[0]) // self.all_heads
+    def scaled(self, value: int, key_value: bool = False) -> int:
+        """A number that counts all heads, or their features, as one of this rank's own; or all key/value heads."""
+        own, every = (self.key_value_heads, self.all_key_value_heads) if key_value else (self.heads, self.all_heads)
+        return value * (own[1] - own[0]) // every
 
     def bounds(self, cut: Cut, full: int) -> tuple[tuple[int, int], ...]:
         """Which [start, stop) pieces of a dimension of ``full`` features are this rank's."""
+        if cut is Cut.QKV:
+            return self._fused(full)
+        if cut is Cut.QKV_GROUPS:
+            return self._fused_by_group(full)
         part = full // cut.parts
         if cut.unit is Unit.FEATURE:
             start, stop = deal(part, self.rank, self.size)
@@ -133,20 +143,55 @@ class Share:
             start, stop = (edge * width for edge in (self.heads if by_query else self.key_value_heads))
         return tuple((i * part + start, i * part + stop) for i in range(cut.parts))
 
+    def _fused(self, full: int) -> tuple[tuple[int, int], ...]:
+        """Of all heads' q, then all key/value heads' k, then their v."""
+        width = full // (self.all_heads + 2 * self.all_key_value_heads)
+        offsets = 0, self.all_heads, self.all_heads + self.all_key_value_heads
+        edges = self.heads, self.key_value_heads, self.key_value_heads
+        return tuple((width * (at + a), width * (at + b)) for at, (a, b) in zip(offsets, edges, strict=True))
+
+    def _fused_by_group(self, full: int) -> tuple[tuple[int, int], ...]:
+        """Of the q of a key/value head's query heads, its k and its v, for one key/value head after another."""
+        width = full // (self.all_heads + 2 * self.all_key_value_heads)
+        group = self.all_heads // self.all_key_value_heads
+        pieces = []
+        for owner in range(*self.key_value_heads):
+            at = owner * (group + 2)
+            own = [min(max(edge - owner * group, 0), group) for edge in self.heads]
+            pieces += [(at + own[0], at + own[1]), (at + group, at + group + 2)]
+        return tuple((width * start, width * stop) for start, stop in pieces)
+
+    @property
+    def holders(self) -> int:
+        """How many ranks hold this rank's key/value heads: 1, unless there are more ranks than such heads."""
+        if self.size <= self.all_key_value_heads:
+            return 1
+        first, last = deal(self.size, self.key_value_heads[0], self.all_key_value_heads)
+        return last - first
+
 
 @dataclass(frozen=True)
 class Plan:
     """How one architecture is sharded.
 
-    rules: the first that matches decides. local: (pattern, attributes) of modules that count all heads or their
-    features, and must count a rank's own. pad_shifts_positions: position ids start behind ``pad_token_id``, which
-    costs that many of the table; or behind padding_position, where the architecture has a constant.
-    reads_last_token: the label is read from a row's last token, as decoders do. reads_padding: a row's logits depend
-    on how much padding it has, so that it only goes with rows of its length.
+    rules: the first that matches decides.
+    local: (pattern, attributes) of modules that count all heads or their features, and must count a rank's own; those
+        with ``kv`` or ``key_value`` in their names count key/value heads; ``config.NAME`` is of the module's config.
+    head_inputs: (pattern, arguments) of modules that are given all heads' numbers, and must be given a rank's own.
+    spare_position: (pattern, names) of buffers, and of counts in ``config.NAME``, that are as long as a row may be and
+        are made one longer: to torch.export a row as long as the buffer that it cuts is another program.
+    key_value_heads: what the configuration calls how many there are; or this number.
+    pad_shifts_positions: position ids start behind ``pad_token_id``, which costs that many of the table; or behind
+        padding_position, where the architecture has a constant.
+    reads_last_token: the label is read from a row's last token, as decoders do.
+    reads_padding: a row's logits depend on how much padding it has, so that it only goes with rows of its length.
     """
 
     rules: tuple[Rule, ...]
     local: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    head_inputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    spare_position: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    key_value_heads: str | int = "num_key_value_heads"
     pad_shifts_positions: bool = False
     padding_position: int | None = None
     reads_last_token: bool = False
@@ -158,9 +203,8 @@ class Plan:
         Raises:
             ConfigError: positions start behind ``pad_token_id``, and there is none.
         """
-        positions = int(
-            getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or ANY_LENGTH
-        )
+        named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+        positions = int(next(filter(None, named), ANY_LENGTH))
         if getattr(config, "attention_type", None) == "block_sparse":  # up to here it is the full attention's
             positions = min(positions, (5 + 2 * config.num_random_blocks) * config.block_size)
         if not self.pad_shifts_positions:
@@ -204,7 +248,9 @@ class Plan:
         if not self.shards_heads():
             return Share.of(size, size, rank, size)
         heads: int = config.num_attention_heads
-        return Share.of(heads, getattr(config, "num_key_value_heads", None) or heads, rank, size)
+        named = self.key_value_heads
+        shared = named if isinstance(named, int) else getattr(config, named, None)
+        return Share.of(heads, shared or heads, rank, size)
 
     def check_degree(self, config: Any, tp: int) -> None:
         """Refuse a degree that the heads rule out.
@@ -231,6 +277,9 @@ class Plan:
         return {
             "rules": [[rule.pattern, rule.cut.name.lower(), rule.why] for rule in self.rules],
             "local": [[pattern, list(names)] for pattern, names in self.local],
+            "head_inputs": [[pattern, list(names)] for pattern, names in self.head_inputs],
+            "spare_position": [[pattern, list(names)] for pattern, names in self.spare_position],
+            "key_value_heads": self.key_value_heads,
             "pad_shifts_positions": self.pad_shifts_positions,
             "padding_position": self.padding_position,
             "reads_last_token": self.reads_last_token,
@@ -246,18 +295,23 @@ class Plan:
         """
         shape = '{"rules": [["*.attention.query", "query"], ...], "local": [["*.attention", ["num_heads"]]]}'
         try:
-            flags = {name: bool(stored.get(name, False)) for name in _FLAGS}
-            unknown = set(stored) - {"rules", "local", "padding_position", *flags}
+            flags: dict[str, Any] = {name: bool(stored.get(name, False)) for name in _FLAGS}
+            unknown = set(stored) - {"rules", *_LISTS, "key_value_heads", "padding_position", *flags}
             position = stored.get("padding_position")
             position = None if position is None else int(position)
+            shared = stored.get("key_value_heads", cls.key_value_heads)
+            if type(shared) not in (str, int):
+                raise ValueError("key_value_heads is a name or a number")
             if unknown:
                 raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
             rules = tuple(Rule(str(pattern), Cut[cut.upper()], *why) for pattern, cut, *why in stored["rules"])
-            local = tuple((str(pattern), tuple(names)) for pattern, names in stored.get("local", ()))
+            lists: dict[str, Any] = {
+                name: tuple((str(p), tuple(each)) for p, each in stored.get(name, ())) for name in _LISTS
+            }
         except (KeyError, TypeError, ValueError, AttributeError) as e:
-            names = ", ".join(cut.name.lower() for cut in Cut)
-            raise ConfigError(f"this is not a sharding plan ({e}); it looks like {shape}, with the cuts {names}") from e
-        return cls(rules, local, padding_position=position, **flags)
+            cuts = ", ".join(cut.name.lower() for cut in Cut)
+            raise ConfigError(f"this is not a sharding plan ({e}); it looks like {shape}, with the cuts {cuts}") from e
+        return cls(rules, padding_position=position, key_value_heads=shared, **lists, **flags)
 
 
 def read_plan(plan: Path | Mapping[str, Any]) -> Plan:

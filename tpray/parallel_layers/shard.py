@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpray.errors import ConfigError
@@ -24,7 +25,10 @@ from tpray.parallel_layers.layers import (
     partition_of,
 )
 from tpray.parallel_layers.loading import load_shard, stream_weights
-from tpray.parallel_layers.plan import Cut, Plan, Rule, Share, Split
+from tpray.parallel_layers.norm import SplitNorm
+from tpray.parallel_layers.partition import take
+from tpray.parallel_layers.plan import Cut, Plan, Rule, Share, Split, Unit
+from tpray.parallel_layers.stock import empty_model, paths_to_decide, scale_of
 
 
 class ShardedClassifier(nn.Module):
@@ -119,6 +123,7 @@ def build_shard(
     apply_plan(model, checkpoint.plan, dtype)
     _restore_buffers(model)
     load_shard(model, checkpoint, dtype)
+    _add_spare_position(model, checkpoint.plan)
     return ShardedClassifier(model, typed).eval()
 
 
@@ -128,25 +133,6 @@ def streamed_model(checkpoint: Checkpoint) -> Any:
     _restore_buffers(model)
     stream_weights(model, checkpoint)
     return model
-
-
-def empty_model(config: Any, attention: str = "sdpa") -> Any:
-    """The stock classifier of this configuration on the meta device. attention: sdpa is fused, where it has that.
-
-    BigBird's attention is the full one from the start: transformers changes to it when it sees a row that is short
-    enough, and `Plan.max_length` allows no others.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    make = AutoModelForSequenceClassification.from_config
-    config = copy(config)  # LiLT changes it while it is built, and ranks that are threads share it
-    if getattr(config, "attention_type", None) == "block_sparse":
-        config.attention_type = "original_full"
-    with torch.device("meta"):
-        try:
-            return make(config, attn_implementation=attention).eval()
-        except ValueError:  # says transformers of an architecture without it
-            return make(config, attn_implementation="eager").eval()
 
 
 @dataclass(frozen=True)
@@ -163,15 +149,7 @@ def decide(model: nn.Module, plan: Plan) -> list[Decision]:
     Raises:
         UnsupportedModelError: a layer that no rule mentions.
     """
-    found = []
-    for path, module in model.named_modules():
-        own = [name for name, _ in module.named_parameters(recurse=False)]
-        if own and any(True for _ in module.children()):
-            paths = [f"{path}.{name}" for name in own]
-        else:
-            paths = [path] if own else []
-        found += [Decision(each, plan.rule_for(each)) for each in paths]
-    return found
+    return [Decision(path, plan.rule_for(path)) for path in paths_to_decide(model)]
 
 
 def check_plan(checkpoint: Checkpoint) -> None:
@@ -184,7 +162,9 @@ def check_plan(checkpoint: Checkpoint) -> None:
     model, plan = empty_model(checkpoint.config), checkpoint.plan
     used = {decision.rule for decision in decide(model, plan)}
     idle = [rule.pattern for rule in plan.rules if rule not in used]
-    idle += [pattern for pattern, _ in plan.local if not any(fnmatchcase(p, pattern) for p, _ in model.named_modules())]
+    modules = [path for path, _ in model.named_modules()]
+    named = [pattern for pattern, _ in plan.local + plan.head_inputs + plan.spare_position]
+    idle += [pattern for pattern in named if not any(fnmatchcase(path, pattern) for path in modules)]
     if idle:
         layers = ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
         raise ConfigError(
@@ -223,12 +203,15 @@ def _parallel(module: Any, cut: Cut, share: Share, dtype: torch.dtype) -> nn.Mod
     if isinstance(module, nn.Embedding) and cut.split is Split.VOCAB:
         bounds = share.bounds(cut, module.num_embeddings)
         sizes = module.num_embeddings, module.embedding_dim
-        scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
+        scale = scale_of(module)
         if scale in (None, 1.0):
             return ParallelEmbedding(*sizes, dtype=dtype, device="meta", bounds=bounds)
         scaled = _ScaledEmbedding(*sizes, dtype=dtype, device="meta", bounds=bounds)
         scaled.scale = torch.tensor(scale, dtype=dtype).item()
         return scaled
+    if cut.split is Split.NORM:
+        shared = cut.unit is Unit.KEY_VALUE_HEAD
+        return SplitNorm(module, share.bounds(cut, len(module.weight)), share.holders if shared else 1, dtype)
     if not isinstance(module, (nn.Linear, Conv1D)):
         for name, parameter in list(module.named_parameters(recurse=False)):
             _slice_parameter(module, name, parameter.dim() - 1 if isinstance(module, nn.Embedding) else 0, cut, share)
@@ -273,11 +256,61 @@ def _count_own_heads(model: nn.Module, plan: Plan, share: Share) -> None:
     for path, module in model.named_modules():
         for pattern, names in plan.local:
             if fnmatchcase(path, pattern):
-                for name in filter(module.__dict__.__contains__, names):  # the pattern may match its layers too
-                    setattr(module, name, share.scaled(getattr(module, name)))
+                _set_own(module, names, share)
+        for pattern, names in plan.head_inputs:
+            if fnmatchcase(path, pattern):
+                module.register_forward_pre_hook(_GivesOwnHeads(names, share), with_kwargs=True)
         if hasattr(module, "num_key_value_groups"):  # how often a key/value head is repeated for its query heads
             own, shared = (stop - start for start, stop in (share.heads, share.key_value_heads))
             module.num_key_value_groups = own // shared
+
+
+def _add_spare_position(model: nn.Module, plan: Plan) -> None:
+    longest = plan.max_length(model.config) if plan.spare_position else 0
+    for path, module in model.named_modules():
+        for name in (name for pattern, names in plan.spare_position if fnmatchcase(path, pattern) for name in names):
+            if name in module._buffers:
+                buffer = module.get_buffer(name)
+                ends = [end for size in reversed(buffer.shape) for end in (0, int(size == longest))]
+                module._buffers[name] = F.pad(buffer, ends)
+            else:
+                module.config = copy(module.config)
+                setattr(module.config, name.removeprefix("config."), longest + 1)
+
+
+def _set_own(module: Any, names: tuple[str, ...], share: Share) -> None:
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        if owner and owner in module.__dict__:
+            setattr(module, owner, copy(getattr(module, owner)))  # the other modules' counts all heads
+        holder = getattr(module, owner) if owner in module.__dict__ else module
+        if attribute in holder.__dict__:  # the pattern may match its layers too
+            key_value = "kv" in attribute or "key_value" in attribute
+            setattr(holder, attribute, share.scaled(getattr(holder, attribute), key_value))
+
+
+@dataclass(frozen=True)
+class _GivesOwnHeads:
+    """Before a module runs: of these arguments, float ``[..., N, Q, K]`` or ``[B * N, Q, K]``, this rank's own heads.
+
+    N heads, Q and K positions of queries and keys. One that is the same for all heads, ``[B, 1, Q, K]``, stays.
+    """
+
+    names: tuple[str, ...]
+    share: Share
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        own = {name: self._own(kwargs[name]) for name in self.names if isinstance(kwargs.get(name), Tensor)}
+        return args, kwargs | own
+
+    def _own(self, x: Tensor) -> Tensor:
+        every = self.share.all_heads
+        if x.dim() == 4 and x.shape[1] != every:
+            return x
+        part = Partition(1, every, (self.share.heads,), even=False)
+        if x.dim() == 4:
+            return take(x, 1, part)
+        return take(x.unflatten(0, (-1, every)), 1, part).flatten(0, 1)
 
 
 def _restore_buffers(model: Any) -> None:
