@@ -122,3 +122,42 @@ def test_a_gelu_that_is_written_out_gets_its_name() -> None:
     assert operators(module) == {"gelu": 1}
     torch.testing.assert_close(run(module, x), expected, atol=1e-6, rtol=1e-6)
     assert fusions.name_gelus(exported(Of(lambda x: gelu_written_out(x, 0.04)), x)) == 0
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float = 0.0, scale: float = 0.25) -> Tensor:
+    scores = torch.matmul(q, k.transpose(-1, -2)) * scale
+    if cap:
+        scores = torch.tanh(scores / cap) * cap
+    return torch.matmul(torch.softmax(scores + mask, dim=-1, dtype=torch.float32).to(q.dtype), v)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_attention_that_is_written_out_gets_its_name(cap: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 7, 16).to(dtype).unbind(0)
+    mask = torch.zeros(2, 1, 7, 7).masked_fill(torch.rand(2, 1, 7, 7) < 0.3, torch.finfo(dtype).min).to(dtype)
+    module = exported(Of(lambda q, k, v, m: attention(q, k, v, m, cap)), q, k, v, mask)
+    expected = run(module, q, k, v, mask)
+    assert fusions.name_attentions(module) == 1
+    assert not {"softmax", "matmul", "tanh"} & set(operators(module))
+    torch.testing.assert_close(run(module, q, k, v, mask), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "almost",
+    [
+        lambda q, k, v, m: torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-1, -2)) + m, dim=-2), v),
+        lambda q, k, v, m: torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-1, -2)).tanh() + m, dim=-1), v),
+        lambda q, k, v, m: torch.matmul(torch.softmax(torch.matmul(q, k.transpose(1, 2)) + m[..., :4, :4], dim=-1), v),
+        lambda q, k, v, m: torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-1, -2)) + m, dim=-1) * 2, v),
+        lambda q, k, v, m: torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-1, -2)) + m[0, 0], dim=-1), v),
+        lambda q, k, v, m: (
+            s := torch.matmul(q, k.transpose(-1, -2)),
+            torch.matmul(torch.softmax(s + m, -1), v) + s.mean(),
+        )[1],
+    ],
+)
+def test_what_is_almost_attention_stays(almost: Callable[..., Tensor]) -> None:
+    q, k, v = torch.randn(3, 2, 4, 4, 4).unbind(0)
+    assert fusions.name_attentions(exported(Of(almost), q, k, v, torch.zeros(2, 1, 4, 4))) == 0

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from tpray.runtime.cpu.fusions import capped_attention
 from tpray.runtime.cpu.passes import aten, calls, substitute, tpray_ops
 
 _HIDDEN = -1e4  # what the mildest additive masks have where nothing is to be seen: exp(-1e4) is 0
@@ -27,6 +28,11 @@ class Band:
 
     before: int | None = None
     after: int | None = None
+
+
+def is_attention(node: object) -> bool:
+    """Whether ``node`` is attention, whose fourth argument is a mask."""
+    return calls(node, aten.scaled_dot_product_attention.default) or calls(node, capped_attention)
 
 
 def plain_copy(module: GraphModule) -> Graph:
@@ -80,7 +86,7 @@ def _mask_maker(module: GraphModule) -> tuple[GraphModule, list[int | None]] | N
     What it takes: positions int64 ``[P]``, their number, and an attention mask.
     """
     graph = plain_copy(module)
-    attentions = [node for node in graph.nodes if calls(node, aten.scaled_dot_product_attention.default)]
+    attentions = [node for node in graph.nodes if is_attention(node)]
     taken = [node.args[3] if len(node.args) > 3 and isinstance(node.args[3], Node) else None for node in attentions]
     masks: list[Any] = list(dict.fromkeys(mask for mask in taken if mask is not None))
     output = next(node for node in graph.nodes if node.op == "output")

@@ -132,6 +132,87 @@ def name_gelus(module: GraphModule) -> int:
     return found
 
 
+def name_attentions(module: GraphModule) -> int:
+    """Attention that is written out, ``softmax(q k^T * scale + mask) v``, as the operator that has its name.
+
+    With a soft cap of the scores, as Gemma 2 has, it is `capped_attention`.
+    """
+    found = 0
+    for softmax in nodes_calling(module, aten.softmax.int):
+        last = only_user(softmax, aten.to.dtype) or softmax
+        out = only_user(last, aten.matmul.default)
+        if out is None or out.args[0] is not last or softmax.args[1] not in (-1, 3):
+            continue
+        scores: Any = softmax.args[0]
+        mask = None
+        if calls(scores, aten.add.Tensor) and not scores.kwargs:
+            mask = next((each for each in scores.args if not _is_score(each)), None)
+            scores = _other(scores, mask)
+        scores, cap = _capped(scores)
+        product: Any = scores
+        scale = 1.0
+        for operator, sign in ((aten.mul.Tensor, 1), (aten.div.Tensor, -1)):
+            if calls(scores, operator) and isinstance(scores.args[1], float):
+                product, scale = scores.args[0], scores.args[1] ** sign
+        turned: Any = product.args[1] if calls(product, aten.matmul.default) else None
+        if not calls(turned, aten.transpose.int) or {d % 4 for d in turned.args[1:]} != {2, 3}:
+            continue
+        operands = product.args[0], turned.args[0], out.args[1]
+        kinds = {dtype_of(each) for each in operands}
+        between = _between(product, out)
+        if len(kinds) > 1 or any(len(_shape(each)) != 4 for each in operands) or not between:
+            continue
+        if mask is not None and (len(_shape(mask)) != 4 or dtype_of(mask) not in (torch.bool, *kinds)):
+            continue
+        with module.graph.inserting_before(out):
+            if cap is None:
+                own: tuple[Any, ...] = operands if mask is None else (*operands, mask)
+                attention = module.graph.call_function(aten.scaled_dot_product_attention.default, own, {"scale": scale})
+            else:
+                attention = module.graph.call_function(capped_attention, (*operands, mask, scale, cap))
+        substitute(out, attention)
+        found += 1
+    tidy(module)
+    return found
+
+
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
+    """Attention whose scores are ``cap * tanh(q k^T * scale / cap)``, ``[C, N, L, D]``.
+
+    mask: what is added to them, or bool. Source: arXiv:2408.00118, section 2.
+    """
+    scores = torch.matmul(q * (scale / cap), k.transpose(2, 3)).tanh_().mul_(cap)
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    return torch.matmul(scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype), v)
+
+
+def _is_score(node: Any) -> bool:
+    """Whether it comes, through numbers alone, from a product of matrices."""
+    while calls(node, aten.mul.Tensor) or calls(node, aten.div.Tensor) or calls(node, aten.tanh.default):
+        node = node.args[0]
+    return calls(node, aten.matmul.default)
+
+
+def _capped(scores: Any) -> tuple[Any, float | None]:
+    """Scores before their soft cap, and the cap."""
+    tanh = _argument(scores, aten.mul.Tensor)
+    inner = _argument(_argument(tanh, aten.tanh.default), aten.div.Tensor)
+    if inner is None or tanh.args[0].args[1] != scores.args[1] or not isinstance(scores.args[1], float):
+        return scores, None
+    return inner, scores.args[1]
+
+
+def _between(first: Any, last: Any) -> bool:
+    """Whether nothing but ``last`` sees what is computed from ``first`` on the way there."""
+    node = first
+    while node is not last:
+        if len(node.users) != 1:
+            return False
+        node = next(iter(node.users))
+    return True
+
+
 def _argument(node: Any, target: object) -> Any:
     """What ``node``, a call of ``target``, is computed from; None if it is no such call."""
     return node.args[0] if calls(node, target) else None

@@ -44,6 +44,7 @@ _OWN: dict[str, Function] = {
     for f in (
         rows.attend_rows, rows.packed_attention, rows.row_argmax, rows.row_choice, rows.row_cumsum, rows.row_positions,
         rows.row_range, rows.row_starts, additive_mask, int8_linear, fusions.rms_norm, fusions.rotate,
+        fusions.capped_attention,
     )
 }  # fmt: skip
 _NAMESPACES = ("aten", "mkldnn", "tpray")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from tpray.runtime.cpu.bands import Band, find_bands, plain_copy
-from tpray.runtime.cpu.fusions import rms_norm
+from tpray.runtime.cpu.fusions import capped_attention, rms_norm
 from tpray.runtime.cpu.int8 import int8_linear
 from tpray.runtime.cpu.passes import aten, calls, mkldnn, tensor_of, tpray_ops
 from tpray.runtime.cpu.rows import (
@@ -122,11 +122,11 @@ def _attend_from_one_linear(graph: Graph) -> None:
     for attention in nodes:
         if attention.target is not packed_attention:
             continue
-        *heads, rows, scale, before, after = attention.args
+        *heads, rows, scale, before, after = attention.args[:7]
         pieces = [_argument(_argument(x, aten.transpose.int), aten.view.default) for x in heads]
         cuts = [_argument(piece, operator.getitem) for piece in pieces]
         one_linear = len(set(cuts)) == 1 and calls(cuts[0], aten.split_with_sizes.default)
-        seen_whole = before is None and after is None
+        seen_whole = before is None and after is None and len(attention.args) == 7
         if not one_linear or not seen_whole or [piece.args[1] for piece in pieces] != [0, 1, 2]:
             continue
         source, sizes = cuts[0].args[:2]
@@ -173,6 +173,10 @@ def _rewrite(module: GraphModule, graph: Graph, rows: Node, length: str, bands: 
             if len(node.args) <= 4 and set(node.kwargs) <= {"scale"}:  # neither dropout nor causal
                 new = packed_attention, (*node.args[:3], rows, node.kwargs.get("scale"), band.before, band.after)
                 place = Tokens(4, 2)
+        elif calls(node, capped_attention):
+            q, k, v, _, scale, cap = node.args
+            band = next(masks)
+            new, place = (packed_attention, (q, k, v, rows, scale, band.before, band.after, cap)), Tokens(4, 2)
         elif calls(node, aten.slice.Tensor) and _is_position_table(tensor_of(module, node.args[0])):
             if node.args[1] == 1 and not node.args[2]:
                 new, place = (row_positions, (node.args[0], rows)), Tokens(2, 1)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tpray.runtime.cpu.fusions import capped_attention
+
 _SCORES_IN_CACHE = 4_000_000  # elements: 8 MB
 _BLOCK = 256
 """How many queries are computed together where a token sees a part of its row only."""
@@ -97,31 +99,32 @@ def packed_attention(
     scale: float | None = None,
     before: int | None = None,
     after: int | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Attention within each row: q, k, v and result ``[1, N, T, D]``.
 
-    before, after: how many tokens before itself, and after, a token sees; None: all.
+    before, after: how many tokens before itself, and after, a token sees; None: all. cap: see `capped_attention`.
     """
     parts = []
     for first, count, length in rows.runs:
         own_q, own_k, own_v = (
             x[0].narrow(1, first, count * length).unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v)
         )
-        out = _attend_within(own_q, own_k, own_v, scale, before, after)  # [count, N, length, D]
+        out = _attend_within(own_q, own_k, own_v, scale, before, after, cap)  # [count, N, length, D]
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0).transpose(1, 2)
 
 
 def _attend_within(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, before: int | None, after: int | None
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, before: int | None, after: int | None, cap: float | None
 ) -> Tensor:
     """Attention of a band, ``[C, N, L, D]``: block by block, so that memory grows with L and not with its square."""
     length = q.shape[2]
     before = length if before is None else before
     after = length if after is None else after
-    if before >= length - 1 and after >= length - 1:
+    if before >= length - 1 and after >= length - 1 and cap is None:
         return _attend(q, k, v, scale)
-    if before >= length - 1 and after == 0 and not (q.dtype is torch.bfloat16 and length >= 96):
+    if before >= length - 1 and after == 0 and cap is None and not (q.dtype is torch.bfloat16 and length >= 96):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     parts = []
     for start in range(0, length, _BLOCK):
@@ -131,7 +134,11 @@ def _attend_within(
         keys = torch.arange(first, last).unsqueeze(0)
         seen = (keys <= queries + after) & (keys >= queries - before)
         own = q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last]
-        parts.append(_attend(*own, scale, None if bool(seen.all()) else seen))
+        hides = None if bool(seen.all()) else seen
+        if cap is None:
+            parts.append(_attend(*own, scale, hides))
+        else:
+            parts.append(capped_attention(*own, hides, q.shape[-1] ** -0.5 if scale is None else scale, cap))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 

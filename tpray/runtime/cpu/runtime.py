@@ -43,6 +43,7 @@ def lower(module: GraphModule, rank: int, in_int8: Callable[[str], bool] | None 
         "RMS norms fused": lambda: fusions.fuse_rms_norms(module),
         "rotations fused": lambda: fusions.fuse_rotations(module),
         "GELUs named": lambda: fusions.name_gelus(module),
+        "attentions named": lambda: fusions.name_attentions(module),
         "linears chosen for int8": lambda: 0 if in_int8 is None else mark_int8(module, in_int8),
         "sibling linears merged": lambda: passes.merge_sibling_linears(module),
         "additions moved before all-reduces": lambda: passes.add_before_reducing(module, rank),

@@ -242,6 +242,34 @@ def _expand(axes: TokenAxes, node: Node) -> Tokens:
     return Tokens(value.dims + more, value.axis + more)
 
 
+def _repeat(axes: TokenAxes, node: Node) -> Tokens:
+    """Of other dimensions."""
+    value = _expand(axes, node)
+    times: Any = node.args[1]
+    if times[value.axis] != 1:
+        raise MixedError(f"{node.target} repeats tokens")
+    return value
+
+
+def _stack(axes: TokenAxes, node: Node) -> Tokens:
+    pieces: Any = node.args[0]
+    values = [axes.of(each) for each in pieces]
+    value = values[0]
+    if not isinstance(value, Tokens) or any(each != value for each in values):
+        raise MixedError(f"{node.target} joins different things")
+    at = _from_start(node.args[1] if len(node.args) > 1 else 0, value.dims + 1)
+    return Tokens(value.dims + 1, value.axis + (at <= value.axis))
+
+
+def _flatten(axes: TokenAxes, node: Node) -> Tokens:
+    value = axes.first(node)
+    named = *node.args[1:], *(0, -1)[len(node.args) - 1 :]
+    start, end = (_from_start(d, value.dims) for d in named)
+    if start <= value.axis <= end:
+        raise MixedError(f"{node.target} joins tokens with something else")
+    return Tokens(value.dims - (end - start), value.axis - (end - start if end < value.axis else 0))
+
+
 def _view(axes: TokenAxes, node: Node) -> Tokens:
     """Other dimensions before and after the tokens, which must hold as much as they did."""
     value = axes.first(node)
@@ -311,12 +339,17 @@ _RULES: dict[Any, Callable[[TokenAxes, Node], Tokens]] = {
     aten.expand.default: _expand,
     aten.view.default: _view,
     aten.reshape.default: _view,
+    aten.reshape_as.default: _view,
     aten.matmul.default: _matmul,
     aten.select.int: _along(1, removes=True),
     aten.unbind.int: _along(1, removes=True, default=0),
     aten.mean.dim: _along(1, removes=True),
     aten.sum.dim_IntList: _along(1, removes=True),
     aten.slice.Tensor: _along(1, default=0),
+    aten.repeat_interleave.self_int: _along(2),
+    aten.repeat.default: _repeat,
+    aten.stack.default: _stack,
+    aten.flatten.using_ints: _flatten,
     aten.softmax.int: _along(1),
     aten.cumsum.default: _along(1),
     aten.cat.default: _along(1, default=0),
