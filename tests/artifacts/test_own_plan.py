@@ -17,7 +17,7 @@ from tpray.group.thread_executor import ThreadExecutor
 from tpray.platforms.topology import Topology
 from tpray.serving.local import load
 
-REMBERT: dict[str, Any] = {
+ROC_BERT: dict[str, Any] = {
     "rules": [
         ["*.attention.self.query", "query"],
         ["*.attention.self.key", "query"],
@@ -33,26 +33,28 @@ REMBERT: dict[str, Any] = {
 
 
 @pytest.fixture
-def rembert(make_checkpoint: Callable[..., Path]) -> Path:
-    return make_checkpoint("rembert", input_embedding_size=32, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+def roc_bert(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint(
+        "roc_bert", pronunciation_embed_dim=16, pronunciation_vocab_size=120, shape_embed_dim=16, shape_vocab_size=120
+    )
 
 
-def test_a_model_outside_the_table_is_sharded_by_its_users_plan(rembert: Path, tmp_path: Path) -> None:
+def test_a_model_outside_the_table_is_sharded_by_its_users_plan(roc_bert: Path, tmp_path: Path) -> None:
     """Start-up compares the shards with the unsharded model, so that coming up is the proof."""
-    with pytest.raises(UnsupportedModelError, match=r"'rembert'.*--plan FILE"):
-        find_model(ModelConfig(source=str(rembert)), Topology(2))
+    with pytest.raises(UnsupportedModelError, match=r"'roc_bert'.*--plan FILE"):
+        find_model(ModelConfig(source=str(roc_bert)), Topology(2))
     file = tmp_path / "plan.json"
-    file.write_text(json.dumps(REMBERT))
-    with load(rembert, tp=3, dtype="float32", plan=file, executor=ThreadExecutor(3)) as classifier:
+    file.write_text(json.dumps(ROC_BERT))
+    with load(roc_bert, tp=3, dtype="float32", plan=file, executor=ThreadExecutor(3)) as classifier:
         assert classifier.group.parity < 1e-5
         artifact = classifier.group.artifact
         assert artifact.manifest.ranks[0].sharded_bytes > artifact.manifest.ranks[0].replicated_bytes
 
 
-def test_the_plan_is_shown_with_bytes_and_reasons(rembert: Path) -> None:
-    named = ModelConfig(source=str(rembert), plan=REMBERT, dtype="float32")
+def test_the_plan_is_shown_with_bytes_and_reasons(roc_bert: Path) -> None:
+    named = ModelConfig(source=str(roc_bert), plan=ROC_BERT, dtype="float32")
     lines = {line.pattern: line for line in explain_plan(named, 2).lines}
-    assert lines["*.word_embeddings"].rank_bytes * 2 == lines["*.word_embeddings"].whole_bytes == 120 * 32 * 4
+    assert lines["*.word_embeddings"].rank_bytes * 2 == lines["*.word_embeddings"].whole_bytes == 120 * 64 * 4
     assert lines["*"].why == "the rest is small"
     assert lines["*.attention.self.query"].layers == 2
     assert lines["*.layer.*.output.dense"].how == "row-parallel by features, all-reduce after"
@@ -61,11 +63,11 @@ def test_the_plan_is_shown_with_bytes_and_reasons(rembert: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rules": [["*.nowhere", "up"], *REMBERT["rules"]]}, r"'\*\.nowhere' matches no layer .*linear"),
+        ({"rules": [["*.nowhere", "up"], *ROC_BERT["rules"]]}, r"'\*\.nowhere' matches no layer .*linear"),
         ({"local": [["*.elsewhere", ["heads"]]]}, r"'\*\.elsewhere' matches no"),
-        ({"rules": REMBERT["rules"][:-1]}, "says nothing about the layer"),
+        ({"rules": ROC_BERT["rules"][:-1]}, "says nothing about the layer"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused(rembert: Path, change: dict[str, Any], message: str) -> None:
+def test_a_plan_that_does_not_fit_is_refused(roc_bert: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        find_model(ModelConfig(source=str(rembert), plan=REMBERT | change), Topology(2))
+        find_model(ModelConfig(source=str(roc_bert), plan=ROC_BERT | change), Topology(2))
