@@ -69,7 +69,7 @@ PACKED = {
     "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text", "gte", "jina_embeddings_v3",
     "mistral", "ministral", "ministral3", "gemma3_text", "phi", "phi3", "olmo", "olmo2", "olmo3", "gpt_neox",
     "starcoder2", "stablelm", "smollm3", "nemotron", "arcee", "seed_oss", "exaone4", "esmc", "ultrabert",
-    "gemma2", "glm", "glm4", "helium", "gptj", "rembert", "megatron-bert",
+    "gemma2", "glm", "glm4", "helium", "gptj", "rembert", "megatron-bert", "eurobert",
     "gpt_bigcode", "gpt-sw3", "persimmon", "biogpt", "hunyuan_v1_dense", "modernbert-decoder",
 }  # fmt: skip
 """The architectures whose rows the CPU runtime packs end to end; the others' are padded."""
@@ -112,6 +112,14 @@ def test_sharded_logits_equal_the_stock_models(
         return
     np.testing.assert_allclose(np.concatenate(alone), expected, atol=bound, rtol=0)
     np.testing.assert_allclose(softmax(np.concatenate(alone)), softmax(together), atol=2e-6, rtol=0)
+
+
+def test_a_mean_over_tokens_is_each_rows_own(make_checkpoint: Callable[..., Path]) -> None:
+    directory = make_checkpoint("modernbert", classifier_pooling="mean")
+    batch = rows([1, 33, 7, 64, 16, 16], pad_id_of(directory))
+    (found,), packs = group_logits(directory, "float32", 2, [batch])
+    assert packs
+    np.testing.assert_allclose(found, stock_logits(directory, batch), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("model_type", ["mobilebert", "bart"])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from tpray.runtime.cpu.bands import Band, find_bands, plain_copy
+from tpray.runtime.cpu.bands import Band, find_bands, is_attention, plain_copy
 from tpray.runtime.cpu.fusions import capped_attention, rms_norm
 from tpray.runtime.cpu.int8 import int8_linear
 from tpray.runtime.cpu.passes import aten, calls, mkldnn, tensor_of, tpray_ops
@@ -32,6 +32,7 @@ from tpray.runtime.cpu.rows import (
     row_positions,
     row_range,
     row_starts,
+    row_sum,
 )
 from tpray.runtime.cpu.token_axis import ROWS, MixedError, TokenAxes, Tokens, Value
 
@@ -166,43 +167,72 @@ def _rewrite(module: GraphModule, graph: Graph, rows: Node, length: str, bands: 
     masks = iter(bands)
     nodes: list[Any] = list(graph.nodes)
     for node in nodes:
-        new: tuple[Any, tuple[Any, ...]] | None = None
-        place: Value = ROWS
-        if calls(node, aten.scaled_dot_product_attention.default):
-            band = next(masks)
-            if len(node.args) <= 4 and set(node.kwargs) <= {"scale"}:  # neither dropout nor causal
-                new = packed_attention, (*node.args[:3], rows, node.kwargs.get("scale"), band.before, band.after)
-                place = Tokens(4, 2)
-        elif calls(node, capped_attention):
-            q, k, v, _, scale, cap = node.args
-            band = next(masks)
-            new, place = (packed_attention, (q, k, v, rows, scale, band.before, band.after, cap)), Tokens(4, 2)
-        elif calls(node, aten.slice.Tensor) and _is_position_table(tensor_of(module, node.args[0])):
-            if node.args[1] == 1 and not node.args[2]:
-                new, place = (row_positions, (node.args[0], rows)), Tokens(2, 1)
-        elif calls(node, aten.arange.default) and len(node.args) == 1 and _size(node.args[0]) == length:
-            new, place = (row_range, (rows, node.kwargs.get("dtype") or torch.int64)), Tokens(1, 0)
-        elif calls(node, aten.cumsum.default) and node.args[1] in (1, -1):
-            new, place = (row_cumsum, (node.args[0], rows)), Tokens(2, 1)
-        elif calls(node, aten.argmax.default) and tuple(node.args[1:]) in ((-1,), (1,)):
-            new = row_argmax, (node.args[0], rows)
-        elif calls(node, aten.select.int) and tuple(node.args[1:]) == (1, 0):
-            new = row_starts, (node.args[0], rows)
-        elif calls(node, aten.index.Tensor):
-            chosen = _chosen_tokens(node)
-            new = None if chosen is None else (row_choice, (node.args[0], chosen))
+        new = _attention(node, rows, next(masks)) if is_attention(node) else _aware(module, node, rows, length)
         if new is not None:
+            function, arguments, place = new
             with graph.inserting_before(node):
-                call = graph.call_function(*new)
+                call = graph.call_function(function, arguments)
             node.replace_all_uses_with(call)
             graph.erase_node(node)
             places[call] = place
     return places
 
 
+_Call = tuple[Callable[..., Tensor], tuple[Any, ...], Value]
+"""A function, its arguments, and where the tokens of what it gives are."""
+
+
+def _attention(node: Any, rows: Node, band: Band) -> _Call | None:
+    if calls(node, capped_attention):
+        q, k, v, _, scale, cap = node.args
+        return packed_attention, (q, k, v, rows, scale, band.before, band.after, cap), Tokens(4, 2)
+    if len(node.args) > 4 or not set(node.kwargs) <= {"scale"}:  # dropout, or causal
+        return None
+    scale = node.kwargs.get("scale")
+    return packed_attention, (*node.args[:3], rows, scale, band.before, band.after), Tokens(4, 2)
+
+
+def _aware(module: GraphModule, node: Any, rows: Node, length: str) -> _Call | None:
+    """What takes the place of an operator that counts or chooses the tokens of a row."""
+    if node.op != "call_function" or not node.args:
+        return None
+    source, rest = node.args[0], tuple(node.args[1:])
+    if calls(node, aten.arange.default):
+        counts = not rest and _size(source) == length
+        dtype = node.kwargs.get("dtype") or torch.int64
+        return (row_range, (rows, dtype), Tokens(1, 0)) if counts else None
+    if calls(node, aten.slice.Tensor):
+        counts = _is_position_table(tensor_of(module, source)) and rest[0] == 1 and not rest[1]
+        return (row_positions, (source, rows), Tokens(2, 1)) if counts else None
+    if calls(node, aten.index.Tensor):
+        chosen = _chosen_tokens(node)
+        return None if chosen is None else (row_choice, (source, chosen), ROWS)
+    if not _counts_tokens(source, length):
+        return None
+    if calls(node, aten.cumsum.default) and rest[0] in (1, -1) and _dims(source) == 2:
+        return row_cumsum, (source, rows), Tokens(2, 1)
+    if calls(node, aten.sum.dim_IntList) and rest[0] == [1]:
+        return row_sum, (source, rows, *rest[1:]), ROWS
+    if calls(node, aten.argmax.default) and rest in ((-1,), (1,)) and _dims(source) == 2:
+        return row_argmax, (source, rows), ROWS
+    if calls(node, aten.select.int) and rest == (1, 0):
+        return row_starts, (source, rows), ROWS
+    return None
+
+
+def _dims(node: Any) -> int:
+    return len(node.meta["val"].shape)
+
+
 def _size(node: object) -> str:
     """The size that a node of sizes is, as the export names it."""
     return str(node.meta.get("val")) if isinstance(node, Node) else ""
+
+
+def _counts_tokens(node: object, length: str) -> bool:
+    """Whether dimension 1 of a value counts the tokens of a row."""
+    shape = node.meta["val"].shape if isinstance(node, Node) and "val" in node.meta else ()
+    return len(shape) > 1 and str(shape[1]) == length
 
 
 def _chosen_tokens(node: Node) -> Node | None:

@@ -188,6 +188,15 @@ def row_argmax(x: Tensor, rows: PackedRows) -> Tensor:
     return torch.from_numpy(found[np.searchsorted(found, starts)])
 
 
+def row_sum(x: Tensor, rows: PackedRows, keepdim: bool = False) -> Tensor:
+    """The sum of each row's tokens: ``[1, T, H]`` -> ``[R, H]``, or ``[R, 1, H]``; H may be missing."""
+    parts = [
+        x[0].narrow(0, first, count * length).unflatten(0, (count, length)).sum(1, keepdim)
+        for first, count, length in rows.runs
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def row_choice(x: Tensor, tokens: Tensor) -> Tensor:
     """These of the T tokens: ``[1, T, H]`` -> ``[R, H]``."""
     return x[0].index_select(0, tokens)
