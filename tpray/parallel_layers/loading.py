@@ -65,6 +65,7 @@ def stream_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: as `load_shard`.
     """
+    module.float()  # some code reads the dtype of a layer that has not been called
     slices = _slices(module, checkpoint)
     _check_names(module, checkpoint, slices)
     readers = {path: open_weights(path) for path in sorted({own.path for own in slices.values()})}

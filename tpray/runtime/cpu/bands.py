@@ -17,9 +17,14 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from tpray.runtime.cpu.fusions import capped_attention
-from tpray.runtime.cpu.passes import aten, calls, substitute, tpray_ops
+from tpray.runtime.cpu.passes import additive_mask, aten, calls, substitute, tpray_ops
+from tpray.runtime.cpu.token_axis import MAKERS, POINTWISE, TAKES_SIZES, is_size
 
 _HIDDEN = -1e4  # what the mildest additive masks have where nothing is to be seen: exp(-1e4) is 0
+
+
+ALL_POSITIONS = 1024
+"""Of how many tokens each position is asked for."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,9 @@ def find_bands(module: GraphModule, max_length: int) -> list[Band] | None:
 
 
 def _positions(length: int) -> Tensor:
-    """Some of ``length`` positions, with every distance among them: about twice the root of it."""
+    """All of ``length`` positions, or some with every distance among them: about twice the root of it."""
+    if length <= ALL_POSITIONS:
+        return torch.arange(length)
     step = math.isqrt(length - 1) + 1
     return torch.tensor(sorted({*range(min(step, length)), *range(0, length, step), length - 1}))
 
@@ -96,9 +103,9 @@ def _mask_maker(module: GraphModule) -> tuple[GraphModule, list[int | None]] | N
         if not all(calls(user, aten.sym_size.int) for user in reduce.users):
             return None
         substitute(reduce, reduce.args[0])  # a rank's own part has the same sizes
-    ids, _, last = [node for node in graph.nodes if node.op == "placeholder"]
+    ids, _, types = [node for node in graph.nodes if node.op == "placeholder"]
     length = str(ids.meta["val"].shape[1])
-    with graph.inserting_after(last):
+    with graph.inserting_after(types):
         count = graph.placeholder("count")
         positions = graph.placeholder("positions")
     for node in list(graph.nodes):
@@ -109,12 +116,40 @@ def _mask_maker(module: GraphModule) -> tuple[GraphModule, list[int | None]] | N
             continue
         node.replace_all_uses_with(count)
     _remove_unused(graph)
+    if not _asks_for_positions(graph, {ids, types}, count, masks):
+        return None
     numbers = [None if mask is None else masks.index(mask) for mask in taken]
     return GraphModule(module, graph), numbers
 
 
+def _asks_for_positions(graph: Graph, tokens: set[Node], count: Node, masks: Sequence[Node]) -> bool:
+    """Whether masks are made of positions and the attention mask alone, each value of its own two.
+
+    Only then does a mask of some positions say what the mask of all is.
+    """
+    if any(user.target not in TAKES_SIZES for user in count.users):
+        return False
+    of_tokens = set(tokens)  # what has more of them than their sizes
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is aten.sym_size.int or node.target in MAKERS:
+            continue
+        if of_tokens.intersection(node.all_input_nodes):
+            of_tokens.add(node)
+            continue
+        pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+        if not (pointwise or is_size(node) or node.target in _OF_EACH):
+            return False
+    return not of_tokens.intersection(masks)
+
+
 def _as(positions: Tensor, dtype: torch.dtype | None) -> Tensor:
     return positions if dtype is None else positions.to(dtype)
+
+
+_OF_EACH = MAKERS | POINTWISE | {
+    _as, additive_mask, aten.expand.default, aten.unsqueeze.default, aten.index.Tensor, aten.arange.default,
+}  # fmt: skip
+"""Operators of a mask whose values are each of their own positions."""
 
 
 def _remove_unused(graph: Graph) -> None:

@@ -69,6 +69,7 @@ def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
     graph.eliminate_dead_code()
     try:
         axes = TokenAxes(module, graph, places | {ids: Tokens(2, 1), types: Tokens(2, 1)}, length)
+        _check_places(graph, axes)
     except MixedError as e:
         log.info("rows are padded: %s", e)
         return None
@@ -78,6 +79,29 @@ def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
     graph.eliminate_dead_code()
     graph.lint()
     return graph
+
+
+def _check_places(graph: Graph, axes: TokenAxes) -> None:
+    """What was put in finds tokens where it looks for them, and what it gives is not taken for something else.
+
+    Raises:
+        MixedError: it does not.
+    """
+    for node in graph.nodes:
+        values = [axes.of(each) for each in node.all_input_nodes]
+        right = True
+        if node.target is packed_attention:
+            right = [axes.of(each) for each in node.args[:3]] == [Tokens(4, 2)] * 3
+        elif node.target in (row_cumsum, row_argmax):
+            right = values[0] == Tokens(2, 1)
+        elif node.target in (row_starts, row_choice, row_sum):
+            right = isinstance(values[0], Tokens) and values[0].axis == 1
+        elif node.op == "output":
+            right = all(value == ROWS for value in values)
+        if node.target is row_argmax:  # the packed one is a place among all tokens
+            right = right and all(user.target is row_choice for user in node.users)
+        if not right:
+            raise MixedError(f"{node.target} takes other things than tokens")
 
 
 def hoist_row_choices(graph: Graph, axes: TokenAxes) -> int:
@@ -93,8 +117,12 @@ def hoist_row_choices(graph: Graph, axes: TokenAxes) -> int:
             continue
         choose, where = choices[0].target, choices[0].args[1]
         tokens = [node for node in source.all_input_nodes if isinstance(axes.of(node), Tokens)]
+        others = [node for node in source.all_input_nodes if node not in tokens]
+        spread = source.target in (aten.add.Tensor, aten.mul.Tensor)
         if any(axes.of(node) != Tokens(3, 1) for node in tokens):
             continue
+        if spread and any(len(axes.shape_of(node) or ()) > 1 for node in others):
+            continue  # [1, 1, H] would make three dimensions of the two that rows have
         with graph.inserting_before(source):
             chosen = {node: graph.call_function(choose, (node, where)) for node in tokens}
             moved = graph.node_copy(source, _replacing(chosen))
@@ -194,34 +222,71 @@ def _attention(node: Any, rows: Node, band: Band) -> _Call | None:
 
 def _aware(module: GraphModule, node: Any, rows: Node, length: str) -> _Call | None:
     """What takes the place of an operator that counts or chooses the tokens of a row."""
-    if node.op != "call_function" or not node.args:
-        return None
-    source, rest = node.args[0], tuple(node.args[1:])
-    if calls(node, aten.arange.default):
-        counts = not rest and _size(source) == length
-        dtype = node.kwargs.get("dtype") or torch.int64
-        return (row_range, (rows, dtype), Tokens(1, 0)) if counts else None
-    if calls(node, aten.slice.Tensor):
-        counts = _is_position_table(tensor_of(module, source)) and rest[0] == 1 and not rest[1]
-        return (row_positions, (source, rows), Tokens(2, 1)) if counts else None
-    if calls(node, aten.index.Tensor):
-        chosen = _chosen_tokens(node)
-        return None if chosen is None else (row_choice, (source, chosen), ROWS)
-    if not _counts_tokens(source, length):
-        return None
-    if calls(node, aten.cumsum.default) and rest[0] in (1, -1) and _dims(source) == 2:
-        return row_cumsum, (source, rows), Tokens(2, 1)
-    if calls(node, aten.sum.dim_IntList) and rest[0] == [1]:
-        return row_sum, (source, rows, *rest[1:]), ROWS
-    if calls(node, aten.argmax.default) and rest in ((-1,), (1,)) and _dims(source) == 2:
-        return row_argmax, (source, rows), ROWS
-    if calls(node, aten.select.int) and rest == (1, 0):
-        return row_starts, (source, rows), ROWS
-    return None
+    rule = _COUNTING.get(node.target) if node.op == "call_function" and node.args else None
+    if rule is not None:
+        return rule(module, node, rows, length)
+    rule = _ALONG_TOKENS.get(node.target) if node.op == "call_function" else None
+    return rule(module, node, rows, length) if rule is not None and _counts_tokens(node.args[0], length) else None
 
 
-def _dims(node: Any) -> int:
-    return len(node.meta["val"].shape)
+def _range(module: GraphModule, node: Any, rows: Node, length: str) -> _Call | None:
+    if len(node.args) > 1 or _size(node.args[0]) != length:
+        return None
+    return row_range, (rows, node.kwargs.get("dtype") or torch.int64), Tokens(1, 0)
+
+
+def _slice(module: GraphModule, node: Any, rows: Node, length: str) -> _Call | None:
+    table = node.args[0]
+    if not _is_position_table(tensor_of(module, table)) or node.args[1] != 1 or node.args[2]:
+        return None
+    return row_positions, (table, rows), Tokens(2, 1)
+
+
+def _index(module: GraphModule, node: Any, rows: Node, length: str) -> _Call | None:
+    """``x[arange(B), tokens]``, where the tokens are chosen for each row."""
+    where: Any = node.args[1]
+    if len(where) != 2 or not calls(where[0], aten.arange.default) or where[1].target is not row_argmax:
+        return None
+    return row_choice, (node.args[0], where[1]), ROWS
+
+
+def _cumsum(module: GraphModule, node: Any, rows: Node, length: str) -> _Call | None:
+    whole = _is_whole(node.args[0]) and node.args[1] in (1, -1) and not node.kwargs
+    return (row_cumsum, (node.args[0], rows), Tokens(2, 1)) if whole else None
+
+
+def _argmax(module: GraphModule, node: Any, rows: Node, length: str) -> _Call | None:
+    whole = _is_whole(node.args[0]) and tuple(node.args[1:]) in ((-1,), (1,))
+    return (row_argmax, (node.args[0], rows), ROWS) if whole else None
+
+
+def _sum(module: GraphModule, node: Any, rows: Node, length: str) -> _Call | None:
+    return (row_sum, (node.args[0], rows, *node.args[2:]), ROWS) if node.args[1] == [1] and not node.kwargs else None
+
+
+def _select(module: GraphModule, node: Any, rows: Node, length: str) -> _Call | None:
+    return (row_starts, (node.args[0], rows), ROWS) if tuple(node.args[1:]) == (1, 0) else None
+
+
+_Rule = Callable[[GraphModule, Any, Node, str], _Call | None]
+_COUNTING: dict[Any, _Rule] = {
+    aten.arange.default: _range,
+    aten.slice.Tensor: _slice,
+    aten.index.Tensor: _index,
+}
+_ALONG_TOKENS: dict[Any, _Rule] = {
+    aten.cumsum.default: _cumsum,
+    aten.argmax.default: _argmax,
+    aten.sum.dim_IntList: _sum,
+    aten.select.int: _select,
+}
+"""Those whose first argument has tokens along dimension 1."""
+
+
+def _is_whole(node: Any) -> bool:
+    """Whether a value is ``[B, S]`` of integers: what is not finite in one row would reach others."""
+    value = node.meta["val"]
+    return value.dim() == 2 and not value.dtype.is_floating_point and value.dtype is not torch.bool
 
 
 def _size(node: object) -> str:
@@ -231,17 +296,8 @@ def _size(node: object) -> str:
 
 def _counts_tokens(node: object, length: str) -> bool:
     """Whether dimension 1 of a value counts the tokens of a row."""
-    shape = node.meta["val"].shape if isinstance(node, Node) and "val" in node.meta else ()
+    shape = list(node.meta["val"].shape) if isinstance(node, Node) and "val" in node.meta else []
     return len(shape) > 1 and str(shape[1]) == length
-
-
-def _chosen_tokens(node: Node) -> Node | None:
-    """``x[arange(B), tokens]``: the tokens, if they are chosen for each row."""
-    where: Any = node.args[1]
-    if len(where) == 2 and calls(where[0], aten.arange.default) and where[1].target is row_argmax:
-        chosen: Node = where[1]
-        return chosen
-    return None
 
 
 def _is_position_table(table: Tensor | None) -> bool:

@@ -24,7 +24,7 @@ mkldnn: Any = torch.ops.mkldnn
 tpray_ops: Any = torch.ops.tpray
 
 _EVERYTHING = 2**63 - 1  # the end of a slice that has none
-_ACTIVATIONS: dict[Any, str] = {aten.relu.default: "relu", aten.silu.default: "swish", aten.gelu.default: "gelu"}
+_ACTIVATIONS: dict[Any, str] = {aten.silu.default: "swish", aten.gelu.default: "gelu"}  # oneDNN's ReLU hides a NaN
 _ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -202,7 +202,7 @@ def use_onednn(module: GraphModule) -> int:
 
 
 def fuse_activations(module: GraphModule) -> int:
-    """GELU (erf or tanh), ReLU or SiLU after a prepacked linear layer, computed while its output is in cache."""
+    """GELU (erf or tanh) or SiLU after a prepacked linear layer, computed while its output is in cache."""
     fused = 0
     for linear in nodes_calling(module, mkldnn._linear_pointwise.default):
         for target, name in _ACTIVATIONS.items():

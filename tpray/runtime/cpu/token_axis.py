@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,18 +69,22 @@ class TokenAxes:
     def _follow(self, node: Node) -> Value:
         inputs = [self.of(each) for each in node.all_input_nodes]
         target: Any = node.target
-        if target is aten.sym_size.int:
+        if target is aten.sym_size.int or is_size(node):
             return None
-        if target in _MAKERS:
+        if any(map(is_size, node.all_input_nodes)):
+            fills = target is aten.full.default and is_size(node.args[1])
+            if target not in TAKES_SIZES or ROWS in inputs or fills:
+                raise MixedError(f"{target} computes with sizes")
+        if target in MAKERS:
             return self._made(node)
         tokens = [each for each in inputs if isinstance(each, Tokens)]
         if not tokens:
-            return ROWS if ROWS in inputs else self._spread(node)
+            return ROWS if ROWS in inputs else self._alike(node)
         if ROWS in inputs:
             raise MixedError(f"{target} has rows and tokens")
         if target is operator.getitem:
             return tokens[0]
-        if target in _POINTWISE or (isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags):
+        if target in POINTWISE or (isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags):
             return self._together(node)
         rule = _RULES.get(target)
         if rule is None:
@@ -90,9 +95,17 @@ class TokenAxes:
         """Zeros, or another constant, of a shape that may count tokens."""
         return self._axis_of(node)
 
-    def _spread(self, node: Node) -> Value:
-        """What depends on no token may be spread over all of them."""
-        return self._axis_of(node) if node.target in (aten.expand.default, aten.repeat.default) else None
+    def _alike(self, node: Node) -> Value:
+        """What depends on no token may be spread over all of them; else it has no axis of their number.
+
+        Raises:
+            MixedError: it has one: its values are the places' own.
+        """
+        if node.target in (aten.expand.default, aten.repeat.default):
+            return self._axis_of(node)
+        if any(re.search(rf"\b{self._length}\b", str(size)) for size in _shape(node) or ()):
+            raise MixedError(f"{node.target} makes values for places")
+        return None
 
     def _axis_of(self, node: Node) -> Value:
         shape = _shape(node)
@@ -144,6 +157,13 @@ def _shape(node: Node) -> tuple[Any, ...] | None:
     if isinstance(value, (int, torch.SymInt)):
         return ()
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def is_size(node: object) -> bool:
+    """Whether ``node`` is a number that is computed from sizes."""
+    if not isinstance(node, Node):
+        return False
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _keeps(axes: TokenAxes, node: Node) -> Tokens:
@@ -302,7 +322,7 @@ def _matmul(axes: TokenAxes, node: Node) -> Tokens:
         shape = axes.shape_of(_node(node.args[1]))
         if shape is not None and len(shape) == 2:
             return one
-        if shape is not None and len(shape) <= one.dims and one.from_end == 1:
+        if shape is not None and 2 <= len(shape) <= one.dims and one.from_end == 1:
             return one
     if isinstance(other, Tokens) and one is None and other.from_end == 0:
         shape = axes.shape_of(_node(node.args[0]))
@@ -311,10 +331,16 @@ def _matmul(axes: TokenAxes, node: Node) -> Tokens:
     raise MixedError(f"{node.target} sums over tokens")
 
 
-_MAKERS = {
+MAKERS = {
     aten.zeros.default, aten.ones.default, aten.full.default, aten.new_zeros.default, aten.new_ones.default,
 }  # fmt: skip
-_POINTWISE = {
+"""They make a constant of a shape."""
+TAKES_SIZES = MAKERS | {
+    aten.expand.default, aten.repeat.default, aten.view.default, aten.reshape.default, aten.arange.default,
+    aten.slice.Tensor,
+}  # fmt: skip
+"""Those that take sizes for what they are."""
+POINTWISE = {
     aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default, aten.contiguous.default,
     aten.dropout.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
     aten.detach.default, aten.__and__.Tensor, aten.__or__.Tensor, tpray_ops.all_reduce.default,
