@@ -14,11 +14,12 @@ import pytest
 from tests.serving.conftest import WithEngine
 from tpray.group.fake_executor import FakeExecutor
 from tpray.group.lifecycle import State
-from tpray.serving.engine import TOKENIZER_THREADS, Engine
+from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.haproxy_start import TIMEOUT_HEADER
 from tpray.serving.http import make_app
 from tpray.serving.metrics import METRICS
+from tpray.serving.tokenizer_threads import TOKENIZER_THREADS
 
 
 def client(engine: Engine, gate: Gate | None = None) -> httpx.AsyncClient:
@@ -175,7 +176,7 @@ def test_waiting_to_be_tokenised_is_part_of_the_deadline(with_fake_engine: WithE
         async with client(engine) as http:
             free = threading.Event()
             for _ in range(TOKENIZER_THREADS):
-                engine._threads.submit(free.wait)
+                engine._tokenizing.usual.submit(free.wait)
             late = await http.post("/predict", json={"inputs": "a " * 5000, "truncate": True})
             assert (late.status_code, late.json()["error_type"]) == (504, "Backend")
             assert late.json()["error"] == "the request was not answered within 0.5 s"

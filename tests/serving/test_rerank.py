@@ -228,14 +228,14 @@ def test_only_the_document_is_cut(
     codec = TextCodec(directory, record(("a",), model_type))
     tokenizer = codec._stock
     texts, query = [*documents(12), "the firm is in Paris " * 900], "the firm is"
-    made = codec.encode_pairs(query, texts, MOST, True, side)
+    made = [row for (row,) in codec.encode_after([query], texts, MOST, True, side)]
     assert made == stock_rows(tokenizer, [(query, text) for text in texts], MOST, side.lower(), "only_second")
-    assert codec.encode_pairs(query, texts[:1], MOST, False) == codec.encode([(query, texts[0])])
+    assert codec.encode_after([query], texts[:1], MOST, False)[0] == codec.encode([(query, texts[0])])
     with pytest.raises(InputTooLongError, match=r"item 1 has .*and this model takes 40"):
-        codec.encode_pairs(query, [texts[0], texts[-1]], MOST, False)
+        codec.encode_after([query], [texts[0], texts[-1]], MOST, False)
     for long in (query * 30, query * 5000):
         with pytest.raises(InputTooLongError, match=r"the query needs \d+ tokens .*only documents are cut"):
-            codec.encode_pairs(long, texts, MOST, True)
+            codec.encode_after([long], texts, MOST, True)
 
 
 def test_errors_name_the_query_or_the_document(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

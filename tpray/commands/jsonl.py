@@ -25,6 +25,7 @@ from tpray.errors import ConfigError, InputError, ItemError
 from tpray.tokenizer import Item
 
 if TYPE_CHECKING:
+    from tpray.serving.chunks import Chunks
     from tpray.serving.local import LocalClassifier
 
 STANDARD_INPUT = Path("-")
@@ -117,6 +118,7 @@ def classify_file(
     truncate: bool,
     console: Console,
     resume: bool = False,
+    chunks: Chunks | None = None,
 ) -> Counts:
     """Classify every line of ``source`` (``-`` is standard input) into ``target`` (None is standard output).
 
@@ -126,6 +128,7 @@ def classify_file(
 
     Args:
         resume: go on after the lines that an interrupted run has written.
+        chunks: how texts that are too long are read, if in chunks.
 
     Raises:
         ConfigError: the partial file is not of this source.
@@ -146,9 +149,9 @@ def classify_file(
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         bar = stack.enter_context(Progress(*columns, console=console, transient=True))
         task = bar.add_task("Classifying", total=total, completed=counts.kept)
-        lines = _read(reader, classifier, truncate, counts.kept + 1)
+        lines = _read(reader, classifier, truncate, chunks, counts.kept + 1)
         try:
-            for line, text, refused in _answers(classifier, lines, raw, truncate):
+            for line, text, refused in _answers(classifier, lines, raw, truncate, chunks):
                 writer.write(text + "\n")
                 if refused:
                     counts.refused.append(line.number)
@@ -190,7 +193,7 @@ def _skip(reader: TextIO, partial: Path) -> int:
 
 
 def _answers(
-    classifier: LocalClassifier, lines: Iterator[_Line], raw: bool, truncate: bool
+    classifier: LocalClassifier, lines: Iterator[_Line], raw: bool, truncate: bool, chunks: Chunks | None
 ) -> Iterator[tuple[_Line, str, bool]]:
     """The lines in their order, with what to write for each, and whether it was refused."""
     waiting: deque[_Line] = deque()
@@ -201,7 +204,7 @@ def _answers(
             if line.item is not None:
                 yield line.item
 
-    for scores in classifier.classify_each(items(), raw, truncate):
+    for scores in classifier.classify_each(items(), raw, truncate, chunks):
         while waiting[0].item is None:
             yield _unanswered(waiting.popleft())
         line = waiting.popleft()
@@ -218,7 +221,9 @@ def _unanswered(line: _Line) -> tuple[_Line, str, bool]:
     return line, line.answered(error=line.error), line.record is not None
 
 
-def _read(reader: Iterable[str], classifier: LocalClassifier, truncate: bool, first: int) -> Iterator[_Line]:
+def _read(
+    reader: Iterable[str], classifier: LocalClassifier, truncate: bool, chunks: Chunks | None, first: int
+) -> Iterator[_Line]:
     for number, text in enumerate(reader, start=first):
         if not text.strip():
             yield _Line(number, None)
@@ -227,7 +232,7 @@ def _read(reader: Iterable[str], classifier: LocalClassifier, truncate: bool, fi
         try:
             record = _parse(text)
             item = _item(record)
-            classifier.check(item, truncate)
+            classifier.check(item, truncate, chunks)
         except InputError as e:
             yield _Line(number, record, error=e.said_of(f"line {number}"))
         else:

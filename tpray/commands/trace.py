@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,8 +26,11 @@ from tpray.commands.flags import (
     lnc_number,
     words_of,
 )
-from tpray.config import AUTO, ModelConfig, ParallelConfig, ServeConfig
+from tpray.config import AUTO, DEMO_DIR, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from tpray.tokenizer import Plain
 
 
 def trace(
@@ -118,9 +122,23 @@ def auto_buckets(model: str | None, samples: Path | None, programs: int, batch: 
     """
     from tpray.commands.load_generator import read_texts
     from tpray.runtime.buckets import Bucket, choose_lengths
-    from tpray.serving.codec import lengths_of
 
     if samples is None:
         raise ConfigError("--buckets auto chooses by the lengths of your texts: name a file of some with --samples")
-    lengths = lengths_of(model, [tuple(text) if isinstance(text, list) else text for text in read_texts(samples)])
+    lengths = _lengths_of(model, [tuple(text) if isinstance(text, list) else text for text in read_texts(samples)])
     return ",".join(str(Bucket(batch, length)) for length in choose_lengths(lengths, programs))
+
+
+def _lengths_of(model: str | None, items: Sequence[Plain]) -> list[int]:
+    """How many tokens each item has for ``model`` (None: the demo), special ones included.
+
+    Raises:
+        ModelNotFoundError, CheckpointError: there is no such model, or it has no tokenizer.
+    """
+    from tpray.parallel_layers.checkpoint import find_checkpoint
+    from tpray.tokenizer import load_tokenizer, stock_rows
+
+    checkpoint = find_checkpoint(model or DEMO_DIR)
+    limit = checkpoint.plan.max_length(checkpoint.config)
+    rows = stock_rows(load_tokenizer(checkpoint.directory, checkpoint.source), items)
+    return [min(len(row), limit) for row in rows]

@@ -23,6 +23,7 @@ from tpray.group.ray_executor import RayExecutor
 from tpray.local_ray.private import keep_replica_on_loopback
 from tpray.platforms.topology import Topology
 from tpray.serving import progress
+from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
 from tpray.serving.door import Door
 from tpray.serving.engine import Engine
@@ -106,6 +107,7 @@ class Classifier:
         raw_scores: bool = False,
         truncate: bool = False,
         truncation_direction: Direction | None = None,
+        chunks: Any = None,
     ) -> list[Any]:
         """What a Python handle calls.
 
@@ -113,13 +115,16 @@ class Classifier:
             inputs: a text, a pair as a tuple, a conversation (``[{"role", "content"}, ...]`` or ``{"messages":
                 [...]}``), or a list of these. (Over HTTP, where there are no tuples, a list of two texts is a pair;
                 here it is a batch of two.)
+            chunks: as for `LocalClassifier.classify`.
 
         Returns:
             ``[{"label", "score"}, ...]``, best first, for one item; a list of those for a list.
         """
         items, single = as_items(inputs)
         with self._gate.enter():
-            answer = await self._engine.classify(items, raw_scores, truncate, truncation_direction)
+            answer = await self._engine.classify(
+                items, raw_scores, truncate, truncation_direction, chunks=Chunks.of(chunks)
+            )
         rows = [[{"label": s.label, "score": s.score} for s in scores] for scores in answer.scores]
         return rows[0] if single else rows
 
@@ -131,11 +136,12 @@ class Classifier:
         return_documents: bool = False,
         raw_scores: bool = False,
         truncate: bool = True,
+        chunks: Any = None,
     ) -> list[dict[str, Any]]:
         """What a Python handle calls: ``[{"index", "score"}, ...]``, as `LocalClassifier.rerank` gives them."""
         documents = list(documents)
         with self._gate.enter():
-            ranking = await self._engine.rerank(query, documents, top_n, raw_scores, truncate)
+            ranking = await self._engine.rerank(query, documents, top_n, raw_scores, truncate, chunks=Chunks.of(chunks))
         return ranking.rendered(documents if return_documents else None)
 
     async def drain(self, limit_s: float) -> int:

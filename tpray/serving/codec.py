@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 from tpray.artifacts.manifest import ModelRecord
 from tpray.chat import NO_TEMPLATE, Chat, ChatTemplate, Rendered, read_template, template_of
-from tpray.config import DEMO_DIR
-from tpray.errors import DeadlineError, EmptyInputError, InputError, InputTooLongError
-from tpray.parallel_layers.checkpoint import find_checkpoint
+from tpray.errors import DeadlineError, EmptyInputError, InputError, InputTooLongError, UnsupportedTaskError
+from tpray.serving.chunks import WHOLE, Chunks
 from tpray.serving.joints import Joints, Reading
 from tpray.serving.template import Template, kept
 from tpray.serving.tokenizer_facts import TokenizerFacts
@@ -202,45 +201,84 @@ class TextCodec:
             self._check_row(row, number)
         return rows
 
-    def encode_pairs(
+    def encode_chunks(
         self,
-        first: str,
+        items: Sequence[Item],
+        chunks: Chunks,
+        truncate: bool = False,
+        direction: Direction | None = None,
+        deadline: float = math.inf,
+    ) -> list[list[Encoded]]:
+        """The rows of each item: of a text, or the second text of a pair, in chunks.
+
+        Args:
+            truncate, direction, deadline: as for `encode`; what is cut is what the last chunk does not reach.
+
+        Raises:
+            As `encode`. InputError: an item is a conversation; the stride is too large.
+        """
+        rows = []
+        for number, item in enumerate(items):
+            if isinstance(item, Chat):
+                raise InputError("is a conversation, and only texts are read in chunks: leave `chunks` out", number)
+            for text in texts_of(item):
+                check_text(text, number)
+            *first, text = texts_of(item)
+            try:
+                rows += self.encode_after(first, [text], self.max_length, truncate, direction, deadline, chunks)
+            except InputError as e:
+                raise type(e)(e.message, None if e.item is None else number) from e
+        return rows
+
+    def encode_after(
+        self,
+        first: Sequence[str],
         seconds: Sequence[str],
         max_length: int,
         truncate: bool,
         direction: Direction | None = None,
         deadline: float = math.inf,
-    ) -> list[Encoded]:
-        """Rows of one text with each of many others; it is tokenised once, and never cut.
+        chunks: Chunks = WHOLE,
+    ) -> list[list[Encoded]]:
+        """The rows of many texts, each after the same one, or none, which is tokenised once, and never cut.
 
         Args:
-            max_length: tokens of a row, at most the model's.
-            truncate, direction, deadline: as for `encode`, of the second texts.
+            first: that text, if there is one. max_length: tokens of a row, at most the model's.
+            truncate, direction, deadline: as for `encode`, of the second texts. chunks: how these are read.
 
         Raises:
             As `encode`; what is wrong with the first text alone is no item's.
         """
         way = (direction or self._own_side) if truncate else None
         if not self._templates:
-            rows = self._stock_pairs(first, seconds, max_length, way)
+            if chunks != WHOLE or not first:
+                raise UnsupportedTaskError(
+                    f"{self.record.source} has a tokenizer whose rows are not taken apart, so that its texts are not "
+                    "read in chunks: set `truncate` in place of `chunks`"
+                )
+            rows = [[row] for row in self._stock_pairs(first[0], seconds, max_length, way)]
         else:
-            template, left = self._templates[1], way == "Left"
-            own = self._reading(first, False, deadline)
-            own.read(max_length)
-            room = max_length - template.added - len(own.ids)
+            template, left = self._templates[len(first)], (direction or self._own_side) == "Left"
+            own = [self._reading(text, False, deadline) for text in first]
+            for text in own:
+                text.read(max_length)
+            room = max_length - template.added - sum(len(text.ids) for text in own)
             if room < 1:
                 raise self._no_room(max_length - room + 1, max_length)
+            reach = chunks.reach(room)
             short = iter(self._tokens([text for text in seconds if len(text) <= WHOLE_CHARS]))
             rows = []
-            for number, text in enumerate(seconds):
-                part = self._reading(text, left, deadline, short)
-                part.read(room)
-                if len(part.ids) > room and way is None:
-                    tokens = len(part.ids) + max_length - room
-                    raise self._too_long(tokens, part.unread is None, number, max_length)
-                rows.append(template.put([own.ids, part.cut(min(room, len(part.ids)))]))
-        for number, row in enumerate(rows):
-            self._check_row(row, number, max_length)
+            for number, second in enumerate(seconds):
+                part = self._reading(second, left, deadline, short)
+                part.read(reach)
+                if len(part.ids) > reach and way is None:
+                    tokens, known = len(part.ids) + max_length - room, part.unread is None
+                    raise self._too_long(tokens, known, number, max_length + reach - room, chunks)
+                parts = chunks.cut(part.cut(min(reach, len(part.ids))), room, left)
+                rows.append([template.put([*(text.ids for text in own), ids]) for ids in parts])
+        for number, of_one in enumerate(rows):
+            for row in of_one:
+                self._check_row(row, number, max_length)
         return rows
 
     def _stock_pairs(self, first: str, seconds: Sequence[str], max_length: int, way: Direction | None) -> list[Encoded]:
@@ -255,7 +293,7 @@ class TextCodec:
     def _no_room(tokens: int, max_length: int) -> InputTooLongError:
         return InputTooLongError(
             f"the query needs {tokens} tokens with a document of one, and this model takes {max_length}: shorten the "
-            "query; only documents are cut"
+            "query (of a pair, the first text); only documents are cut"
         )
 
     @property
@@ -334,12 +372,13 @@ class TextCodec:
         counts = kept(lengths, room, self.compiled or self.facts.fast)
         return template.put([text.cut(count) for text, count in zip(texts, counts, strict=True)])
 
-    def _too_long(self, tokens: int, known: bool, number: int, most: int | None = None) -> InputTooLongError:
+    def _too_long(
+        self, tokens: int, known: bool, number: int, most: int | None = None, chunks: Chunks = WHOLE
+    ) -> InputTooLongError:
         most = most or self.max_length
         said = str(tokens) if known else f"more than {most}"
-        return InputTooLongError(
-            f"has {said} tokens and this model takes {most}: shorten it, or set `truncate` to true", number
-        )
+        takes = "this model takes" if chunks == WHOLE else f"{chunks.max_chunks} chunks (max_chunks) hold"
+        return InputTooLongError(f"has {said} tokens and {takes} {most}: shorten it, or set `truncate` to true", number)
 
     def _check_row(self, row: Encoded, number: int, most: int | None = None) -> None:
         """Refuse what the model cannot look up: it would fail the step, and all rows in it."""
@@ -359,15 +398,3 @@ class TextCodec:
         types = self.record.token_types
         if types and max(row.types) >= types:
             raise InputError(f"has the token type {max(row.types)}, and the model has {types}", number)
-
-
-def lengths_of(model: str | None, items: Sequence[Plain]) -> list[int]:
-    """How many tokens each item has for ``model`` (None: the demo), special ones included.
-
-    Raises:
-        ModelNotFoundError, CheckpointError: there is no such model, or it has no tokenizer.
-    """
-    checkpoint = find_checkpoint(model or DEMO_DIR)
-    limit = checkpoint.plan.max_length(checkpoint.config)
-    rows = stock_rows(load_tokenizer(checkpoint.directory, checkpoint.source), items)
-    return [min(len(row), limit) for row in rows]

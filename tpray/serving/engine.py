@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -32,19 +31,14 @@ from tpray.group.wire import Array
 from tpray.serving.answers import Answer, Ranked, Ranking
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
-from tpray.serving.codec import LARGE_CHARS, Direction, TextCodec
+from tpray.serving.chunks import WHOLE, Chunks
+from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.relevance import Relevance
 from tpray.serving.rows import RowResult
-from tpray.serving.scores import Score, labelled
+from tpray.serving.scores import Score, activated, labelled, ranked
 from tpray.serving.tokenizer_facts import facts_path, keep_facts, read_facts
+from tpray.serving.tokenizer_threads import INLINE_CHARS, TokenizerThreads, characters_in
 from tpray.tokenizer import Encoded, Item
-
-INLINE_CHARS = 2048
-"""Longer input is tokenised on a thread, and all of it by a tokenizer that is not compiled: it would hold up the event
-loop for more than about a millisecond."""
-
-TOKENIZER_THREADS = 2
-"""How many requests are tokenised on threads at once. The others wait their turn, within their deadlines."""
 
 
 class Engine:
@@ -64,8 +58,7 @@ class Engine:
         self._checked = float("-inf")
         self._relevance: Relevance | None = None  # read when the first query comes
         self._watch = CanaryWatch(group, lambda: self._batcher is None or self._batcher.idle)
-        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tpray-tokenizer")
-        self._large = ThreadPoolExecutor(1, "tpray-large")  # so that large texts wait for one another and nobody else
+        self._tokenizing = TokenizerThreads()
 
     async def start(self) -> None:
         """Start the group, load the tokenizer, open the queue."""
@@ -144,8 +137,7 @@ class Engine:
         if self._batcher is not None:
             await self._batcher.close(GroupError("this classifier is being closed"))
         await self.group.stop()
-        self._threads.shutdown(wait=False)
-        self._large.shutdown(wait=False)
+        self._tokenizing.close()
 
     @property
     def codec(self) -> TextCodec:
@@ -160,6 +152,7 @@ class Engine:
         truncate: bool = False,
         direction: Direction | None = None,
         deadline: float | None = None,
+        chunks: Chunks | None = None,
     ) -> Answer:
         """Score every label for every item.
 
@@ -168,6 +161,7 @@ class Engine:
             raw_scores: logits instead of probabilities.
             truncate, direction: see `TextCodec.encode`.
             deadline: until when the caller waits, `time.monotonic` seconds; None: the server's limit from now on.
+            chunks: read texts in chunks, each a row as far as limits go; see `TextCodec.encode_chunks`.
 
         Raises:
             InputError: an item cannot be classified; nothing was queued.
@@ -182,14 +176,24 @@ class Engine:
                 f"there are {len(items)} items and the limit is {self.config.max_client_batch_size}: send smaller "
                 "batches"
             )
-        characters = sum(map(_characters, items))
+        characters = sum(map(characters_in, items))
         inline = characters <= INLINE_CHARS and self.codec.compiled and Chat not in map(type, items)
 
         def rows(until: float) -> list[Encoded]:
             return self.codec.encode(items, truncate, direction, until)
 
-        results, timing = await self._answer(len(items), rows, None if inline else characters, deadline)
-        return Answer(**timing, scores=[self._scores(result, raw_scores) for result in results])
+        if chunks is None:
+            results, timing = await self._answer(len(items), rows, None if inline else characters, deadline)
+            return Answer(**timing, scores=[self._scores(result, raw_scores) for result in results])
+        of: list[int] = []
+
+        def rows_of_chunks(until: float) -> list[Encoded]:
+            return _numbered(self.codec.encode_chunks(items, chunks, truncate, direction, until), of)
+
+        results, timing = await self._answer(len(items), rows_of_chunks, characters, deadline, of)
+        record = self.codec.record
+        values = chunks.aggregated(activated(_logits(results), record, raw_scores), of)
+        return Answer(**timing, scores=ranked(values, record))
 
     async def rerank(
         self,
@@ -200,6 +204,7 @@ class Engine:
         truncate: bool = True,
         direction: Direction | None = None,
         deadline: float | None = None,
+        chunks: Chunks | None = None,
     ) -> Ranking:
         """Score how relevant each document is for a query; see `relevance`.
 
@@ -207,8 +212,8 @@ class Engine:
             documents: as many as the queue takes, ``max_concurrent_requests``; steps are made of them by their lengths.
             top_n: how many of the best to give; None: all.
             raw_scores: logits instead of what the checkpoint's activation makes of them.
-            truncate, direction: cut documents that are too long, and at which end; see `TextCodec.encode_pairs`.
-            deadline: as for `classify`.
+            truncate, direction: cut documents that are too long, and at which end; see `TextCodec.encode_after`.
+            deadline, chunks: as for `classify`; a document is read in chunks, the whole query before each.
 
         Raises:
             UnsupportedTaskError: the model is no reranker.
@@ -223,34 +228,34 @@ class Engine:
             )
         if top_n is not None and top_n < 1:
             raise InputError(f"top_n is {top_n}: ask for 1 document or more")
-        order: list[int] = []
+        of: list[int] = []
+        whole = chunks or WHOLE
 
         def rows(until: float) -> list[Encoded]:
             if self._relevance is None:
                 self._relevance = Relevance.of(self.group.artifact.model_directory, self.codec)
-            made = self._relevance.rows(self.codec, query, documents, truncate, direction, until)
-            order.extend(sorted(range(len(made)), key=lambda number: len(made[number])))
-            return [made[number] for number in order]
+            return _numbered(self._relevance.rows(self.codec, query, documents, truncate, direction, until, whole), of)
 
         characters = len(query) + sum(map(len, documents))
-        try:
-            results, timing = await self._answer(len(documents), rows, characters, deadline)
-        except ItemError as e:
-            if not order or e.item is None:
-                raise
-            raise type(e)(e.message, order[e.item]) from e
+        results, timing = await self._answer(len(documents), rows, characters, deadline, of)
         assert self._relevance is not None, "made with the rows"
-        scores = self._relevance.scores(np.stack([result.logits for result in results]), raw_scores)
-        ranked = sorted((Ranked(*each) for each in zip(order, scores, strict=True)), key=lambda r: (-r.score, r.index))
-        return Ranking(**timing, documents=ranked[:top_n])
+        scores = whole.aggregated(self._relevance.scores(_logits(results), raw_scores), of).tolist()
+        best_first = sorted((Ranked(*each) for each in enumerate(scores)), key=lambda each: (-each.score, each.index))
+        return Ranking(**timing, documents=best_first[:top_n])
 
     async def _answer(
-        self, count: int, encode: Callable[[float], list[Encoded]], characters: int | None, deadline: float | None
+        self,
+        count: int,
+        encode: Callable[[float], list[Encoded]],
+        characters: int | None,
+        deadline: float | None,
+        of: Sequence[int] = (),
     ) -> tuple[list[RowResult], dict[str, Any]]:
-        """Tokenise, queue, and wait for ``count`` rows; and the fields of `Timing`.
+        """Tokenise, queue, and wait for the rows of ``count`` items; and the fields of `Timing`.
 
         Args:
             encode: makes the rows until a deadline. characters: that it reads; None: so few that no thread is needed.
+            of: which item each row is of, once they are made; empty: there is one of each.
         """
         started = time.perf_counter()
         assert self._batcher is not None, "the engine was not started"
@@ -259,13 +264,21 @@ class Engine:
             deadline = time.monotonic() + self.config.request_timeout_s
         # Before any work: what is refused must cost little.
         self._batcher.check_room(count, deadline - time.monotonic())
-        rows = encode(deadline) if characters is None else await self._on_thread(encode, characters, deadline)
+        rows = encode(deadline) if characters is None else await self._tokenizing.run(encode, characters, deadline)
         tokenized = time.perf_counter()
+        if len(rows) > max(count, self.config.max_concurrent_requests):
+            raise PayloadTooLargeError(
+                f"these texts make {len(rows)} chunks and the limit is {self.config.max_concurrent_requests} "
+                "(--max-concurrent-requests): send fewer, or shorter ones"
+            )
         try:
             results = await self._batcher.submit(rows, deadline - time.monotonic())
-        except LogitsError:
-            self._watch.suspect()
-            raise
+        except ItemError as e:
+            if isinstance(e, LogitsError):
+                self._watch.suspect()
+            if not of or e.item is None:
+                raise
+            raise type(e)(e.message, of[e.item]) from e
         return results, {
             "tokens": sum(map(len, rows)),
             "tokenize_s": tokenized - started,
@@ -281,19 +294,6 @@ class Engine:
             step.scores[raw] = labelled(step.logits, self.codec.record, raw)
         scores: list[Score] = step.scores[raw][result.row]
         return scores
-
-    async def _on_thread(
-        self, encode: Callable[[float], list[Encoded]], characters: int, deadline: float
-    ) -> list[Encoded]:
-        """Tokenise much on a thread, which stops at ``deadline`` or one part of a text later."""
-        loop = asyncio.get_running_loop()
-        threads = self._large if characters > LARGE_CHARS else self._threads
-        try:
-            return await asyncio.wait_for(
-                loop.run_in_executor(threads, encode, deadline), max(0.0, deadline - time.monotonic())
-            )
-        except asyncio.TimeoutError as e:
-            raise DeadlineError("the request's time ran out before its text was tokenised: send less text") from e
 
     async def logits(self, inputs: Sequence[Array], timeout_s: float | None = None) -> Array:
         """Run the program on token ids, in a step of its own; while the group restarts the call waits.
@@ -383,7 +383,15 @@ class Engine:
             raise self.group.lifecycle.why_not_ready()
 
 
-def _characters(item: Item) -> int:
-    if isinstance(item, str):
-        return len(item)
-    return item.characters if isinstance(item, Chat) else len(item[0]) + len(item[1])
+def _numbered(chunks: Sequence[Sequence[Encoded]], of: list[int]) -> list[Encoded]:
+    """The rows of all items, by their lengths; the number of each one's item comes into ``of``."""
+    rows = sorted(
+        ((number, row) for number, of_one in enumerate(chunks) for row in of_one), key=lambda each: len(each[1])
+    )
+    of.extend(number for number, _ in rows)
+    return [row for _, row in rows]
+
+
+def _logits(results: Sequence[RowResult]) -> Array:
+    """float32 ``[B, L]``."""
+    return np.stack([result.logits for result in results])

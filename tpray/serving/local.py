@@ -26,6 +26,7 @@ from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import parse
 from tpray.runtime.records import INPUT_NAMES
 from tpray.serving.answers import Answer
+from tpray.serving.chunks import Chunks
 from tpray.serving.engine import Engine
 from tpray.tokenizer import Item, as_item, as_items
 
@@ -60,7 +61,7 @@ class LocalClassifier:
         """How long each start-up phase took."""
         return list(self.group.phases)
 
-    def classify(self, inputs: Any, raw_scores: bool = False, truncate: bool = False) -> list[Any]:
+    def classify(self, inputs: Any, raw_scores: bool = False, truncate: bool = False, chunks: Any = None) -> list[Any]:
         """Score every label, best first.
 
         Args:
@@ -68,6 +69,8 @@ class LocalClassifier:
                 [...]}``), or a list of these, of any length.
             raw_scores: logits instead of probabilities.
             truncate: cut texts that are longer than the model takes.
+            chunks: read them in overlapping chunks, and aggregate their scores: True, or an object with fields of
+                `tpray.serving.chunks.Chunks`, such as ``{"stride": 64, "aggregate": "mean"}``.
 
         Returns:
             ``[{"label", "score"}, ...]`` for one item; a list of those for a list.
@@ -77,7 +80,7 @@ class LocalClassifier:
             GroupError: the group failed and could not be brought back, or was closed meanwhile.
         """
         items, single = as_items(inputs)
-        rows = list(self.classify_many(items, raw_scores, truncate)) if items else []
+        rows = list(self.classify_many(items, raw_scores, truncate, chunks)) if items else []
         return rows[0] if single else rows
 
     def rerank(
@@ -88,8 +91,9 @@ class LocalClassifier:
         return_documents: bool = False,
         raw_scores: bool = False,
         truncate: bool = True,
+        chunks: Any = None,
     ) -> list[dict[str, Any]]:
-        """Score how relevant each document is for a query; see `Engine.rerank`.
+        """Score how relevant each document is for a query; see `Engine.rerank`, and for ``chunks`` `classify`.
 
         Returns:
             ``[{"index", "score"}, ...]``, the best first, each with its ``document`` if that was asked for.
@@ -99,31 +103,37 @@ class LocalClassifier:
             GroupError: the group failed and could not be brought back, or was closed meanwhile.
         """
         documents = list(documents)
-        ranking = _wait(self._submit(self._engine.rerank(query, documents, top_n, raw_scores, truncate)))
+        read = Chunks.of(chunks)
+        ranking = _wait(self._submit(self._engine.rerank(query, documents, top_n, raw_scores, truncate, chunks=read)))
         return ranking.rendered(documents if return_documents else None)
 
     def classify_many(
-        self, items: Iterable[Any], raw_scores: bool = False, truncate: bool = False
+        self, items: Iterable[Any], raw_scores: bool = False, truncate: bool = False, chunks: Any = None
     ) -> Iterator[list[dict[str, Any]]]:
         """The same for an iterable that need not fit in memory: answers come in order, as they are ready."""
         known = (as_item(item, number) for number, item in enumerate(items))
-        for number, answer in enumerate(self.classify_each(known, raw_scores, truncate)):
+        for number, answer in enumerate(self.classify_each(known, raw_scores, truncate, chunks)):
             if isinstance(answer, ItemError):
                 raise type(answer)(answer.message, None if answer.item is None else number)
             yield answer
 
     def classify_each(
-        self, items: Iterable[Item], raw_scores: bool = False, truncate: bool = False
+        self, items: Iterable[Item], raw_scores: bool = False, truncate: bool = False, chunks: Any = None
     ) -> Iterator[list[dict[str, Any]] | ItemError]:
         """The same, with an item's error in the place of its answer, so that the others are answered."""
-        size = self._engine.config.max_client_batch_size
+        limits, read = self._engine.config, Chunks.of(chunks)
+        each = 1 if read is None else read.max_chunks  # rows of an item, at most
+        size = max(1, min(limits.max_client_batch_size, limits.max_concurrent_requests // (2 * each)))
         ahead: list[tuple[list[Item], Future[Answer]]] = []
         part: list[Item] = []
-        limit = max(1, self._engine.config.max_concurrent_requests // size - 1)
+        limit = max(1, limits.max_concurrent_requests // (size * each) - 1)
+
+        def asked(own: list[Item]) -> Future[Answer]:
+            return self._submit(self._engine.classify(own, raw_scores, truncate, chunks=read))
 
         def submit() -> None:
             own = list(part)
-            ahead.append((own, self._submit(self._engine.classify(own, raw_scores, truncate))))
+            ahead.append((own, asked(own)))
             part.clear()
 
         def rows(own: list[Item], future: Future[Answer]) -> Iterator[list[dict[str, Any]] | ItemError]:
@@ -134,7 +144,7 @@ class LocalClassifier:
                     yield e
                     return
                 for item in own:  # which of them are at fault shows one by one
-                    yield from rows([item], self._submit(self._engine.classify([item], raw_scores, truncate)))
+                    yield from rows([item], asked([item]))
                 return
             for scores in answer.scores:
                 yield [{"label": s.label, "score": s.score} for s in scores]
@@ -150,9 +160,12 @@ class LocalClassifier:
         for own, future in ahead:
             yield from rows(own, future)
 
-    def check(self, item: Item, truncate: bool = False) -> None:
+    def check(self, item: Item, truncate: bool = False, chunks: Chunks | None = None) -> None:
         """Raise `InputError` if ``item`` cannot be classified."""
-        self._engine.codec.encode([item], truncate)
+        if chunks is None:
+            self._engine.codec.encode([item], truncate)
+        else:
+            self._engine.codec.encode_chunks([item], chunks, truncate)
 
     def logits(self, **inputs: Any) -> Array:
         """Run the program on token ids.

@@ -32,6 +32,7 @@ from tpray.artifacts.manifest import ModelRecord
 from tpray.chat import Chat
 from tpray.errors import InputError, InputTooLongError, TprayError, UnsupportedTaskError
 from tpray.group.wire import Array
+from tpray.serving.chunks import WHOLE, Chunks
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.scores import sigmoid
 from tpray.tokenizer import Encoded, check_text
@@ -97,10 +98,12 @@ class Relevance:
         truncate: bool,
         direction: Direction | None,
         deadline: float,
-    ) -> list[Encoded]:
-        """A row of the query with each document; of what is too long only the document is cut.
+        chunks: Chunks = WHOLE,
+    ) -> list[list[Encoded]]:
+        """The rows of the query with each document; of what is too long only the document is cut, or read in chunks.
 
         Raises:
+            UnsupportedTaskError: conversations are to be read in chunks.
             InputError: the query, or a document, whose number it has.
             DeadlineError: ``deadline`` passed.
         """
@@ -108,7 +111,13 @@ class Relevance:
         for number, document in enumerate(documents):
             check_text(document, number)
         if not self.chat:
-            return codec.encode_pairs(self.prompt + query, documents, self.max_length, truncate, direction, deadline)
+            first = [self.prompt + query]
+            return codec.encode_after(first, documents, self.max_length, truncate, direction, deadline, chunks)
+        if chunks != WHOLE:
+            raise UnsupportedTaskError(
+                f"{codec.record.source} has pairs written by its chat template, which are not read in chunks: leave "
+                "`chunks` out, and shorten the documents"
+            )
         try:
             rows = codec.encode([_chat(self.prompt, query, document) for document in documents], deadline=deadline)
         except InputTooLongError as e:
@@ -116,7 +125,7 @@ class Relevance:
         too_long = next((number for number, row in enumerate(rows) if len(row) > self.max_length), None)
         if too_long is not None:
             raise self._not_cut(too_long)
-        return rows
+        return [[row] for row in rows]
 
     def _not_cut(self, number: int | None) -> InputTooLongError:
         return InputTooLongError(
@@ -125,7 +134,7 @@ class Relevance:
             number,
         )
 
-    def scores(self, logits: Array, raw: bool = False) -> list[float]:
+    def scores(self, logits: Array, raw: bool = False) -> Array:
         """How relevant each row's document is: a probability, or whatever the activation makes of the logit.
 
         Args:
@@ -136,8 +145,7 @@ class Relevance:
         values = values[:, 0] if self.labels == 1 else values[:, 1] - values[:, 0]
         if not raw and self.activation != _IDENTITY:
             values = sigmoid(values)  # of that difference it is the second one's softmax
-        scores: list[float] = values.tolist()
-        return scores
+        return values
 
 
 def _stored(directory: Path, name: str) -> Any:

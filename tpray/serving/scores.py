@@ -22,7 +22,12 @@ class Score:
 
 
 def labelled(logits: Array, record: ModelRecord, raw: bool = False) -> list[list[Score]]:
-    """Every label of each item, best first.
+    """Every label of each item, best first; see `activated`."""
+    return ranked(activated(logits, record, raw), record)
+
+
+def activated(logits: Array, record: ModelRecord, raw: bool = False) -> Array:
+    """Scores, float64 ``[B, L]``.
 
     Args:
         logits: float32 ``[B, L]``, finite.
@@ -32,14 +37,19 @@ def labelled(logits: Array, record: ModelRecord, raw: bool = False) -> list[list
     and for a single label, softmax for one of several, none for regression.
     """
     values = logits.astype(np.float64)
-    if not raw and record.problem_type != "regression":
-        alone = record.problem_type == "multi_label_classification" or values.shape[1] == 1
-        values = sigmoid(values) if alone else softmax(values)
+    if raw or record.problem_type == "regression":
+        return values
+    alone = record.problem_type == "multi_label_classification" or values.shape[1] == 1
+    return sigmoid(values) if alone else softmax(values)
+
+
+def ranked(values: Array, record: ModelRecord) -> list[list[Score]]:
+    """The labels with their scores ``[B, L]``, each item's best first."""
     order = np.argsort(-values, axis=1, kind="stable")
-    ranked, labels = np.take_along_axis(values, order, axis=1).tolist(), record.labels
+    best_first, labels = np.take_along_axis(values, order, axis=1).tolist(), record.labels
     return [
         [Score(labels[i], score) for i, score in zip(row, scores, strict=True)]
-        for row, scores in zip(order.tolist(), ranked, strict=True)
+        for row, scores in zip(order.tolist(), best_first, strict=True)
     ]
 
 

@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from tpray.errors import DeadlineError, InputError, OverloadedError, PayloadTooLargeError
@@ -69,6 +70,14 @@ Respond = Callable[[bytearray, float, Callable[[], None]], Awaitable[Rendered]]
 """Answers the body of a request until a deadline, `time.monotonic` seconds. It calls its last argument when the body is
 known to be worth some work: from then on a client that leaves ends it."""
 
+
+class Way(NamedTuple):
+    """How a body is answered, and what that may raise."""
+
+    respond: Respond
+    answer_error: Callable[[Exception], Rendered]
+
+
 ANSWERS_UNTIL = {
     "name": TIMEOUT_HEADER,
     "in": "header",
@@ -76,6 +85,24 @@ ANSWERS_UNTIL = {
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 """The header that every handler knows, for OpenAPI."""
+
+
+def body_of(*forms: type[BaseModel]) -> dict[str, Any]:
+    """A ``requestBody`` for OpenAPI, of one of these forms; whole, for there "#" is another document."""
+    schemas = [form.model_json_schema() for form in forms]
+    whole = [_resolved(schema, schema.pop("$defs", {})) for schema in schemas]
+    schema = whole[0] if len(whole) == 1 else {"anyOf": whole}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_resolved(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _resolved(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _resolved(part, definitions) for name, part in schema.items()}
 
 
 def as_response(answer: Rendered) -> Response:
@@ -192,8 +219,8 @@ class Answering:
     def __init__(self, engine: Engine) -> None:
         self.engine, self._bodies, self._waiting = engine, Bodies(), Waiting()
 
-    def handler(self, respond: Respond, answer_error: Callable[[Exception], Rendered]) -> Handler:
-        """A handler that reads a body, bounded in size and time, and has ``respond`` answer it."""
+    def handler(self, way_of: Callable[[bytearray], Way]) -> Handler:
+        """A handler that reads a body, bounded in size and time, and answers it. way_of: also takes a part of one."""
 
         async def handle(scope: Scope, receive: Receive) -> Rendered:
             headers, limits, body = headers_of(scope), self.engine.config, bytearray()
@@ -203,11 +230,11 @@ class Answering:
                 late = DeadlineError(f"the request was not answered within {timeout_s:g} s")
                 with self._waiting.until(now + sooner(timeout_s), late) as block:
                     await self._bodies.read(body, headers, receive, limits.payload_limit_bytes)
-                    return await respond(body, now + timeout_s, lambda: block.listen(receive))
+                    return await way_of(body).respond(body, now + timeout_s, lambda: block.listen(receive))
             except ClientLeftError:
                 return Rendered(CLIENT_LEFT, b"")
             except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
-                return answer_error(e)
+                return way_of(body).answer_error(e)
             finally:
                 self._bodies.drop(body)
 

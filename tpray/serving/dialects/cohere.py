@@ -3,7 +3,8 @@
 Sources: https://docs.cohere.com/reference/rerank (query, documents, top_n; results with index and relevance_score;
 errors with message), https://jina.ai/reranker (usage), vLLM's entrypoints (the same body on /v1 and /v2). Deliberate
 differences: any ``model`` is taken, for a server has one; what is not known is refused by name, and not ignored;
-errors have TEI's statuses.
+documents are cut, and not read in chunks, unless that is asked for; errors have TEI's statuses. ``POST /rerank``, which
+TEI has too, takes this body as well; see `tei_rerank`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from tpray.errors import InputError
 from tpray.serving.answers import Ranking
+from tpray.serving.chunks import Chunks
 from tpray.serving.dialects import tei
-from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, as_response
+from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, Way, as_response, body_of
+from tpray.serving.engine import Engine
 
 PATHS = ("/v1/rerank", "/v2/rerank")
 
@@ -47,6 +50,10 @@ class RerankRequest(BaseModel):
     model: str | None = Field(None, description="any: the server has one")
     top_n: int | None = Field(None, description="how many of the best; null: all")
     return_documents: bool | None = Field(None, description="repeat each document; null: no")
+    chunks: Chunks | StrictBool | None = Field(None, description=tei.CHUNKS)
+    max_chunks_per_doc: int | None = Field(
+        None, ge=1, le=256, description="read documents in so many chunks at most: the same as {max_chunks}; null: no"
+    )
 
 
 class Result(BaseModel):
@@ -73,6 +80,15 @@ class ErrorResponse(BaseModel):
     message: str
 
 
+def _chunks(asked: RerankRequest) -> Chunks | None:
+    most = asked.max_chunks_per_doc
+    if most is None:
+        return Chunks.of(asked.chunks)
+    if asked.chunks is not None:
+        raise InputError("`max_chunks_per_doc` and `chunks` say the same: give one of them")
+    return Chunks(max_chunks=most)
+
+
 def render(ranking: Ranking, texts: list[str], documents: bool, model: str) -> bytes:
     """The body of a successful answer."""
     results = [
@@ -96,9 +112,8 @@ def render_error(error: Exception) -> Rendered:
     return answer._replace(body=ErrorResponse(message=json.loads(answer.body)["error"]).model_dump_json().encode())
 
 
-def handlers(answering: Answering) -> dict[str, Handler]:
-    """What answers these requests."""
-    engine = answering.engine
+def way(engine: Engine) -> Way:
+    """How these requests are answered, and their errors."""
 
     async def rerank(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
         most = engine.config.max_concurrent_requests
@@ -109,12 +124,17 @@ def handlers(answering: Answering) -> dict[str, Handler]:
             raise InputError(f"`{unknown[0]}` is not known here: leave it out; there are {known}")
         texts = [each if isinstance(each, str) else each.text for each in asked.documents]
         worth()
-        ranking = await engine.rerank(asked.query, texts, asked.top_n, deadline=deadline)
+        ranking = await engine.rerank(asked.query, texts, asked.top_n, deadline=deadline, chunks=_chunks(asked))
         model = engine.group.artifact.manifest.model.source
         return Rendered(200, render(ranking, texts, bool(asked.return_documents), model), tei.timing_headers(ranking))
 
-    handler = answering.handler(rerank, DIALECT.answer_error)
-    return dict.fromkeys(PATHS, handler)
+    return Way(rerank, DIALECT.answer_error)
+
+
+def handlers(answering: Answering) -> dict[str, Handler]:
+    """What answers these requests."""
+    own = way(answering.engine)
+    return dict.fromkeys(PATHS, answering.handler(lambda _: own))
 
 
 def routes(answering: Mapping[str, Handler]) -> APIRouter:
@@ -132,10 +152,7 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
             response_model=RerankResponse,
             responses={status: {"model": ErrorResponse} for _, status, _ in tei.ERRORS},
             openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": RerankRequest.model_json_schema()}},
-                },
+                "requestBody": body_of(RerankRequest),
                 "parameters": [ANSWERS_UNTIL],
             },
         )(rerank)

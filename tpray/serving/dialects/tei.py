@@ -2,7 +2,8 @@
 
 Source: https://huggingface.github.io/text-embeddings-inference (Predict, ErrorResponse). Deliberate differences:
 scores follow the model's ``problem_type`` (TEI softmaxes multi-label models too), the softmax cannot overflow,
-an item may be a conversation, and 429 and 503 carry ``Retry-After``.
+an item may be a conversation, long texts are read in ``chunks`` if that is asked for, and 429 and 503 carry
+``Retry-After``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from starlette.exceptions import HTTPException
 
 from tpray.chat import Chat
@@ -34,6 +35,7 @@ from tpray.errors import (
     UnsupportedTaskError,
 )
 from tpray.serving.answers import Answer, Timing
+from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
 from tpray.serving.dialects.base import (
     ANSWERS_UNTIL,
@@ -41,7 +43,9 @@ from tpray.serving.dialects.base import (
     Dialect,
     Handler,
     Rendered,
+    Way,
     as_response,
+    body_of,
     has_more_values,
 )
 from tpray.serving.scores import Score
@@ -74,6 +78,8 @@ OTHER_VALUES = 1000
 
 MESSAGES, MESSAGE_VALUES = 256, 24
 """How many messages an item may have on the average of a full batch, and how many values each of them."""
+
+CHUNKS = "read texts that are too long in overlapping chunks, and aggregate their scores; of a pair the second text"
 
 Message = dict[str, Any]
 
@@ -108,6 +114,7 @@ class PredictRequest(BaseModel):
     raw_scores: bool = Field(False, description="logits instead of probabilities")
     truncate: bool = Field(False, description="cut texts that are longer than the model takes")
     truncation_direction: Direction = Field("Right", description="which end is cut")
+    chunks: Chunks | StrictBool = Field(False, description=CHUNKS)
 
 
 class Prediction(BaseModel):
@@ -259,6 +266,8 @@ def _explain(error: ValidationError) -> str:
     if where == "inputs":
         wrong = "is missing" if first["type"] == "missing" else "has the wrong type"
         return f"`inputs` {wrong}: send a text, a pair [a, b], a batch [[a], [b, c]], or messages [{{role, content}}]"
+    if len(first["loc"]) > 2 and all(isinstance(part, str) for part in first["loc"]):
+        where += f".{first['loc'][-1]}"  # a field of an object: between them is its class
     return (
         f"`{where}`: {first['msg'][:1].lower()}{first['msg'][1:]}" if first["loc"] else "the body must be a JSON object"
     )
@@ -275,10 +284,18 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         if len(items) > most:
             raise PayloadTooLargeError(f"`inputs` has {len(items)} items and the limit is {most}: send smaller batches")
         worth()
-        answer = await engine.classify(items, asked.raw_scores, asked.truncate, asked.truncation_direction, deadline)
+        answer = await engine.classify(
+            items,
+            asked.raw_scores,
+            asked.truncate,
+            asked.truncation_direction,
+            deadline,
+            Chunks.of(asked.chunks),
+        )
         return Rendered(200, render(answer, batch), timing_headers(answer))
 
-    return {PREDICT: answering.handler(predict, DIALECT.answer_error)}
+    way = Way(predict, DIALECT.answer_error)
+    return {PREDICT: answering.handler(lambda _: way)}
 
 
 def routes(answering: Mapping[str, Handler]) -> APIRouter:
@@ -290,10 +307,7 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
         response_model=list[Prediction] | list[list[Prediction]],
         responses={status: {"model": ErrorResponse} for _, status, _ in ERRORS},
         openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": PredictRequest.model_json_schema()}},
-            },
+            "requestBody": body_of(PredictRequest),
             "parameters": [ANSWERS_UNTIL],
         },
     )

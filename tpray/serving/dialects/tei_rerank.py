@@ -2,23 +2,30 @@
 
 Source: https://huggingface.github.io/text-embeddings-inference (RerankRequest, Rank). Deliberate differences: more
 texts than ``max_client_batch_size`` are taken; only texts are cut, and never the query; a model with two labels is a
-reranker too; scores follow the checkpoint's activation.
+reranker too; scores follow the checkpoint's activation. Cohere's clients and others send theirs to ``/rerank`` as well:
+a body with ``documents`` and without ``texts`` is answered as `cohere` does.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from tpray.serving.answers import Ranking
+from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
-from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, as_response
-from tpray.serving.dialects.tei import ERRORS, ErrorResponse, read, render_error, timing_headers
+from tpray.serving.dialects import cohere
+from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, Way, as_response, body_of
+from tpray.serving.dialects.tei import CHUNKS, ERRORS, ErrorResponse, read, render_error, timing_headers
 
 RERANK = "/rerank"
+
+_DOCUMENTS, _TEXTS = (re.compile(rb'"%s"\s*:' % name) for name in (b"documents", b"texts"))
+"""Keys, for inside a string a quotation mark is escaped: no body is read to tell whose it is."""
 
 
 class RerankRequest(BaseModel):
@@ -38,6 +45,7 @@ class RerankRequest(BaseModel):
     return_text: bool = Field(False, description="repeat each text")
     truncate: bool | None = Field(None, description="cut texts that are too long; null: that is done")
     truncation_direction: Direction = Field("Right", description="which end is cut")
+    chunks: Chunks | StrictBool = Field(False, description=CHUNKS)
 
 
 class Rank(BaseModel):
@@ -73,10 +81,16 @@ def handlers(answering: Answering) -> dict[str, Handler]:
             truncate=asked.truncate is not False,
             direction=asked.truncation_direction,
             deadline=deadline,
+            chunks=Chunks.of(asked.chunks),
         )
         return Rendered(200, render(ranking, asked), timing_headers(ranking))
 
-    return {RERANK: answering.handler(rerank, DIALECT.answer_error)}
+    own, other = Way(rerank, DIALECT.answer_error), cohere.way(engine)
+    return {RERANK: answering.handler(lambda body: other if _is_cohere(body) else own)}
+
+
+def _is_cohere(body: bytearray) -> bool:
+    return _DOCUMENTS.search(body) is not None and _TEXTS.search(body) is None
 
 
 def routes(answering: Mapping[str, Handler]) -> APIRouter:
@@ -85,18 +99,15 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
 
     @router.post(
         RERANK,
-        response_model=list[Rank],
-        responses={status: {"model": ErrorResponse} for _, status, _ in ERRORS},
+        response_model=list[Rank] | cohere.RerankResponse,
+        responses={status: {"model": ErrorResponse | cohere.ErrorResponse} for _, status, _ in ERRORS},
         openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": RerankRequest.model_json_schema()}},
-            },
+            "requestBody": body_of(RerankRequest, cohere.RerankRequest),
             "parameters": [ANSWERS_UNTIL],
         },
     )
     async def rerank(request: Request) -> Response:
-        """Score how relevant each text is for a query, the best first (TEI's dialect)."""
+        """Score how relevant each text is for a query, the best first (TEI's dialect; with ``documents`` Cohere's)."""
         return as_response(await answering[RERANK](request.scope, request.receive))
 
     return router
