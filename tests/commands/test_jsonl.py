@@ -19,6 +19,7 @@ from tpray.errors import ConfigError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.fake_executor import FakeExecutor, fake_logits
 from tpray.group.wire import Frame, Kind
+from tpray.serving.chunks import Chunks
 from tpray.serving.local import LocalClassifier
 
 
@@ -155,3 +156,17 @@ def test_standard_input_cannot_be_resumed() -> None:
     with pytest.raises(ConfigError, match="reads its input again"):
         check_files(Path("-"), Path("out.jsonl"), True)
     assert sys.stdin is not None
+
+
+def test_long_lines_are_read_in_chunks(classifier: LocalClassifier, executor: FakeExecutor, tmp_path: Path) -> None:
+    """However many they are, no more chunks are queued than may wait; a line with too many chunks is refused."""
+    most = classifier.group.artifact.manifest.model.max_length
+    text = "a " * (15 * (most - 2 - most // 8))
+    lines = [json.dumps({"text": text}) for _ in range(80)]
+    lines += [json.dumps({"text": text * 2}), json.dumps({"messages": [{"role": "user", "content": "a"}]})]
+    records, counts = run(classifier, tmp_path, "\n".join(lines), chunks=Chunks())
+    assert counts.classified == 80
+    assert counts.refused == [81, 82]
+    assert "and 16 chunks (max_chunks) hold" in records[80]["error"]
+    assert "only texts are read in chunks" in records[81]["error"]
+    assert records[0]["scores"] == classifier.classify(text, chunks=True)

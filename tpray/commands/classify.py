@@ -9,18 +9,23 @@ import typer
 
 from tpray.commands.console import err, print_scores
 from tpray.commands.flags import (
+    Aggregate,
     ChatTemplateFile,
     CoresPerRank,
     Dtype,
     Family,
     FromToken,
+    InChunks,
     Layout,
     LogicalCores,
+    MaxChunks,
     ModelFlag,
     PlanFile,
     Revision,
     Runtime,
+    Stride,
     Tp,
+    chunks_of,
     lnc_number,
     words_of,
 )
@@ -61,6 +66,10 @@ def classify(
     ] = False,
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Logits instead of probabilities.")] = False,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    chunks: InChunks = False,
+    stride: Stride = None,
+    aggregate: Aggregate = None,
+    max_chunks: MaxChunks = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
     """Classify texts, or a JSONL file, without a server."""
@@ -73,6 +82,7 @@ def classify(
         raise ConfigError("--pair takes exactly two texts; in a JSONL file a pair has a text_pair")
     if input_file is None and (output_file is not None or resume):
         raise ConfigError("--out and --resume go with a JSONL file: name it with --in, or use --json for texts")
+    read = chunks_of(chunks, stride, aggregate, max_chunks)
     if input_file is not None:
         jsonl.check_files(input_file, output_file, resume)
     with load_with_progress(
@@ -91,7 +101,7 @@ def classify(
         in_process=input_file is None,  # a file may take hours, and its ranks are brought back
     ) as classifier:
         if input_file is not None:
-            done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err, resume)
+            done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err, resume, read)
             if not done.classified and not done.refused and not done.kept:
                 err.print(f"{input_file} has no lines: there was nothing to classify", highlight=False, soft_wrap=True)
             else:
@@ -99,4 +109,4 @@ def classify(
             raise typer.Exit(1 if done.refused else 0)
         assert texts, "checked above"
         items: list[Any] = [(texts[0], texts[1])] if pair else list(texts)
-        print_scores(items, classifier.classify(items, raw_scores, truncate), as_json)
+        print_scores(items, classifier.classify(items, raw_scores, truncate, read), as_json)

@@ -11,6 +11,7 @@ from tpray.commands.bench import bench
 from tpray.commands.classify import classify
 from tpray.commands.console import err, out, print_error
 from tpray.commands.doctor import doctor
+from tpray.commands.rerank import rerank
 from tpray.commands.serve import serve
 from tpray.commands.status import status
 from tpray.commands.trace import trace
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, classify, trace, doctor, status, bench):
+for command in (serve, classify, rerank, trace, doctor, status, bench):
     app.command()(command)
 
 

@@ -49,6 +49,18 @@ def print_scores(items: list[Any], rows: list[Any], as_json: bool) -> None:
     out.print(table)
 
 
+def print_ranking(ranking: list[dict[str, Any]], as_json: bool) -> None:
+    """Documents with their numbers and scores, as they come."""
+    if as_json:
+        for each in ranking:
+            sys.stdout.write(json.dumps(each, ensure_ascii=False) + "\n")
+        return
+    table = Table("index", "document", "score")
+    for each in ranking:
+        table.add_row(str(each["index"]), escape(each["document"]), f"{each['score']:.4f}")
+    out.print(table)
+
+
 def print_plan(report: PlanReport) -> None:
     """How a model would be sharded, and what each rank would hold."""
     lines, title = report.lines, f"Sharding plan, weights in {report.dtype}"

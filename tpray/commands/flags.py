@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tpray.config import AUTO, DtypeName, Goal, InstanceFamily, NeuronLayout
 from tpray.errors import ConfigError
 from tpray.platforms import PLATFORMS
+
+if TYPE_CHECKING:
+    from tpray.serving.chunks import Chunks
 
 _MODEL: dict[str, Any] = {
     "envvar": "TPRAY_MODEL",
@@ -81,6 +84,19 @@ FromToken = Annotated[
         show_default="the checkpoint's own head",
     ),
 ]
+InChunks = Annotated[
+    bool, typer.Option("--chunks", help="Read texts that are too long in overlapping chunks, not as an error.")
+]
+Stride = Annotated[
+    int | None,
+    typer.Option("--stride", help="Tokens that chunks share.", show_default="an eighth of what a chunk holds"),
+]
+Aggregate = Annotated[
+    Literal["max", "mean"] | None, typer.Option("--aggregate", help="Of the chunks' scores.", show_default="max")
+]
+MaxChunks = Annotated[
+    int | None, typer.Option("--max-chunks", help="A text of more chunks is too long.", show_default="16")
+]
 Buckets = Annotated[
     str | None,
     typer.Option(
@@ -148,3 +164,18 @@ def words_of(text: str | None) -> tuple[str, ...]:
 def lnc_number(lnc: Literal["1", "2"] | None) -> Literal[1, 2] | None:
     """Typer takes words to choose from, the configuration numbers."""
     return None if lnc is None else 1 if lnc == "1" else 2
+
+
+def chunks_of(on: bool, stride: int | None, aggregate: str | None, max_chunks: int | None) -> Chunks | None:
+    """What ``--chunks`` and its settings say.
+
+    Raises:
+        ConfigError: the settings are there without it. InputError: one is out of range.
+    """
+    from tpray.serving.chunks import Chunks
+
+    given = {"stride": stride, "aggregate": aggregate, "max_chunks": max_chunks}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not on:
+        raise ConfigError(f"--{'/--'.join(given).replace('_', '-')} is a setting of --chunks: give that too")
+    return Chunks.of(given if on else None)

@@ -135,12 +135,7 @@ def classify_file(
     """
     counts = Counts()
     with ExitStack() as stack:
-        # What is not UTF-8 becomes half a surrogate pair, and its line is refused; a byte order mark is not text.
-        reader: TextIO = (
-            io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
-            if source == STANDARD_INPUT
-            else stack.enter_context(source.open(encoding="utf-8-sig", errors="surrogateescape"))
-        )
+        reader = _reader(source, stack)
         partial = partial_file(target) if target else None
         if resume and partial is not None and partial.exists():
             counts.kept = _skip(reader, partial)
@@ -166,6 +161,36 @@ def classify_file(
     if partial is not None and target is not None:
         os.replace(partial, target)
     return counts
+
+
+def read_texts(source: Path) -> list[tuple[int, str]]:
+    """The ``text`` of each line that is not blank (``-`` is standard input), with its number from 1.
+
+    Raises:
+        InputError: a line has none.
+    """
+    found = []
+    with ExitStack() as stack:
+        for number, line in enumerate(_reader(source, stack), start=1):
+            if not line.strip():
+                continue
+            try:
+                item = _item(_parse(line))
+                if not isinstance(item, str):
+                    raise InputError('is a pair or a conversation, and a document is a "text" alone', number)
+            except InputError as e:
+                where = f"line {number}"
+                raise InputError(f"{where}: {e.message}" if e.item is None else e.said_of(where)) from e
+            found.append((number, item))
+    return found
+
+
+def _reader(source: Path, stack: ExitStack) -> TextIO:
+    """Lines of text; open as long as ``stack`` is."""
+    # What is not UTF-8 becomes half a surrogate pair, and its line is refused; a byte order mark is not text.
+    if source == STANDARD_INPUT:
+        return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
+    return stack.enter_context(source.open(encoding="utf-8-sig", errors="surrogateescape"))
 
 
 def _skip(reader: TextIO, partial: Path) -> int:

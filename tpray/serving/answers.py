@@ -41,10 +41,10 @@ class Ranking(Timing):
 
     documents: list[Ranked]
 
-    def rendered(self, documents: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """For Python; with those of ``documents`` that it names, if these are given."""
-        return [
-            {"index": each.index, "score": each.score}
-            | ({} if documents is None else {"document": documents[each.index]})
-            for each in self.documents
-        ]
+
+def rendered(ranked: Sequence[Ranked], documents: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """For Python; with those of ``documents`` that are named, if these are given."""
+    return [
+        {"index": each.index, "score": each.score} | ({} if documents is None else {"document": documents[each.index]})
+        for each in ranked
+    ]

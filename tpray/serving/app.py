@@ -23,6 +23,7 @@ from tpray.group.ray_executor import RayExecutor
 from tpray.local_ray.private import keep_replica_on_loopback
 from tpray.platforms.topology import Topology
 from tpray.serving import progress
+from tpray.serving.answers import rendered
 from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
 from tpray.serving.door import Door
@@ -142,7 +143,7 @@ class Classifier:
         documents = list(documents)
         with self._gate.enter():
             ranking = await self._engine.rerank(query, documents, top_n, raw_scores, truncate, chunks=Chunks.of(chunks))
-        return ranking.rendered(documents if return_documents else None)
+        return rendered(ranking.documents, documents if return_documents else None)
 
     async def drain(self, limit_s: float) -> int:
         """Take no new work, and wait until what is under way is answered; how many requests are left at the limit."""

@@ -25,7 +25,7 @@ from tpray.platforms.cores import core_count
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import parse
 from tpray.runtime.records import INPUT_NAMES
-from tpray.serving.answers import Answer
+from tpray.serving.answers import Answer, Ranked, rendered
 from tpray.serving.chunks import Chunks
 from tpray.serving.engine import Engine
 from tpray.tokenizer import Item, as_item, as_items
@@ -95,17 +95,33 @@ class LocalClassifier:
     ) -> list[dict[str, Any]]:
         """Score how relevant each document is for a query; see `Engine.rerank`, and for ``chunks`` `classify`.
 
+        There may be any number of documents.
+
         Returns:
             ``[{"index", "score"}, ...]``, the best first, each with its ``document`` if that was asked for.
 
         Raises:
-            InputError: the model is no reranker, or something that was sent cannot be scored; nothing was.
+            InputError: the model is no reranker, or something that was sent cannot be scored.
             GroupError: the group failed and could not be brought back, or was closed meanwhile.
         """
-        documents = list(documents)
+        documents, ranked = list(documents), []
+        size, read = self._items_at_once(chunks)
+        for start in range(0, max(1, len(documents)), size):
+            part = documents[start : start + size]
+            try:
+                ranking = _wait(
+                    self._submit(self._engine.rerank(query, part, top_n, raw_scores, truncate, chunks=read))
+                )
+            except ItemError as e:
+                raise type(e)(e.message, None if e.item is None else e.item + start) from e
+            ranked += [Ranked(each.index + start, each.score) for each in ranking.documents]
+        ranked.sort(key=lambda each: (-each.score, each.index))
+        return rendered(ranked[:top_n], documents if return_documents else None)
+
+    def _items_at_once(self, chunks: Any) -> tuple[int, Chunks | None]:
+        """How many items may be asked for at once, and how they are read."""
         read = Chunks.of(chunks)
-        ranking = _wait(self._submit(self._engine.rerank(query, documents, top_n, raw_scores, truncate, chunks=read)))
-        return ranking.rendered(documents if return_documents else None)
+        return max(1, self._engine.config.max_concurrent_requests // (1 if read is None else read.max_chunks)), read
 
     def classify_many(
         self, items: Iterable[Any], raw_scores: bool = False, truncate: bool = False, chunks: Any = None
@@ -121,12 +137,11 @@ class LocalClassifier:
         self, items: Iterable[Item], raw_scores: bool = False, truncate: bool = False, chunks: Any = None
     ) -> Iterator[list[dict[str, Any]] | ItemError]:
         """The same, with an item's error in the place of its answer, so that the others are answered."""
-        limits, read = self._engine.config, Chunks.of(chunks)
-        each = 1 if read is None else read.max_chunks  # rows of an item, at most
-        size = max(1, min(limits.max_client_batch_size, limits.max_concurrent_requests // (2 * each)))
+        most, read = self._items_at_once(chunks)
+        size = max(1, min(self._engine.config.max_client_batch_size, most // 2))
         ahead: list[tuple[list[Item], Future[Answer]]] = []
         part: list[Item] = []
-        limit = max(1, limits.max_concurrent_requests // (size * each) - 1)
+        limit = max(1, most // size - 1)
 
         def asked(own: list[Item]) -> Future[Answer]:
             return self._submit(self._engine.classify(own, raw_scores, truncate, chunks=read))
