@@ -22,6 +22,7 @@ from tpray.errors import (
     UnsupportedTaskError,
 )
 from tpray.group.fake_executor import FakeExecutor
+from tpray.serving.chunked_items import encode_chunks
 from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.engine import Engine
@@ -70,10 +71,10 @@ def test_chunks_are_the_rows_of_transformers(
         for first in (None, "the firm is"):
             for stride in (0, 1, 5):
                 item = text if first is None else (first, text)
-                (made,) = codec.encode_chunks([item], Chunks(stride=stride, max_chunks=256), True, side)
+                (made,) = encode_chunks(codec, [item], Chunks(stride=stride, max_chunks=256), True, side)
                 expected = stock_chunks(codec._stock, first, text, stride, side.lower())
                 assert made == expected[:256]
-            (first_chunks,) = codec.encode_chunks([item], Chunks(stride=5, max_chunks=3), True, side)
+            (first_chunks,) = encode_chunks(codec, [item], Chunks(stride=5, max_chunks=3), True, side)
             assert first_chunks == expected[:3], "the others are cut"
 
 
@@ -88,7 +89,7 @@ def test_what_chunks_do_not_hold_is_refused(make_checkpoint: Callable[..., Path]
         (" ", {}, EmptyInputError, "item 1 is empty"),
     ):
         with pytest.raises(error, match=words):
-            codec.encode_chunks(["b", item], Chunks.model_validate(options))
+            encode_chunks(codec, ["b", item], Chunks.model_validate(options))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_each_label_has_the_greatest_or_the_mean_score_of_the_chunks(
     async def work(engine: Engine) -> None:
         tokenizer, model = engine.codec._stock, stock_model(directory)
         for how, of in (("max", np.max), ("mean", np.mean)):
-            chunks = Chunks(stride=3, aggregate=how)  # type: ignore[arg-type]
+            chunks = Chunks.model_validate({"stride": 3, "aggregate": how})
             for raw, activation in ((True, np.asarray), (False, softmax)):
                 answer = await engine.classify(items, raw_scores=raw, chunks=chunks)
                 for item, scores in zip(items, answer.scores, strict=True):
@@ -174,14 +175,16 @@ def test_a_document_is_as_relevant_as_its_best_chunk(make_checkpoint: Callable[.
         for how, of in (("max", np.max), ("mean", np.mean)):
             for raw, activation in ((True, np.asarray), (False, sigmoid)):
                 expected = [of(activation(of_one)) for of_one in logits]
-                chunks = Chunks(stride=3, aggregate=how, max_chunks=64)  # type: ignore[arg-type]
+                chunks = Chunks.model_validate({"stride": 3, "aggregate": how, "max_chunks": 64})
                 ranking = await engine.rerank(QUERY, texts, raw_scores=raw, chunks=chunks)
                 scores = {each.index: each.score for each in ranking.documents}
                 np.testing.assert_allclose([scores[n] for n in range(len(texts))], expected, atol=1e-5)
                 assert [each.index for each in ranking.documents] == np.argsort(-np.array(expected)).tolist()
                 assert ranking.tokens == sum(len(row) for of_one in rows for row in of_one)
-        with pytest.raises(PayloadTooLargeError, match=r"these texts make \d+ chunks and the limit is 100 "):
+        with pytest.raises(PayloadTooLargeError, match="these texts make more than 100 chunks"):
             await engine.rerank(QUERY, [LONG] * 8, chunks=Chunks())
+        with pytest.raises(PayloadTooLargeError, match="these texts make more than 100 chunks"):
+            await engine.classify([LONG] * 8, truncate=True, chunks=Chunks())
         with pytest.raises(EmptyInputError, match="item 1 is empty"):
             await engine.rerank(QUERY, ["a", " "], chunks=Chunks())
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tpray.errors import InputError
+from tpray.errors import InputError, PayloadTooLargeError
 from tpray.group.wire import Array
 
 STRIDE_SHARE = 8
@@ -92,3 +92,16 @@ class Chunks(BaseModel):
 
 WHOLE = Chunks(max_chunks=1, stride=0)
 """A text is one row, and what is longer is too long."""
+
+
+def check_count(count: int, most: float) -> None:
+    """Refuse more chunks than may wait.
+
+    Raises:
+        PayloadTooLargeError: there are more.
+    """
+    if count > most:
+        raise PayloadTooLargeError(
+            f"these texts make more than {most} chunks, and no more may wait (--max-concurrent-requests): send fewer, "
+            "or shorter ones, or a smaller stride"
+        )

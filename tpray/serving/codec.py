@@ -15,8 +15,14 @@ from typing import Any, Literal
 
 from tpray.artifacts.manifest import ModelRecord
 from tpray.chat import NO_TEMPLATE, Chat, ChatTemplate, Rendered, read_template, template_of
-from tpray.errors import DeadlineError, EmptyInputError, InputError, InputTooLongError, UnsupportedTaskError
-from tpray.serving.chunks import WHOLE, Chunks
+from tpray.errors import (
+    DeadlineError,
+    EmptyInputError,
+    InputError,
+    InputTooLongError,
+    UnsupportedTaskError,
+)
+from tpray.serving.chunks import WHOLE, Chunks, check_count
 from tpray.serving.joints import Joints, Reading
 from tpray.serving.template import Template, kept
 from tpray.serving.tokenizer_facts import TokenizerFacts
@@ -201,35 +207,6 @@ class TextCodec:
             self._check_row(row, number)
         return rows
 
-    def encode_chunks(
-        self,
-        items: Sequence[Item],
-        chunks: Chunks,
-        truncate: bool = False,
-        direction: Direction | None = None,
-        deadline: float = math.inf,
-    ) -> list[list[Encoded]]:
-        """The rows of each item: of a text, or the second text of a pair, in chunks.
-
-        Args:
-            truncate, direction, deadline: as for `encode`; what is cut is what the last chunk does not reach.
-
-        Raises:
-            As `encode`. InputError: an item is a conversation; the stride is too large.
-        """
-        rows = []
-        for number, item in enumerate(items):
-            if isinstance(item, Chat):
-                raise InputError("is a conversation, and only texts are read in chunks: leave `chunks` out", number)
-            for text in texts_of(item):
-                check_text(text, number)
-            *first, text = texts_of(item)
-            try:
-                rows += self.encode_after(first, [text], self.max_length, truncate, direction, deadline, chunks)
-            except InputError as e:
-                raise type(e)(e.message, None if e.item is None else number) from e
-        return rows
-
     def encode_after(
         self,
         first: Sequence[str],
@@ -239,6 +216,7 @@ class TextCodec:
         direction: Direction | None = None,
         deadline: float = math.inf,
         chunks: Chunks = WHOLE,
+        max_rows: float = math.inf,
     ) -> list[list[Encoded]]:
         """The rows of many texts, each after the same one, or none, which is tokenised once, and never cut.
 
@@ -247,7 +225,8 @@ class TextCodec:
             truncate, direction, deadline: as for `encode`, of the second texts. chunks: how these are read.
 
         Raises:
-            As `encode`; what is wrong with the first text alone is no item's.
+            As `encode`; what is wrong with the first text alone is no item's. InputError: the stride is too large.
+            PayloadTooLargeError: there are more than ``max_rows``.
         """
         way = (direction or self._own_side) if truncate else None
         if not self._templates:
@@ -267,7 +246,7 @@ class TextCodec:
                 raise self._no_room(max_length - room + 1, max_length)
             reach = chunks.reach(room)
             short = iter(self._tokens([text for text in seconds if len(text) <= WHOLE_CHARS]))
-            rows = []
+            rows, count = [], 0
             for number, second in enumerate(seconds):
                 part = self._reading(second, left, deadline, short)
                 part.read(reach)
@@ -275,6 +254,8 @@ class TextCodec:
                     tokens, known = len(part.ids) + max_length - room, part.unread is None
                     raise self._too_long(tokens, known, number, max_length + reach - room, chunks)
                 parts = chunks.cut(part.cut(min(reach, len(part.ids))), room, left)
+                count += len(parts)
+                check_count(count, max_rows)
                 rows.append([template.put([*(text.ids for text in own), ids]) for ids in parts])
         for number, of_one in enumerate(rows):
             for row in of_one:

@@ -31,6 +31,7 @@ from tpray.group.wire import Array
 from tpray.serving.answers import Answer, Ranked, Ranking
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
+from tpray.serving.chunked_items import encode_chunks
 from tpray.serving.chunks import WHOLE, Chunks
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.relevance import Relevance
@@ -188,7 +189,12 @@ class Engine:
         of: list[int] = []
 
         def rows_of_chunks(until: float) -> list[Encoded]:
-            return _numbered(self.codec.encode_chunks(items, chunks, truncate, direction, until), of)
+            return _numbered(
+                encode_chunks(
+                    self.codec, items, chunks, truncate, direction, until, self.config.max_concurrent_requests
+                ),
+                of,
+            )
 
         results, timing = await self._answer(len(items), rows_of_chunks, characters, deadline, of)
         record = self.codec.record
@@ -234,7 +240,9 @@ class Engine:
         def rows(until: float) -> list[Encoded]:
             if self._relevance is None:
                 self._relevance = Relevance.of(self.group.artifact.model_directory, self.codec)
-            return _numbered(self._relevance.rows(self.codec, query, documents, truncate, direction, until, whole), of)
+            most = self.config.max_concurrent_requests
+            made = self._relevance.rows(self.codec, query, documents, truncate, direction, until, whole, most)
+            return _numbered(made, of)
 
         characters = len(query) + sum(map(len, documents))
         results, timing = await self._answer(len(documents), rows, characters, deadline, of)
@@ -266,11 +274,6 @@ class Engine:
         self._batcher.check_room(count, deadline - time.monotonic())
         rows = encode(deadline) if characters is None else await self._tokenizing.run(encode, characters, deadline)
         tokenized = time.perf_counter()
-        if len(rows) > max(count, self.config.max_concurrent_requests):
-            raise PayloadTooLargeError(
-                f"these texts make {len(rows)} chunks and the limit is {self.config.max_concurrent_requests} "
-                "(--max-concurrent-requests): send fewer, or shorter ones"
-            )
         try:
             results = await self._batcher.submit(rows, deadline - time.monotonic())
         except ItemError as e:

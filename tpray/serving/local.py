@@ -26,6 +26,7 @@ from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import parse
 from tpray.runtime.records import INPUT_NAMES
 from tpray.serving.answers import Answer, Ranked, rendered
+from tpray.serving.chunked_items import encode_chunks
 from tpray.serving.chunks import Chunks
 from tpray.serving.engine import Engine
 from tpray.tokenizer import Item, as_item, as_items
@@ -180,7 +181,7 @@ class LocalClassifier:
         if chunks is None:
             self._engine.codec.encode([item], truncate)
         else:
-            self._engine.codec.encode_chunks([item], chunks, truncate)
+            encode_chunks(self._engine.codec, [item], chunks, truncate)
 
     def logits(self, **inputs: Any) -> Array:
         """Run the program on token ids.

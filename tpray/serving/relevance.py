@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -99,6 +100,7 @@ class Relevance:
         direction: Direction | None,
         deadline: float,
         chunks: Chunks = WHOLE,
+        max_rows: float = math.inf,
     ) -> list[list[Encoded]]:
         """The rows of the query with each document; of what is too long only the document is cut, or read in chunks.
 
@@ -112,7 +114,9 @@ class Relevance:
             check_text(document, number)
         if not self.chat:
             first = [self.prompt + query]
-            return codec.encode_after(first, documents, self.max_length, truncate, direction, deadline, chunks)
+            return codec.encode_after(
+                first, documents, self.max_length, truncate, direction, deadline, chunks, max_rows
+            )
         if chunks != WHOLE:
             raise UnsupportedTaskError(
                 f"{codec.record.source} has pairs written by its chat template, which are not read in chunks: leave "
