@@ -142,12 +142,16 @@ def test_a_handle_from_another_process(server: Running) -> None:
         "import tpray\nhandle = tpray.connect()\n"
         f"print(handle.classify.remote([({PLACE!r}, {OFFICE!r}), 'one text']).result())\n"
         f"print([r['index'] for r in handle.rerank.remote({PLACE!r}, [{FOOD!r}, {OFFICE!r}]).result()])\n"
+        "long, mean = 'a firm ' * 200, {'aggregate': 'mean'}\n"
+        "print('chunks', len(handle.classify.remote(long, chunks=mean).result()),\n"
+        "      len(handle.rerank.remote('a', ['b', long], chunks=True).result()))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     noted.unlink()
     assert "paraphrase" in done.stdout, done.stderr
     assert done.stdout.count("not_paraphrase") == 2
     assert "[1, 0]" in done.stdout, done.stderr
+    assert "chunks 2 2" in done.stdout, done.stderr
 
 
 def test_the_readmes_examples(server: Running) -> None:
