@@ -343,7 +343,8 @@ TAKES_SIZES = MAKERS | {
 POINTWISE = {
     aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default, aten.contiguous.default,
     aten.dropout.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
-    aten.detach.default, aten.__and__.Tensor, aten.__or__.Tensor, tpray_ops.all_reduce.default,
+    aten.detach.default, aten.__and__.Tensor, aten.__or__.Tensor,
+    aten.where.ScalarOther, aten.where.ScalarSelf, tpray_ops.all_reduce.default,
 }  # fmt: skip
 """Those that torch does not tag as such."""
 
