@@ -318,7 +318,7 @@ class Engine:
             logits = (await asyncio.wait_for(self._step(inputs), limit_s)).logits
         except asyncio.TimeoutError as e:
             raise DeadlineError(f"the request was not answered within {limit_s:g} s") from e
-        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        wrong = np.flatnonzero(~np.isfinite(logits).reshape(len(logits), -1).all(axis=1))
         if len(wrong):
             raise LogitsError(NOT_FINITE, int(wrong[0]))
         return logits
