@@ -49,6 +49,22 @@ def print_scores(items: list[Any], rows: list[Any], as_json: bool) -> None:
     out.print(table)
 
 
+def print_entities(items: list[Any], rows: list[Any], as_json: bool) -> None:
+    """The entities of each text, as a table or as JSON lines."""
+    if as_json:
+        for item, found in zip(items, rows, strict=True):
+            sys.stdout.write(json.dumps({"input": item, "entities": found}, ensure_ascii=False) + "\n")
+        return
+    table = Table("text", "words", "label", "score")
+    for item, found in zip(items, rows, strict=True):
+        for i, entity in enumerate(found or [{}]):
+            label = entity.get("entity_group", entity.get("entity", ""))
+            words, score = entity.get("word", ""), f"{entity['score']:.4f}" if entity else ""
+            end = i >= len(found) - 1
+            table.add_row("" if i else escape(item), escape(words), escape(label), score, end_section=end)
+    out.print(table)
+
+
 def print_plan(report: PlanReport) -> None:
     """How a model would be sharded, and what each rank would hold."""
     lines, title = report.lines, f"Sharding plan, weights in {report.dtype}"

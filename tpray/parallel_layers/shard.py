@@ -35,7 +35,8 @@ class ShardedClassifier(nn.Module):
     """A transformers classifier behind one signature for every architecture.
 
     ``forward(input_ids, attention_mask, token_type_ids)``, each int64 ``[B, S]`` -> logits float32
-    ``[B, L]``; of a classifier of tokens ``[B, S, L]``, zeros where padding is. Token types are dropped where transformers would not give the model any.
+    ``[B, L]``; of a classifier of tokens ``[B, S, L]``, zeros where padding is. Token types are dropped where
+    transformers would not give the model any.
 
     Args:
         typed: whether the tokenizer gives token types; see `tpray.tokenizer.takes_types`.

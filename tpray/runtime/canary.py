@@ -131,7 +131,7 @@ def _inputs(config: Any, pad_id: int, max_length: int) -> tuple[Tensor, Tensor, 
 
 
 def canary_steps(canary: Canary, pad_id: int) -> Iterator[tuple[list[Array], Array]]:
-    """The steps of a check: a program's inputs, int64 ``[B, S]`` each, and the logits that must come out; see `Canary`."""
+    """The steps of a check: a program's inputs, int64 ``[B, S]`` each, and the logits that must come out (`Canary`)."""
     yield [np.array(getattr(canary, name), dtype=np.int64) for name in INPUT_NAMES], _array(canary.logits)
     together = canary.texts and not canary.reads_padding
     for texts in [canary.texts] if together else [(text,) for text in canary.texts]:

@@ -23,7 +23,7 @@ class ProgramRecord(Frozen):
 
 
 class TextCanary(Frozen):
-    """A text or pair, what transformers' tokenizer makes of it, and the logits that its model then gives; see `Canary`."""
+    """A text or pair, what transformers' tokenizer makes of it, and the logits that its model then gives."""
 
     texts: tuple[str, ...]
     ids: tuple[int, ...]

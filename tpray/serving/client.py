@@ -13,7 +13,7 @@ def connect(app: str = "tpray", url: str | None = None) -> Any:
     """The Serve handle of a server that runs on this machine, for another process than its own.
 
     ``connect().classify.remote([...]).result()`` gives what `Classifier.classify` returns, and
-    ``connect().rerank.remote(query, documents).result()`` what `Classifier.rerank` does.
+    ``connect().rerank.remote(query, documents).result()`` what `Classifier.rerank` does; ``classify_tokens`` likewise.
 
     Args:
         app: the Serve application's name; ``tpray serve`` calls its own ``tpray``.

@@ -29,6 +29,7 @@ from tpray.group.classifier import ClassifierGroup
 from tpray.group.lifecycle import State
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.group.wire import Array
+from tpray.parallel_layers.tasks import TEXT, TOKEN
 from tpray.serving.answers import Answer, Ranked, Ranking
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
@@ -36,6 +37,7 @@ from tpray.serving.codec import LARGE_CHARS, Direction, TextCodec
 from tpray.serving.relevance import Relevance
 from tpray.serving.rows import RowResult
 from tpray.serving.scores import Score, labelled
+from tpray.serving.token_codec import TokenCodec, check_task
 from tpray.serving.tokenizer_facts import facts_path, keep_facts, read_facts
 from tpray.tokenizer import Encoded, Item
 
@@ -94,7 +96,7 @@ class Engine:
     def _make_codec(artifact: Artifact) -> TextCodec:
         record = artifact.manifest.model
         kept = facts_path(artifact.manifest.model_files, record.max_length)
-        codec = TextCodec(artifact.model_directory, record, read_facts(kept))
+        codec = (TokenCodec if record.task == TOKEN else TextCodec)(artifact.model_directory, record, read_facts(kept))
         for text in artifact.manifest.canary.texts:
             item = text.texts[0] if len(text.texts) == 1 else (text.texts[0], text.texts[1])
             (row,) = codec.encode([item], truncate=True, direction="Right")
@@ -175,6 +177,7 @@ class Engine:
             StepError: the model raised for an item, on all ranks alike. RefusedError: the ranks died of it before.
             OverloadedError, DeadlineError, GroupError: see `Batcher.submit`.
         """
+        check_task(self.codec.record, TEXT)
         if not items:
             raise EmptyInputError("there is nothing to classify: send at least one text")
         if len(items) > self.config.max_client_batch_size:
@@ -188,7 +191,7 @@ class Engine:
         def rows(until: float) -> list[Encoded]:
             return self.codec.encode(items, truncate, direction, until)
 
-        results, timing = await self._answer(len(items), rows, None if inline else characters, deadline)
+        results, timing = await self.answer(len(items), rows, None if inline else characters, deadline)
         return Answer(**timing, scores=[self._scores(result, raw_scores) for result in results])
 
     async def rerank(
@@ -234,7 +237,7 @@ class Engine:
 
         characters = len(query) + sum(map(len, documents))
         try:
-            results, timing = await self._answer(len(documents), rows, characters, deadline)
+            results, timing = await self.answer(len(documents), rows, characters, deadline)
         except ItemError as e:
             if not order or e.item is None:
                 raise
@@ -244,7 +247,7 @@ class Engine:
         ranked = sorted((Ranked(*each) for each in zip(order, scores, strict=True)), key=lambda r: (-r.score, r.index))
         return Ranking(**timing, documents=ranked[:top_n])
 
-    async def _answer(
+    async def answer(
         self, count: int, encode: Callable[[float], list[Encoded]], characters: int | None, deadline: float | None
     ) -> tuple[list[RowResult], dict[str, Any]]:
         """Tokenise, queue, and wait for ``count`` rows; and the fields of `Timing`.
