@@ -271,11 +271,6 @@ class Checkpoint:
                 f"{self.source}: transformers has no {'token' if of_tokens else 'sequence'} classifier of the type "
                 f"{self.config.model_type!r}"
             )
-        if of_tokens and self.config.is_encoder_decoder:
-            raise UnsupportedModelError(
-                f"{self.source} is a {self.config.architectures[0]}, which leaves its decoder out: tpray labels tokens "
-                "with encoders and with decoders alone"
-            )
         self._check_supported()
         import transformers
 
@@ -305,7 +300,8 @@ class Checkpoint:
                 "besides a text's ids, mask and types, which tpray does not carry"
             )
         end = getattr(self.config, "eos_token_id", None)
-        if self.config.is_encoder_decoder and (not isinstance(end, int) or end not in made["input_ids"]):
+        reads_end = self.config.is_encoder_decoder and task_of(self.config) != TOKEN
+        if reads_end and (not isinstance(end, int) or end not in made["input_ids"]):
             raise CheckpointError(
                 f"{self.source}: a {self.config.model_type} classifier reads the label from the last end of sequence, "
                 f"and its tokenizer puts none of the eos_token_id {end!r} of config.json into a text: correct either"

@@ -50,7 +50,7 @@ class ShardedClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         model: Any = self.model
-        if model.config.is_encoder_decoder:
+        if model.config.is_encoder_decoder and hasattr(model, "classification_head"):  # T5's of tokens has no decoder
             return self._read_end(input_ids, attention_mask).float()
         extra: dict[str, Any] = {"token_type_ids": token_type_ids} if self.takes_token_types else {}
         if self.keeps_a_cache:
