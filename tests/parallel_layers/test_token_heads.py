@@ -37,7 +37,8 @@ def stock_logits(directory: Path, batch: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "model_type", [m if m in TYPES else pytest.param(m, marks=pytest.mark.slow) for m in PLANS if m in HEADS]
+    "model_type",
+    [m if m in TYPES else pytest.param(m, marks=pytest.mark.slow) for m in (*PLANS, "mistral", "gemma2") if m in HEADS],
 )
 def test_each_tokens_logits_are_the_stock_models(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
     checkpoint = find_checkpoint(make_checkpoint(model_type, architectures=TOKENS))

@@ -6,7 +6,7 @@ from tpray.parallel_layers.plan import Cut, Rule
 
 SMALL = "small beside the layers, and a collective less"
 ONE_TOKEN = "works on one token per row"
-HEAD = "the head: small beside the layers"
+HEAD = "the head, small beside the layers"
 
 _NORMS = (
     Rule("*LayerNorm*", Cut.REPLICATED, "a vector"),
