@@ -60,7 +60,7 @@ def test_entities_are_the_pipelines(model_type: str, make_checkpoint: Make) -> N
     stock = pipeline("token-classification", model=str(directory), device="cpu")
     special = stock.tokenizer.sep_token or stock.tokenizer.eos_token
     texts = [*TEXTS, f"the firm {special} in Paris"] if model_type != "esm" else ["MKTAY IAKQR", "GLSDG", "L"]
-    seen = set()
+    seen: set[tuple[str, bool]] = set()
     strategies = [s for s in STRATEGIES if model_type != "esm" or s not in OF_WORDS]
 
     async def run() -> None:
