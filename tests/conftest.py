@@ -17,6 +17,7 @@ from tests.neuron_standin.build import build_device
 from tests.small_models import OWN_NAMES, OWN_SETTINGS, SMALL
 from tests.text_kinds import save_tokenizer
 from tpray.config import environment, stay_quiet
+from tpray.parallel_layers.tasks import auto_class
 
 stay_quiet()
 # A shell has what it starts in the background ignore Ctrl-C, and so would what the tests start and interrupt.
@@ -97,7 +98,10 @@ def _no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function that saves a small seeded classifier with a tokenizer of its own kind; no bias or norm is zero."""
+    """A function that saves a small seeded classifier with a tokenizer of its own kind; no bias or norm is zero.
+
+    It is of tokens where ``architectures`` says so: ``["ForTokenClassification"]``.
+    """
     made: dict[str, Path] = {}
 
     def make(model_type: str = "bert", **changes: Any) -> Path:
@@ -110,7 +114,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 
 
 def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     tokenizer = save_tokenizer(directory, model_type)
     own: dict[str, Any] = {"vocab_size": max(SMALL["vocab_size"], len(tokenizer))}
@@ -123,7 +127,7 @@ def _save(directory: Path, model_type: str, changes: dict[str, Any]) -> Path:
     )
     config = AutoConfig.for_model(model_type, **(usual | OWN_SETTINGS.get(model_type, {}) | wanted))
     torch.manual_seed(7)
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = auto_class(config).from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -29,4 +29,4 @@ def test_every_route_answers_as_its_schema_says(start_server: Callable[..., Serv
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "Tested: 6" in done.stdout
+    assert "Tested: 7" in done.stdout

@@ -18,6 +18,7 @@ from tpray.config import Frozen, InstanceFamily
 from tpray.errors import ArtifactError, ConfigError
 from tpray.parallel_layers.files import file_digest
 from tpray.parallel_layers.plan import Plan
+from tpray.parallel_layers.tasks import TEXT
 from tpray.platforms import PLATFORMS
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket
@@ -43,6 +44,7 @@ class FileRecord(Frozen):
 class ModelRecord(Frozen):
     """Which model this is, and what its logits mean.
 
+    task: `tpray.parallel_layers.tasks`' name of it.
     pad_id: the id that the model takes for padding. vocab_size, token_types: how many ids and token types it knows.
     reads_padding: a row's logits depend on how much padding it has, so that it only goes with rows of its length.
     """
@@ -51,6 +53,7 @@ class ModelRecord(Frozen):
     revision: str | None
     digest: str
     model_type: str
+    task: str = TEXT
     max_length: int
     vocab_size: int
     token_types: int = 0

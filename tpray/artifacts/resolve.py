@@ -30,6 +30,7 @@ from tpray.config import AUTO, DtypeName, ModelConfig, cache_dir, local_director
 from tpray.errors import ArtifactError, ConfigError, StoreError
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
 from tpray.parallel_layers.plan import Plan, read_plan
+from tpray.parallel_layers.tasks import task_of
 from tpray.platforms.base import Platform
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import Bucket
@@ -311,6 +312,7 @@ def describe(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out
         revision=checkpoint.revision,
         digest=checkpoint.digest,
         model_type=config.model_type,
+        task=task_of(config),
         max_length=max((bucket.length for bucket in buckets), default=limit),
         vocab_size=config.vocab_size,
         token_types=count_token_types(empty_model(config), typed),

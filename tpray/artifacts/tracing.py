@@ -20,6 +20,7 @@ from tpray.artifacts.manifest import Manifest, RankRecord, machine, now, version
 from tpray.artifacts.resolve import Resolution, TraceTask, check_padding
 from tpray.artifacts.store import SharedStore
 from tpray.errors import StoreError
+from tpray.parallel_layers.tasks import TOKEN
 from tpray.runtime.records import INPUT_NAMES, Canary
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ async def _trace(task: TraceTask, tracer: Tracer) -> Artifact:
         model_files = copy_model_files(task.model_files, staging / MODEL_DIR)
         traced = await tracer(task, staging)
         reads_padding = traced.canary.reads_padding
+        rows, of_tokens = ("batch", "sequence"), task.model.task == TOKEN
         check_padding(task.buckets, task.checkpoint, reads_padding)
         manifest = Manifest(
             created=now(),
@@ -96,7 +98,7 @@ async def _trace(task: TraceTask, tracer: Tracer) -> Artifact:
             tp=topology.tp,
             dtype=task.dtype,
             buckets=task.buckets,
-            shapes=dict.fromkeys(INPUT_NAMES, ("batch", "sequence")) | {"logits": ("batch", "labels")},
+            shapes=dict.fromkeys(INPUT_NAMES, rows) | {"logits": (*(rows if of_tokens else rows[:1]), "labels")},
             model_files=model_files,
             ranks=tuple(traced.ranks),
             canary=traced.canary,

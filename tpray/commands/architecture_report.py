@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from tpray.errors import UnsupportedModelError
 from tpray.parallel_layers.architectures import PLANS
-from tpray.parallel_layers.architectures.common import ONE_TOKEN, SMALL
+from tpray.parallel_layers.architectures.common import HEAD, ONE_TOKEN, SMALL
 from tpray.parallel_layers.architectures.decoders import VARIANTS
 from tpray.parallel_layers.architectures.upstream import (
-    HEAD,
     ONE_FOR_ALL,
     VECTOR,
     classifier_types,

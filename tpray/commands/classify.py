@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpray.commands.console import err, print_scores
+from tpray.commands.console import err, print_entities, print_scores
 from tpray.commands.flags import (
     Aggregate,
     ChatTemplateFile,
@@ -31,6 +31,10 @@ from tpray.commands.flags import (
 )
 from tpray.config import AUTO
 from tpray.errors import ConfigError
+from tpray.parallel_layers.tasks import TOKEN
+
+if TYPE_CHECKING:
+    from tpray.serving.entities import Strategy
 
 
 def classify(
@@ -109,4 +113,9 @@ def classify(
             raise typer.Exit(1 if done.refused else 0)
         assert texts, "checked above"
         items: list[Any] = [(texts[0], texts[1])] if pair else list(texts)
-        print_scores(items, classifier.classify(items, raw_scores, truncate, read), as_json)
+        if classifier.task == TOKEN:
+            strategy: Strategy = "none" if raw_scores else "simple"
+            found = classifier.classify_tokens(items, strategy, raw_scores=raw_scores, truncate=truncate)
+            print_entities(items, found, as_json)
+        else:
+            print_scores(items, classifier.classify(items, raw_scores, truncate, read), as_json)

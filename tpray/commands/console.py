@@ -12,6 +12,7 @@ from rich.status import Status
 from rich.table import Table
 
 from tpray.config import ServeConfig
+from tpray.parallel_layers.tasks import TOKEN
 
 if TYPE_CHECKING:
     from tpray.commands.architecture_report import ArchitectureLine
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 out, err = Console(), Console(stderr=True)
 
 
-def print_ready(url: str, named: str, config: ServeConfig) -> None:
-    """Where the server is, and a command to try it with."""
+def print_ready(url: str, named: str, config: ServeConfig, task: str) -> None:
+    """Where the server is, and a command to try it with. task: the model's."""
     groups = f"{config.replicas} group{'' if config.replicas == 1 else 's'} of tp {config.parallel.tp}"
     out.print(f"[bold green]Ready[/] {escape(named)}, {groups}, at [bold]{escape(url)}[/]", highlight=False)
-    example = {"inputs": ["The company is based in New York City", "The headquarters are situated in Manhattan"]}
-    command = f"  curl {url}/predict -H 'content-type: application/json' -d '{json.dumps(example)}'"
+    texts = ["The company is based in New York City", "The headquarters are situated in Manhattan"]
+    route = "token_classification" if task == TOKEN else "predict"
+    example = {"inputs": texts}
+    command = f"  curl {url}/{route} -H 'content-type: application/json' -d '{json.dumps(example)}'"
     out.print(command, soft_wrap=True, highlight=False, markup=False)
     out.print(f"  {url}/docs describes the routes; Ctrl-C stops.", highlight=False, markup=False)
 
@@ -58,6 +61,22 @@ def print_ranking(ranking: list[dict[str, Any]], as_json: bool) -> None:
     table = Table("index", "document", "score")
     for each in ranking:
         table.add_row(str(each["index"]), escape(each["document"]), f"{each['score']:.4f}")
+    out.print(table)
+
+
+def print_entities(items: list[Any], rows: list[Any], as_json: bool) -> None:
+    """The entities of each text, as a table or as JSON lines."""
+    if as_json:
+        for item, found in zip(items, rows, strict=True):
+            sys.stdout.write(json.dumps({"input": item, "entities": found}, ensure_ascii=False) + "\n")
+        return
+    table = Table("text", "words", "label", "score")
+    for item, found in zip(items, rows, strict=True):
+        for i, entity in enumerate(found or [{}]):
+            label = entity.get("entity_group", entity.get("entity", ""))
+            words, score = entity.get("word", ""), f"{entity['score']:.4f}" if entity else ""
+            end = i >= len(found) - 1
+            table.add_row("" if i else escape(item), escape(words), escape(label), score, end_section=end)
     out.print(table)
 
 

@@ -22,6 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tpray.chat import Chat
 from tpray.errors import ConfigError, InputError, ItemError
+from tpray.parallel_layers.tasks import TOKEN
+from tpray.serving.tagging import Tagging
 from tpray.tokenizer import Item
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from tpray.serving.local import LocalClassifier
 
 STANDARD_INPUT = Path("-")
-ADDED = ("label", "score", "scores", "error")
+ADDED = ("label", "score", "scores", "entities", "error")
 """What a line is given. Where it has one of these already, all of them get the prefix ``tpray_``."""
 
 
@@ -123,8 +125,8 @@ def classify_file(
     """Classify every line of ``source`` (``-`` is standard input) into ``target`` (None is standard output).
 
     A line is an object with ``text`` and perhaps ``text_pair``, or with ``messages``; all its keys are kept, and
-    ``label``, ``score`` and ``scores`` are added, or ``error`` where the line cannot be classified; see `ADDED`. A
-    blank line stays blank.
+    ``label``, ``score`` and ``scores`` are added, or ``error`` where the line cannot be classified; see `ADDED`. Where
+    the model labels tokens, ``entities`` are added. A blank line stays blank.
 
     Args:
         resume: go on after the lines that an interrupted run has written.
@@ -229,17 +231,29 @@ def _answers(
             if line.item is not None:
                 yield line.item
 
-    for scores in classifier.classify_each(items(), raw, truncate, chunks):
+    for answer in _asked(classifier, items(), raw, truncate, chunks):
         while waiting[0].item is None:
             yield _unanswered(waiting.popleft())
         line = waiting.popleft()
-        if isinstance(scores, ItemError):
-            yield line, line.answered(error=scores.said_of(f"line {line.number}")), True
+        if isinstance(answer, ItemError):
+            yield line, line.answered(error=answer.said_of(f"line {line.number}")), True
+        elif classifier.task == TOKEN:
+            yield line, line.answered(entities=answer), False
         else:
-            best = scores[0]
-            yield line, line.answered(label=best["label"], score=best["score"], scores=scores), False
+            best = answer[0]
+            yield line, line.answered(label=best["label"], score=best["score"], scores=answer), False
     for line in waiting:
         yield _unanswered(line)
+
+
+def _asked(
+    classifier: LocalClassifier, items: Iterator[Any], raw: bool, truncate: bool, chunks: Chunks | None
+) -> Iterator[list[dict[str, Any]] | ItemError]:
+    """The labels of each item; where the model labels tokens, its entities, neighbours of one label together."""
+    if classifier.task != TOKEN:
+        return classifier.classify_each(items, raw, truncate, chunks)
+    how = Tagging("none" if raw else "simple", raw_scores=raw, truncate=truncate)
+    return classifier.tag_each(items, how)
 
 
 def _unanswered(line: _Line) -> tuple[_Line, str, bool]:

@@ -29,6 +29,7 @@ from tpray.commands.flags import (
 )
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
 from tpray.group.phases import PhaseReport, process_started
+from tpray.serving.client import ask_info
 
 
 def serve(
@@ -120,7 +121,7 @@ def serve(
 
         with launch.Server(config, host, port, show, drain_timeout, process_started()) as server:
             status.stop()
-            print_ready(server.url, named, server.config)
+            print_ready(server.url, named, server.config, str(ask_info(server.url)["task"]))
             server.wait()
             err.print("Stopping: what is under way is answered first; Ctrl-C again ends at once")
     err.print("Stopped")

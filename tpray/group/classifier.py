@@ -100,7 +100,8 @@ class ClassifierGroup(Group):
             bucket = fitting(self.buckets, len(part[0]), length)
             assert bucket is not None, "largest_batch() found one"
             result = await super()._run(pad_to(part, bucket, self.artifact.manifest.model.pad_id), timeout_s)
-            logits.append(result.logits[: len(part[0])])
+            own = result.logits[: len(part[0])]
+            logits.append(own if own.ndim == 2 else own[:, :length])
             compute_s, total_s = compute_s + result.compute_s, total_s + result.total_s
         return StepResult((np.concatenate(logits),), compute_s, total_s)
 

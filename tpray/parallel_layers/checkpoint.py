@@ -21,6 +21,7 @@ from tpray.errors import CheckpointError, ModelNotFoundError, TprayError, Unsupp
 from tpray.parallel_layers.architectures import plan_for
 from tpray.parallel_layers.files import WEIGHTS, file_digest
 from tpray.parallel_layers.plan import Plan
+from tpray.parallel_layers.tasks import TOKEN, classifiers, task_of
 from tpray.parallel_layers.weights import open_weights
 from tpray.parallel_layers.words import check_language_model, describe_head, word_ids
 from tpray.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
@@ -172,7 +173,8 @@ class Checkpoint:
         named = self.config.pad_token_id
         if isinstance(named, int) and 0 <= named < self.config.vocab_size:
             return named
-        if self.plan.reads_last_token or self.config.is_encoder_decoder:
+        reads_a_token = self.plan.reads_last_token or self.config.is_encoder_decoder
+        if reads_a_token and task_of(self.config) != TOKEN:
             said = "names no pad_token_id" if named is None else f"has the pad_token_id {named!r}"
             raise CheckpointError(
                 f"{self.source}: config.json {said}, and a {self.config.model_type} classifier finds the last token of "
@@ -262,23 +264,23 @@ class Checkpoint:
             )
 
     def check_classifier(self) -> None:
-        """Raise `UnsupportedModelError` unless transformers has a sequence classifier of this type."""
-        from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
-
-        if type(self.config) not in CLASSIFIERS:
+        """Raise `UnsupportedModelError` unless transformers has a classifier of this type, of texts or of tokens."""
+        known, of_tokens = classifiers(self.config), task_of(self.config) == TOKEN
+        if type(self.config) not in known:
             raise UnsupportedModelError(
-                f"{self.source}: transformers has no sequence classifier of the type {self.config.model_type!r}"
+                f"{self.source}: transformers has no {'token' if of_tokens else 'sequence'} classifier of the type "
+                f"{self.config.model_type!r}"
             )
         self._check_supported()
         import transformers
 
         named = list(self.config.architectures or ())
-        fits = bool(self.words) or any(name.endswith("ForSequenceClassification") for name in named)
+        fits = bool(self.words) or of_tokens or any(name.endswith("ForSequenceClassification") for name in named)
         # Asked of transformers last: it imports the model's code to answer.
         if named and not fits and hasattr(transformers, named[0]):
             raise CheckpointError(
-                f"{self.source} is a {named[0]}, and tpray serves sequence classifiers: train it with "
-                f"{CLASSIFIERS[type(self.config)].__name__}, or correct architectures in config.json{_or_words(named)}"
+                f"{self.source} is a {named[0]}, and tpray serves sequence and token classifiers: train it with "
+                f"{known[type(self.config)].__name__}, or correct architectures in config.json{_or_words(named)}"
             )
         if self.words:
             check_language_model(self.config, self.plan, self.source)
@@ -298,7 +300,8 @@ class Checkpoint:
                 "besides a text's ids, mask and types, which tpray does not carry"
             )
         end = getattr(self.config, "eos_token_id", None)
-        if self.config.is_encoder_decoder and (not isinstance(end, int) or end not in made["input_ids"]):
+        reads_end = self.config.is_encoder_decoder and task_of(self.config) != TOKEN
+        if reads_end and (not isinstance(end, int) or end not in made["input_ids"]):
             raise CheckpointError(
                 f"{self.source}: a {self.config.model_type} classifier reads the label from the last end of sequence, "
                 f"and its tokenizer puts none of the eos_token_id {end!r} of config.json into a text: correct either"

@@ -32,10 +32,11 @@ from tpray.parallel_layers.stock import empty_model, paths_to_decide, scale_of
 
 
 class ShardedClassifier(nn.Module):
-    """A transformers sequence classifier behind one signature for every architecture.
+    """A transformers classifier behind one signature for every architecture.
 
     ``forward(input_ids, attention_mask, token_type_ids)``, each int64 ``[B, S]`` -> logits float32
-    ``[B, L]``. Token types are dropped where transformers would not give the model any.
+    ``[B, L]``; of a classifier of tokens ``[B, S, L]``, zeros where padding is. Token types are dropped where
+    transformers would not give the model any.
 
     Args:
         typed: whether the tokenizer gives token types; see `tpray.tokenizer.takes_types`.
@@ -49,13 +50,15 @@ class ShardedClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         model: Any = self.model
-        if model.config.is_encoder_decoder:
+        if model.config.is_encoder_decoder and hasattr(model, "classification_head"):  # T5's of tokens has no decoder
             return self._read_end(input_ids, attention_mask).float()
         extra: dict[str, Any] = {"token_type_ids": token_type_ids} if self.takes_token_types else {}
         if self.keeps_a_cache:
             extra["use_cache"] = False
         output = model(input_ids=input_ids, attention_mask=attention_mask, **extra)
         logits: Tensor = output.logits
+        if logits.dim() == 3:
+            logits = logits.masked_fill(attention_mask.eq(0).unsqueeze(-1), 0.0)
         return logits.float()
 
     def _read_end(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

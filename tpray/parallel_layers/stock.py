@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tpray.parallel_layers.tasks import auto_class
+
 
 def empty_model(config: Any, attention: str = "sdpa") -> Any:
     """The stock classifier of this configuration on the meta device. attention: sdpa is fused, where it has that.
@@ -16,9 +18,7 @@ def empty_model(config: Any, attention: str = "sdpa") -> Any:
     BigBird's attention is the full one from the start: transformers changes to it when it sees a row that is short
     enough, and `Plan.max_length` allows no others.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    make = AutoModelForSequenceClassification.from_config
+    make = auto_class(config).from_config
     config = copy(config)  # LiLT changes it while it is built, and ranks that are threads share it
     if getattr(config, "attention_type", None) == "block_sparse":
         config.attention_type = "original_full"

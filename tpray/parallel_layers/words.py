@@ -59,7 +59,7 @@ def check_language_model(config: Any, plan: Plan, source: str) -> None:
         ConfigError: it has a classifier's head. UnsupportedModelError: it makes its logits otherwise.
     """
     named = list(config.architectures or ())
-    if any(name.endswith("ForSequenceClassification") for name in named):
+    if any(name.endswith(("ForSequenceClassification", "ForTokenClassification")) for name in named):
         raise ConfigError(f"{source} is a {named[0]}, which has a head of its own: leave --classifier-from-token out")
     if not plan.reads_last_token or config.is_encoder_decoder:
         raise UnsupportedModelError(

@@ -1,7 +1,8 @@
 """The protocol that every runtime implements, and the choice of one.
 
 Legend: B batch, S sequence, L labels. A classifier's program takes ``input_ids``, ``attention_mask`` and
-``token_type_ids``, int64 ``[B, S]``; its output is logits float32 ``[B, L]``, the same on every rank.
+``token_type_ids``, int64 ``[B, S]``; its output is logits float32 ``[B, L]``, the same on every rank; of a
+classifier of tokens ``[B, S, L]``, with zeros where padding is.
 """
 
 from __future__ import annotations

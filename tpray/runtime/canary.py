@@ -72,8 +72,9 @@ def _ask(checkpoint: Checkpoint, model: nn.Module, max_length: int) -> Canary:
     inputs = _inputs(config, checkpoint.pad_id, max_length)
     lengths = inputs[1].sum(dim=1).tolist()
     with torch.no_grad():
-        logits = stock(*inputs)
-        alone = torch.cat([stock(*(x[i : i + 1, :length] for x in inputs)) for i, length in enumerate(lengths)])
+        logits = stock(*inputs).flatten(1)
+        rows = [stock(*(x[i : i + 1, :length] for x in inputs)).flatten() for i, length in enumerate(lengths)]
+        alone = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # where tokens have logits, padding has zeros
         texts = tuple(_texts(checkpoint, model, max_length))
     change = (logits - alone).abs().max() / logits.abs().max().clamp(min=1.0)
     ids, mask, types = (tuple(map(tuple, t.tolist())) for t in inputs)
@@ -130,16 +131,17 @@ def _inputs(config: Any, pad_id: int, max_length: int) -> tuple[Tensor, Tensor, 
 
 
 def canary_steps(canary: Canary, pad_id: int) -> Iterator[tuple[list[Array], Array]]:
-    """The steps of a check: a program's inputs, int64 ``[B, S]`` each, and the logits ``[B, L]`` that must come out."""
+    """The steps of a check: a program's inputs, int64 ``[B, S]`` each, and the logits that must come out (`Canary`)."""
     yield [np.array(getattr(canary, name), dtype=np.int64) for name in INPUT_NAMES], _array(canary.logits)
     together = canary.texts and not canary.reads_padding
     for texts in [canary.texts] if together else [(text,) for text in canary.texts]:
         rows = [Encoded(list(text.ids), list(text.types)) for text in texts]
-        yield list(pad(rows, pad_id)), _array([text.logits for text in texts])
+        width = max(len(text.logits) for text in texts)
+        yield list(pad(rows, pad_id)), _array([text.logits + (0.0,) * (width - len(text.logits)) for text in texts])
 
 
 def check_logits(reference: Array, logits: Array, dtype: str) -> float:
-    """Compare a group's logits ``[B, L]`` with the unsharded ones; the largest relative difference is returned.
+    """Compare a group's logits with the unsharded ones; the largest relative difference is returned.
 
     Raises:
         ParityError: it is larger than the dtype explains, or there is a NaN.
@@ -156,8 +158,11 @@ def check_logits(reference: Array, logits: Array, dtype: str) -> float:
 
 
 def difference(reference: Array, logits: Array) -> float:
-    """The largest difference between logits ``[B, L]``, as a share of the largest of ``reference`` or of 1; or NaN."""
-    return float(np.abs(logits - reference).max() / max(1.0, float(np.abs(reference).max())))
+    """The largest difference between logits, as a share of the largest of ``reference`` or of 1; or NaN.
+
+    Of a classifier of tokens those of a row may lie one behind another, as in a `Canary`.
+    """
+    return float(np.abs(logits.reshape(reference.shape) - reference).max() / max(1.0, float(np.abs(reference).max())))
 
 
 def _array(logits: Any) -> Array:

@@ -23,7 +23,7 @@ class ProgramRecord(Frozen):
 
 
 class TextCanary(Frozen):
-    """A text or pair, what transformers' tokenizer makes of it, and the logits ``[L]`` that its model then gives."""
+    """A text or pair, what transformers' tokenizer makes of it, and the logits that its model then gives."""
 
     texts: tuple[str, ...]
     ids: tuple[int, ...]
@@ -34,6 +34,7 @@ class TextCanary(Frozen):
 class Canary(Frozen):
     """Inputs int64 ``[B, S]`` and the logits ``[B, L]`` that the unsharded float32 model gives for them.
 
+    Of a classifier of tokens a row has those of all its tokens, one behind another ``[B, S * L]``, zeros for padding.
     texts: the same from text, each by itself. reads_padding: whether a row's logits depend on its padding.
     """
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from tpray.parallel_layers.checkpoint import Checkpoint
+from tpray.parallel_layers.tasks import auto_class
 
 
 def stock_model(checkpoint: Checkpoint) -> Any:
     """The classifier; of a checkpoint with words the language model, whose answers are the logits of these."""
-    make = AutoModelForCausalLM if checkpoint.words else AutoModelForSequenceClassification
+    make = AutoModelForCausalLM if checkpoint.words else auto_class(checkpoint.config)
     model = make.from_pretrained(
         checkpoint.directory, config=checkpoint.config, dtype=torch.float32, local_files_only=True,
         trust_remote_code=False,

@@ -26,6 +26,21 @@ class Answer(Timing):
 
     scores: list[list[Score]]
 
+    def rendered(self) -> list[list[dict[str, Any]]]:
+        """For Python: of each item its labels and their scores."""
+        return [[{"label": each.label, "score": each.score} for each in scores] for scores in self.scores]
+
+
+@dataclass(frozen=True)
+class Tagged(Timing):
+    """The entities of each text; see `tpray.serving.entities`."""
+
+    entities: list[list[dict[str, Any]]]
+
+    def rendered(self) -> list[list[dict[str, Any]]]:
+        """For Python: as they are."""
+        return self.entities
+
 
 @dataclass(frozen=True)
 class Ranked:

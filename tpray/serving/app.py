@@ -28,10 +28,12 @@ from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
 from tpray.serving.door import Door
 from tpray.serving.engine import Engine
+from tpray.serving.entities import Strategy
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.metrics import BACKLOG_TOKENS
 from tpray.serving.one_write import join_writes
+from tpray.serving.tagging import Tagging, tag
 from tpray.tokenizer import as_items
 
 APP_NAME = "tpray"
@@ -126,8 +128,23 @@ class Classifier:
             answer = await self._engine.classify(
                 items, raw_scores, truncate, truncation_direction, chunks=Chunks.of(chunks)
             )
-        rows = [[{"label": s.label, "score": s.score} for s in scores] for scores in answer.scores]
+        rows = answer.rendered()
         return rows[0] if single else rows
+
+    async def classify_tokens(
+        self,
+        texts: str | Sequence[str],
+        aggregation_strategy: Strategy = "none",
+        ignore_labels: Sequence[str] = ("O",),
+        raw_scores: bool = False,
+        truncate: bool = False,
+    ) -> list[Any]:
+        """What a Python handle calls: entities, as `LocalClassifier.classify_tokens` gives them."""
+        single = isinstance(texts, str)
+        how = Tagging(aggregation_strategy, ignore_labels, raw_scores, truncate)
+        with self._gate.enter():
+            answer = await tag(self._engine, [texts] if isinstance(texts, str) else list(texts), how)
+        return answer.entities[0] if single else answer.entities
 
     async def rerank(
         self,

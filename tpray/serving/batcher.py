@@ -325,7 +325,7 @@ class Batcher:
                 _fail(row, GroupError(f"a step of {len(rows)} rows was answered with {len(result.logits)}"))
             return
         finite = np.isfinite(result.logits)
-        wrong = [] if finite.all() else np.flatnonzero(~finite.all(axis=1)).tolist()
+        wrong = [] if finite.all() else np.flatnonzero(~finite.reshape(len(rows), -1).all(axis=1)).tolist()
         answer = StepAnswer(np.nan_to_num(result.logits) if wrong else result.logits, result.compute_s)
         for i, row in enumerate(rows):
             if i in wrong:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tpray.errors import InputError, PayloadTooLargeError
 from tpray.group.wire import Array
+from tpray.tokenizer import Encoded
 
 STRIDE_SHARE = 8
 """Unless a request says otherwise, chunks share an eighth of what one holds: of 512 tokens some three sentences."""
@@ -105,3 +106,12 @@ def check_count(count: int, most: float) -> None:
             f"these texts make more than {most} chunks, and no more may wait (--max-concurrent-requests): send fewer, "
             "or shorter ones, or a smaller stride"
         )
+
+
+def numbered(chunks: Sequence[Sequence[Encoded]], of: list[int]) -> list[Encoded]:
+    """The rows of all items, by their lengths; the number of each one's item comes into ``of``."""
+    rows = sorted(
+        ((number, row) for number, of_one in enumerate(chunks) for row in of_one), key=lambda each: len(each[1])
+    )
+    of.extend(number for number, _ in rows)
+    return [row for _, row in rows]

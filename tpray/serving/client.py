@@ -13,7 +13,7 @@ def connect(app: str = "tpray", url: str | None = None) -> Any:
     """The Serve handle of a server that runs on this machine, for another process than its own.
 
     ``connect().classify.remote([...]).result()`` gives what `Classifier.classify` returns, and
-    ``connect().rerank.remote(query, documents).result()`` what `Classifier.rerank` does.
+    ``connect().rerank.remote(query, documents).result()`` what `Classifier.rerank` does; ``classify_tokens`` likewise.
 
     Args:
         app: the Serve application's name; ``tpray serve`` calls its own ``tpray``.
@@ -26,7 +26,7 @@ def connect(app: str = "tpray", url: str | None = None) -> Any:
 
     from tpray.local_ray.local import join_ray
 
-    join_ray(None if url is None else _ray_of(url))
+    join_ray(None if url is None else str(ask_info(url)["ray_address"]))
     try:
         return serve.get_app_handle(app)
     except Exception as e:  # Serve raises a class of its own per reason, all of them "there is none"
@@ -38,10 +38,16 @@ def get(url: str, timeout_s: float) -> Any:
     return build_opener(ProxyHandler({})).open(url, timeout=timeout_s)
 
 
-def _ray_of(url: str) -> str:
-    """The address of the Ray on which the server at ``url`` runs."""
+def ask_info(url: str) -> dict[str, Any]:
+    """What ``GET /info`` of the server at ``url`` says.
+
+    Raises:
+        ConfigError: none answers there.
+    """
     try:
         with get(f"{url.rstrip('/')}/info", 30) as answer:
-            return str(json.load(answer)["ray_address"])
+            info: dict[str, Any] = json.load(answer)
+        _ = info["task"], info["ray_address"]
+        return info
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"no tpray server answers at {url} ({e}): start it with `tpray serve`") from e

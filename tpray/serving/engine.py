@@ -28,15 +28,17 @@ from tpray.group.classifier import ClassifierGroup
 from tpray.group.lifecycle import State
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.group.wire import Array
+from tpray.parallel_layers.tasks import TEXT, TOKEN
 from tpray.serving.answers import Answer, Ranked, Ranking
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
 from tpray.serving.chunked_items import encode_chunks
-from tpray.serving.chunks import WHOLE, Chunks
+from tpray.serving.chunks import WHOLE, Chunks, numbered
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.relevance import Relevance
 from tpray.serving.rows import RowResult
 from tpray.serving.scores import Score, activated, labelled, ranked
+from tpray.serving.token_codec import TokenCodec, check_task
 from tpray.serving.tokenizer_facts import facts_path, keep_facts, read_facts
 from tpray.serving.tokenizer_threads import INLINE_CHARS, TokenizerThreads, characters_in
 from tpray.tokenizer import Encoded, Item
@@ -88,7 +90,7 @@ class Engine:
     def _make_codec(artifact: Artifact) -> TextCodec:
         record = artifact.manifest.model
         kept = facts_path(artifact.manifest.model_files, record.max_length)
-        codec = TextCodec(artifact.model_directory, record, read_facts(kept))
+        codec = (TokenCodec if record.task == TOKEN else TextCodec)(artifact.model_directory, record, read_facts(kept))
         for text in artifact.manifest.canary.texts:
             item = text.texts[0] if len(text.texts) == 1 else (text.texts[0], text.texts[1])
             (row,) = codec.encode([item], truncate=True, direction="Right")
@@ -170,6 +172,7 @@ class Engine:
             StepError: the model raised for an item, on all ranks alike. RefusedError: the ranks died of it before.
             OverloadedError, DeadlineError, GroupError: see `Batcher.submit`.
         """
+        check_task(self.codec.record, TEXT)
         if not items:
             raise EmptyInputError("there is nothing to classify: send at least one text")
         if len(items) > self.config.max_client_batch_size:
@@ -184,19 +187,19 @@ class Engine:
             return self.codec.encode(items, truncate, direction, until)
 
         if chunks is None:
-            results, timing = await self._answer(len(items), rows, None if inline else characters, deadline)
+            results, timing = await self.answer(len(items), rows, None if inline else characters, deadline)
             return Answer(**timing, scores=[self._scores(result, raw_scores) for result in results])
         of: list[int] = []
 
         def rows_of_chunks(until: float) -> list[Encoded]:
-            return _numbered(
+            return numbered(
                 encode_chunks(
                     self.codec, items, chunks, truncate, direction, until, self.config.max_concurrent_requests
                 ),
                 of,
             )
 
-        results, timing = await self._answer(len(items), rows_of_chunks, characters, deadline, of)
+        results, timing = await self.answer(len(items), rows_of_chunks, characters, deadline, of)
         record = self.codec.record
         values = chunks.aggregated(activated(_logits(results), record, raw_scores), of)
         return Answer(**timing, scores=ranked(values, record))
@@ -242,16 +245,16 @@ class Engine:
                 self._relevance = Relevance.of(self.group.artifact.model_directory, self.codec)
             most = self.config.max_concurrent_requests
             made = self._relevance.rows(self.codec, query, documents, truncate, direction, until, whole, most)
-            return _numbered(made, of)
+            return numbered(made, of)
 
         characters = len(query) + sum(map(len, documents))
-        results, timing = await self._answer(len(documents), rows, characters, deadline, of)
+        results, timing = await self.answer(len(documents), rows, characters, deadline, of)
         assert self._relevance is not None, "made with the rows"
         scores = whole.aggregated(self._relevance.scores(_logits(results), raw_scores), of).tolist()
         best_first = sorted((Ranked(*each) for each in enumerate(scores)), key=lambda each: (-each.score, each.index))
         return Ranking(**timing, documents=best_first[:top_n])
 
-    async def _answer(
+    async def answer(
         self,
         count: int,
         encode: Callable[[float], list[Encoded]],
@@ -321,7 +324,7 @@ class Engine:
             logits = (await asyncio.wait_for(self._step(inputs), limit_s)).logits
         except asyncio.TimeoutError as e:
             raise DeadlineError(f"the request was not answered within {limit_s:g} s") from e
-        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        wrong = np.flatnonzero(~np.isfinite(logits).reshape(len(logits), -1).all(axis=1))
         if len(wrong):
             raise LogitsError(NOT_FINITE, int(wrong[0]))
         return logits
@@ -384,15 +387,6 @@ class Engine:
         """Raise `GroupError` once the group was stopped or given up; not while it restarts."""
         if self.group.lifecycle.state is State.STOPPED:
             raise self.group.lifecycle.why_not_ready()
-
-
-def _numbered(chunks: Sequence[Sequence[Encoded]], of: list[int]) -> list[Encoded]:
-    """The rows of all items, by their lengths; the number of each one's item comes into ``of``."""
-    rows = sorted(
-        ((number, row) for number, of_one in enumerate(chunks) for row in of_one), key=lambda each: len(each[1])
-    )
-    of.extend(number for number, _ in rows)
-    return [row for _, row in rows]
 
 
 def _logits(results: Sequence[RowResult]) -> Array:

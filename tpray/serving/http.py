@@ -30,7 +30,7 @@ def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None =
     app = FastAPI(
         title="tpray",
         version=__version__,
-        summary="Sequence classification on a tensor-parallel group.",
+        summary="Classification of texts and tokens on a tensor-parallel group.",
         docs_url=None,  # FastAPI's own page loads its script from a CDN; ours carries it
         redoc_url=None,
     )
@@ -96,6 +96,7 @@ def describe(engine: Engine) -> dict[str, Any]:
         "model_sha": model.revision,
         "model_digest": model.digest,
         "model_type": model.model_type,
+        "task": model.task,
         "problem_type": model.problem_type,
         "labels": model.labels,
         "model_dtype": manifest.dtype,

@@ -25,13 +25,16 @@ from tpray.platforms.cores import core_count
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import parse
 from tpray.runtime.records import INPUT_NAMES
-from tpray.serving.answers import Answer, Ranked, rendered
+from tpray.serving.answers import Answer, Ranked, Tagged, rendered
 from tpray.serving.chunked_items import encode_chunks
 from tpray.serving.chunks import Chunks
 from tpray.serving.engine import Engine
+from tpray.serving.entities import Strategy
+from tpray.serving.tagging import Tagging, tag
 from tpray.tokenizer import Item, as_item, as_items
 
 T = TypeVar("T")
+Asked = TypeVar("Asked")
 
 
 class LocalClassifier:
@@ -62,6 +65,11 @@ class LocalClassifier:
         """How long each start-up phase took."""
         return list(self.group.phases)
 
+    @property
+    def task(self) -> str:
+        """What the model does; see `tpray.parallel_layers.tasks`."""
+        return self.group.artifact.manifest.model.task
+
     def classify(self, inputs: Any, raw_scores: bool = False, truncate: bool = False, chunks: Any = None) -> list[Any]:
         """Score every label, best first.
 
@@ -83,6 +91,35 @@ class LocalClassifier:
         items, single = as_items(inputs)
         rows = list(self.classify_many(items, raw_scores, truncate, chunks)) if items else []
         return rows[0] if single else rows
+
+    def classify_tokens(
+        self,
+        texts: str | Sequence[str],
+        aggregation_strategy: Strategy = "none",
+        ignore_labels: Sequence[str] = ("O",),
+        raw_scores: bool = False,
+        truncate: bool = False,
+    ) -> list[Any]:
+        """Label the tokens of a text, or of a list of them, as transformers' token-classification pipeline does.
+
+        Args:
+            aggregation_strategy: which tokens are one entity; see `tpray.serving.entities.Strategy`.
+            ignore_labels: entities of these are left out.
+            raw_scores: give each token's ``logits`` too, in the order of the labels; of the strategy ``none``.
+            truncate: cut texts that are longer than the model takes.
+
+        Returns:
+            ``[{"entity", "score", "index", "word", "start", "end"}, ...]`` for one text, with ``entity_group`` in place
+            of ``entity`` and ``index`` where tokens are one entity; a list of those for a list.
+
+        Raises:
+            InputError: the model labels no tokens, or something that was sent cannot be labelled; nothing was.
+            GroupError: the group failed and could not be brought back, or was closed meanwhile.
+        """
+        single = isinstance(texts, str)
+        how = Tagging(aggregation_strategy, ignore_labels, raw_scores, truncate)
+        answers = list(_raised(self.tag_each([texts] if isinstance(texts, str) else texts, how)))
+        return answers[0] if single else answers
 
     def rerank(
         self,
@@ -129,30 +166,34 @@ class LocalClassifier:
     ) -> Iterator[list[dict[str, Any]]]:
         """The same for an iterable that need not fit in memory: answers come in order, as they are ready."""
         known = (as_item(item, number) for number, item in enumerate(items))
-        for number, answer in enumerate(self.classify_each(known, raw_scores, truncate, chunks)):
-            if isinstance(answer, ItemError):
-                raise type(answer)(answer.message, None if answer.item is None else number)
-            yield answer
+        yield from _raised(self.classify_each(known, raw_scores, truncate, chunks))
 
     def classify_each(
         self, items: Iterable[Item], raw_scores: bool = False, truncate: bool = False, chunks: Any = None
     ) -> Iterator[list[dict[str, Any]] | ItemError]:
         """The same, with an item's error in the place of its answer, so that the others are answered."""
         most, read = self._items_at_once(chunks)
-        size = max(1, min(self._engine.config.max_client_batch_size, most // 2))
-        ahead: list[tuple[list[Item], Future[Answer]]] = []
-        part: list[Item] = []
-        limit = max(1, most // size - 1)
+        return self._each(items, lambda own: self._engine.classify(own, raw_scores, truncate, chunks=read), most)
 
-        def asked(own: list[Item]) -> Future[Answer]:
-            return self._submit(self._engine.classify(own, raw_scores, truncate, chunks=read))
+    def tag_each(self, texts: Iterable[str], how: Tagging) -> Iterator[list[dict[str, Any]] | ItemError]:
+        """The entities of each text, or its error in their place; where the model is a classifier of tokens."""
+        return self._each(texts, lambda own: tag(self._engine, own, how), self._engine.config.max_concurrent_requests)
+
+    def _each(
+        self, items: Iterable[Asked], ask: Callable[[list[Asked]], Coroutine[Any, Any, Answer | Tagged]], most: int
+    ) -> Iterator[list[dict[str, Any]] | ItemError]:
+        """most: how many items may be under way at once."""
+        size = max(1, min(self._engine.config.max_client_batch_size, most // 2))
+        ahead: list[tuple[list[Asked], Future[Answer | Tagged]]] = []
+        part: list[Asked] = []
+        limit = max(1, most // size - 1)
 
         def submit() -> None:
             own = list(part)
-            ahead.append((own, asked(own)))
+            ahead.append((own, self._submit(ask(own))))
             part.clear()
 
-        def rows(own: list[Item], future: Future[Answer]) -> Iterator[list[dict[str, Any]] | ItemError]:
+        def rows(own: list[Asked], future: Future[Answer | Tagged]) -> Iterator[list[dict[str, Any]] | ItemError]:
             try:
                 answer = _wait(future)
             except ItemError as e:
@@ -160,10 +201,9 @@ class LocalClassifier:
                     yield e
                     return
                 for item in own:  # which of them are at fault shows one by one
-                    yield from rows([item], asked([item]))
+                    yield from rows([item], self._submit(ask([item])))
                 return
-            for scores in answer.scores:
-                yield [{"label": s.label, "score": s.score} for s in scores]
+            yield from answer.rendered()
 
         for item in items:
             part.append(item)
@@ -234,6 +274,14 @@ class LocalClassifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _raised(answers: Iterable[list[dict[str, Any]] | ItemError]) -> Iterator[list[dict[str, Any]]]:
+    """The answers, until one is an error."""
+    for number, answer in enumerate(answers):
+        if isinstance(answer, ItemError):
+            raise type(answer)(answer.message, None if answer.item is None else number)
+        yield answer
 
 
 def _wait(future: Future[T]) -> T:

@@ -33,9 +33,11 @@ from tpray.artifacts.manifest import ModelRecord
 from tpray.chat import Chat
 from tpray.errors import InputError, InputTooLongError, TprayError, UnsupportedTaskError
 from tpray.group.wire import Array
+from tpray.parallel_layers.tasks import TEXT
 from tpray.serving.chunks import WHOLE, Chunks
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.scores import sigmoid
+from tpray.serving.token_codec import check_task
 from tpray.tokenizer import Encoded, check_text
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Relevance:
             UnsupportedTaskError: it is no reranker, or one that works in a way that tpray does not.
         """
         record, labels = codec.record, len(codec.record.labels)
+        check_task(record, TEXT)
         if labels not in (1, 2):
             raise UnsupportedTaskError(
                 f"{record.source} has {labels} labels ({_some(record.labels)}), and reranking takes a model with one, "

@@ -14,7 +14,7 @@ from tpray.tokenizer import Encoded
 
 @dataclass(slots=True, eq=False)
 class StepAnswer:
-    """What a step's rows share: logits float32 ``[B, L]``, and how long it computed.
+    """What a step's rows share: logits float32 ``[B, L]``, or ``[B, S, L]``, and how long it computed.
 
     scores: what was made of the logits of all rows, as probabilities or raw, when the first of them was asked for.
     """
@@ -34,7 +34,7 @@ class RowResult:
 
     @property
     def logits(self) -> Array:
-        """float32 ``[L]``."""
+        """float32 ``[L]``; of a classifier of tokens ``[S, L]``, the row's own first."""
         logits: Array = self.step.logits[self.row]
         return logits
 

@@ -6,6 +6,7 @@ from tpray.parallel_layers.plan import Cut, Rule
 
 SMALL = "small beside the layers, and a collective less"
 ONE_TOKEN = "works on one token per row"
+HEAD = "the head, small beside the layers"
 
 _NORMS = (
     Rule("*LayerNorm*", Cut.REPLICATED, "a vector"),
@@ -19,8 +20,8 @@ _EMBEDDINGS = (
 )
 _HEAD = (
     Rule("*pooler*", Cut.REPLICATED, ONE_TOKEN),
-    Rule("classifier*", Cut.REPLICATED, ONE_TOKEN),
+    Rule("classifier*", Cut.REPLICATED, HEAD),
     Rule("pre_classifier", Cut.REPLICATED, ONE_TOKEN),
-    Rule("score", Cut.REPLICATED, ONE_TOKEN),
+    Rule("score", Cut.REPLICATED, HEAD),
 )
 REST = _NORMS + _EMBEDDINGS + _HEAD

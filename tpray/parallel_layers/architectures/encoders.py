@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tpray.parallel_layers.architectures.common import ONE_TOKEN, REST, SMALL
+from tpray.parallel_layers.architectures.common import HEAD, ONE_TOKEN, REST, SMALL
 from tpray.parallel_layers.plan import Cut, Plan, Rule
 
 _BERT_ATTENTION = (
@@ -97,7 +97,7 @@ _MODERNBERT = Plan(
         Rule("*.attn.Wo", Cut.ATTENTION_OUTPUT),
         Rule("*.mlp.Wi", Cut.GATE_UP),
         Rule("*.mlp.Wo", Cut.DOWN),
-        Rule("head.*", Cut.REPLICATED, ONE_TOKEN),
+        Rule("head.*", Cut.REPLICATED, HEAD),
         *REST,
     )
 )

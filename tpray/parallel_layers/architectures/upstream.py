@@ -25,12 +25,11 @@ from typing import Any
 from torch import nn
 
 from tpray.errors import UnsupportedModelError
-from tpray.parallel_layers.architectures.common import SMALL
+from tpray.parallel_layers.architectures.common import HEAD, SMALL
 from tpray.parallel_layers.architectures.refusals import EXPERTS, LATENT, RECURRENT, REFUSED
 from tpray.parallel_layers.plan import Cut, Plan, Rule
 from tpray.parallel_layers.stock import empty_model, paths_to_decide, scale_of
 
-HEAD = "the head, small beside the layers"
 VECTOR = "a vector"
 ONE_FOR_ALL = "one for all heads"
 LEFT_WHOLE = "transformers' plan leaves it whole"

@@ -43,8 +43,8 @@ _OWN: dict[str, Function] = {
     f.__name__: f
     for f in (
         rows.attend_rows, rows.packed_attention, rows.row_argmax, rows.row_choice, rows.row_cumsum, rows.row_positions,
-        rows.row_range, rows.row_starts, rows.row_sum, additive_mask, int8_linear, fusions.rms_norm, fusions.rotate,
-        fusions.capped_attention,
+        rows.row_padded, rows.row_range, rows.row_starts, rows.row_sum, additive_mask, int8_linear, fusions.rms_norm,
+        fusions.rotate, fusions.capped_attention,
     )
 }  # fmt: skip
 _NAMESPACES = ("aten", "mkldnn", "tpray")

@@ -29,6 +29,7 @@ from tpray.runtime.cpu.rows import (
     row_argmax,
     row_choice,
     row_cumsum,
+    row_padded,
     row_positions,
     row_range,
     row_starts,
@@ -76,6 +77,7 @@ def pack_rows(module: GraphModule, max_length: int) -> Graph | None:
     for chosen in [node for node in graph.nodes if node.target is row_argmax]:
         _move_up(chosen, rows)
     hoist_row_choices(graph, axes)
+    _pad_tokens(graph, axes, rows)
     graph.eliminate_dead_code()
     graph.lint()
     return graph
@@ -97,11 +99,20 @@ def _check_places(graph: Graph, axes: TokenAxes) -> None:
         elif node.target in (row_starts, row_choice, row_sum):
             right = isinstance(values[0], Tokens) and values[0].axis == 1
         elif node.op == "output":
-            right = all(value == ROWS for value in values)
+            right = all(value in (ROWS, Tokens(3, 1)) for value in values)
         if node.target is row_argmax:  # the packed one is a place among all tokens
             right = right and all(user.target is row_choice for user in node.users)
         if not right:
             raise MixedError(f"{node.target} takes other things than tokens")
+
+
+def _pad_tokens(graph: Graph, axes: TokenAxes, rows: Node) -> None:
+    """Give each row's tokens back as rows, where the output is of tokens: ``[1, T, L]`` -> ``[B, S, L]``."""
+    output = graph.output_node()
+    for node in output.all_input_nodes:
+        if isinstance(axes.of(node), Tokens):
+            with graph.inserting_before(output):
+                output.replace_input_with(node, graph.call_function(row_padded, (node, rows)))
 
 
 def hoist_row_choices(graph: Graph, axes: TokenAxes) -> int:

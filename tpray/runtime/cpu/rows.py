@@ -29,13 +29,14 @@ class PackedRows:
 
     runs: (first token, rows, length of each) of neighbouring rows of one length. starts: int64 ``[R]``, each row's
     first token. positions: int64 ``[T]``, each token's place in its row. kept: int64 ``[T]``, where the tokens stood
-    in the padded ``[B * S]``; None when nothing was padded.
+    in the padded ``[B * S]``; None when nothing was padded. shape: B and S.
     """
 
     runs: tuple[tuple[int, int, int], ...]
     starts: Tensor
     positions: Tensor
     kept: Tensor | None
+    shape: tuple[int, int]
 
     @classmethod
     def of(cls, mask: Tensor) -> PackedRows | None:
@@ -47,7 +48,8 @@ class PackedRows:
             if not width:
                 return None
             starts = np.arange(count) * width
-            return cls(((0, count, width),), torch.from_numpy(starts), torch.from_numpy(np.tile(places, count)), None)
+            positions = torch.from_numpy(np.tile(places, count))
+            return cls(((0, count, width),), torch.from_numpy(starts), positions, None, (count, width))
         lengths = (array != 0).sum(axis=1)
         kept = places < lengths[:, None]
         if not lengths.all() or not np.array_equal(kept, array != 0):
@@ -63,6 +65,7 @@ class PackedRows:
             starts=torch.from_numpy(np.cumsum(lengths) - lengths),
             positions=torch.from_numpy(np.broadcast_to(places, kept.shape)[kept]),
             kept=torch.from_numpy(kept.ravel().nonzero()[0]),
+            shape=(count, width),
         )
 
     def pack(self, tokens: Tensor) -> Tensor:
@@ -195,6 +198,15 @@ def row_sum(x: Tensor, rows: PackedRows, keepdim: bool = False) -> Tensor:
         for first, count, length in rows.runs
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def row_padded(x: Tensor, rows: PackedRows) -> Tensor:
+    """Every row's tokens, with zeros behind them: ``[1, T, L]`` -> ``[B, S, L]``."""
+    if rows.kept is None:
+        return x.reshape(*rows.shape, -1)
+    count, width = rows.shape
+    padded = x.new_zeros(count * width, x.shape[2]).index_copy_(0, rows.kept, x[0])
+    return padded.view(count, width, -1)
 
 
 def row_choice(x: Tensor, tokens: Tensor) -> Tensor:

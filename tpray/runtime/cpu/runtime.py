@@ -66,7 +66,7 @@ class CpuProgram:
         self.parts = padded.parts if packed is None or packed.parts == padded.parts else 1
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Logits ``[B, L]`` for ids, mask and types int64 ``[B, S]``."""
+        """Logits ``[B, L]``, or ``[B, S, L]``, for ids, mask and types int64 ``[B, S]``."""
         graph, arguments = self._prepared(inputs)
         outputs: Sequence[Tensor] = graph.run(*arguments)
         return outputs

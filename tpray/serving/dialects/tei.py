@@ -161,7 +161,7 @@ def read(form: type[R], body: bytes | bytearray, max_items: int, example: str) -
     try:
         return form.model_validate_json(body)
     except ValidationError as e:
-        raise InputError(_explain(e)) from e
+        raise InputError(_explain(e, form)) from e
 
 
 def _for_messages(body: bytes | bytearray, max_items: int) -> int:
@@ -258,12 +258,12 @@ def _body(text: str, kind: str) -> bytes:
     return ErrorResponse(error=text, error_type=kind).model_dump_json().encode()
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, form: type[BaseModel]) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
     where = str(first["loc"][0]) if first["loc"] else "the body"
-    if where == "inputs":
+    if where == "inputs" and form is PredictRequest:
         wrong = "is missing" if first["type"] == "missing" else "has the wrong type"
         return f"`inputs` {wrong}: send a text, a pair [a, b], a batch [[a], [b, c]], or messages [{{role, content}}]"
     if len(first["loc"]) > 2 and all(isinstance(part, str) for part in first["loc"]):
