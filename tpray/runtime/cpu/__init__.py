@@ -1,2 +1,2 @@
-"""CPU cores: torch.export, lowered to oneDNN. `runtime` first; `passes`, `int8` and `packing` rewrite its
-graphs, `lowered` keeps them."""
+"""CPU cores: torch.export, lowered to oneDNN. `runtime` first; `passes`, `fusions`, `int8` and `packing` (with `bands`,
+`token_axis` and `rows`) rewrite its graphs, `lowered` keeps them."""
