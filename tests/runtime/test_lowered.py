@@ -145,8 +145,8 @@ def test_what_cannot_be_stored_is_refused_when_it_is_traced(tmp_path: Path) -> N
     module = torch.fx.symbolic_trace(nn.Sequential())
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
-    graph.output(graph.call_function(print, (x,)))
-    with pytest.raises(ConfigError, match="calls print"):
+    graph.output(graph.call_function(sorted, (x,)))
+    with pytest.raises(ConfigError, match="calls sorted"):
         save_graphs([(module, graph)], tmp_path)
     graph = torch.fx.Graph()
     x = graph.placeholder("x")

@@ -167,9 +167,10 @@ def test_the_readmes_examples(server: Running) -> None:
         command = curl.replace("http://127.0.0.1:8000", server.url)
         done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
         answers.append(json.loads(done.stdout))
-    predicted, ranked = answers
+    predicted, ranked, refused = answers
     assert [item[0]["label"] for item in predicted] == ["paraphrase", "not_paraphrase"]
     assert [each["index"] for each in ranked] == [1, 0]
+    assert "labels texts" in refused["error"], "the demo has no labels of tokens"
 
 
 def test_a_killed_rank_costs_no_request(server: Running) -> None:

@@ -285,7 +285,7 @@ class Checkpoint:
         if self.words:
             check_language_model(self.config, self.plan, self.source)
             _ = self.word_ids  # which raises
-        _ = self.labels, self.pad_id, self.tokenizer  # which raise
+        _ = self.plan, self.labels, self.pad_id, self.tokenizer  # which raise
         if self.own_template is not None:
             check_template(self.own_template)
         self._check_inputs()
