@@ -178,13 +178,15 @@ _MODERNBERT = _from(
     "GPT2Tokenizer", _pairs("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"), pad_token="[PAD]", unk_token="[UNK]",
     bos_token="[CLS]", eos_token="[SEP]",
 )  # fmt: skip
+_BYTES = _from("RobertaTokenizer", _pairs(*_ROBERTA))
+_ALBERT = _from("AlbertTokenizer", _pieces("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"))
 MAKERS: dict[str, Callable[[Path], Any]] = {
-    "roberta": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
+    "roberta": _BYTES,
     "xlm-roberta": _XLM_ROBERTA,
     "camembert": _from(
         "CamembertTokenizer", _pieces("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<s>", "</s>", "<mask>"),
     ),
-    "albert": _from("AlbertTokenizer", _pieces("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")),
+    "albert": _ALBERT,
     "distilbert": _bert(model_input_names=["input_ids", "attention_mask"]),
     "mpnet": _from("MPNetTokenizer", lambda: {"vocab": letters("<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>")}),
     "deberta": _from("DebertaTokenizer", _pairs(*_DEBERTA)),
@@ -193,7 +195,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "roformer": _from(
         "RoFormerTokenizer", lambda: {"vocab": letters("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")},
     ),
-    "nystromformer": _from("AlbertTokenizer", _pieces("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")),
+    "nystromformer": _ALBERT,
     "esm": _esm,
     "xlm": _moses("XLMTokenizer"),
     "flaubert": _moses("FlaubertTokenizer"),
@@ -211,16 +213,16 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "ctrl": _pairs_of_words("CTRLTokenizer", "<unk>"),
 } | {
     "xlm-roberta-xl": _XLM_ROBERTA,
-    "roberta-prelayernorm": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
-    "data2vec-text": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
+    "roberta-prelayernorm": _BYTES,
+    "data2vec-text": _BYTES,
     "rembert": _from("RemBertTokenizer", _pieces("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")),
     "xmod": _XLM_ROBERTA,
     "luke": _from("LukeTokenizer", _pairs(*_ROBERTA), entity_vocab={"[PAD]": 0, "[UNK]": 1, "[MASK]": 2, "[MASK2]": 3}),
     "gte": _XLM_ROBERTA,
     "jina_embeddings_v3": _XLM_ROBERTA,
     "big_bird": _from("BigBirdTokenizer", _pieces("<pad>", "</s>", "<s>", "<unk>", "[SEP]", "[MASK]", "[CLS]")),
-    "lilt": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
-    "bart": _from("RobertaTokenizer", _pairs(*_ROBERTA)),
+    "lilt": _BYTES,
+    "bart": _BYTES,
     "mbart": _from("MBartTokenizer", _pieces("<s>", "<pad>", "</s>", "<unk>"), src_lang="en_XX"),
     "plbart": _plbart,
     "mvp": _from("MvpTokenizer", _pairs(*_ROBERTA)),
@@ -230,6 +232,9 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "bigbird_pegasus": _from("PegasusTokenizer", _pieces("<pad>", "</s>", "<unk>", "<mask_1>", "<mask_2>")),
 }  # fmt: skip
 """What has a kind of its own; all others have BERT's WordPiece."""
+
+DISTINCT = ["bert", *{maker: name for name, maker in reversed(MAKERS.items())}.values()]
+"""One architecture for each kind."""
 
 
 def save_tokenizer(directory: Path, model_type: str) -> Any:
