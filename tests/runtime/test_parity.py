@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.helpers import end_id_of, pad_id_of, rows
-from tests.small_models import ALIKE, OWN_SETTINGS, SUPPORTED, with_slow
+from tests.small_models import DISTINCT, OWN_SETTINGS, SUPPORTED, with_slow
 from tpray.config import DtypeName, ModelConfig
 from tpray.errors import ParityError
 from tpray.group.classifier import ClassifierGroup
@@ -134,7 +134,7 @@ def test_a_row_may_be_shorter_than_what_is_cut_off_it(model_type: str, make_chec
 
 @pytest.mark.skipif("bfloat16" not in native_dtypes(), reason="this CPU has neither AVX512_BF16 nor AMX")
 @pytest.mark.parametrize(
-    "model_type", [m if m in NARROW else pytest.param(m, marks=pytest.mark.slow) for m in PLANS if m not in ALIKE]
+    "model_type", [m if m in NARROW else pytest.param(m, marks=pytest.mark.slow) for m in sorted(DISTINCT)]
 )
 def test_bfloat16_logits_are_near_the_float32_ones(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
     directory = make_checkpoint(model_type)

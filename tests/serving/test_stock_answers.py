@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.small_models import ALIKE, SUPPORTED, with_slow
+from tests import small_models, text_kinds
+from tests.small_models import SUPPORTED, with_slow
 from tests.text_kinds import RESIDUES, WORDS
 from tpray import load
 from tpray.artifacts.folder import record_files
@@ -30,7 +31,6 @@ from tpray.config import BatchConfig, ModelConfig
 from tpray.errors import CheckpointError, InputError, ParityError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
-from tpray.parallel_layers.architectures import PLANS
 from tpray.parallel_layers.checkpoint import find_checkpoint
 from tpray.platforms.topology import Topology
 from tpray.serving.codec import Direction, TextCodec
@@ -113,19 +113,22 @@ def check(directory: Path, items: list[Plain], buckets: tuple[tuple[int, int], .
     np.testing.assert_allclose(together, expected, atol=bound, rtol=0)
 
 
-@pytest.mark.parametrize("model_type", map(with_slow, SUPPORTED))
+@pytest.mark.parametrize(
+    "model_type", [with_slow(m) for m in SUPPORTED if m in small_models.DISTINCT or m in text_kinds.DISTINCT]
+)
 def test_every_text_gets_what_transformers_gives_it(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
+    """Of each plan one architecture, and of each kind of tokenizer."""
     check(make_checkpoint(model_type), texts(1, model_type))
 
 
 @pytest.mark.parametrize(
     "model_type",
     [
-        pytest.param(
-            m, marks=() if m in ("bert", "roberta", "gpt2", "llama", "esm", "deberta-v2") else pytest.mark.slow
-        )
-        for m, plan in PLANS.items()
-        if not plan.reads_padding and m not in ALIKE  # the first is refused
+        *("bert", "roberta", "gpt2", "llama", "esm", "deberta-v2"),
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ("xlm-roberta", "modernbert", "mpnet", "xlm", "bart", "gemma")
+        ),
     ],
 )
 def test_so_it_is_with_buckets(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
