@@ -69,7 +69,7 @@ PACKED = {
     "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text", "gte", "jina_embeddings_v3",
     "mistral", "ministral", "ministral3", "gemma3_text", "phi", "phi3", "olmo", "olmo2", "olmo3", "gpt_neox",
     "starcoder2", "stablelm", "smollm3", "nemotron", "arcee", "seed_oss", "exaone4", "esmc", "ultrabert",
-    "gemma2", "glm", "glm4", "helium", "gptj", "rembert", "megatron-bert", "eurobert", "diffllama",
+    "gemma2", "glm", "glm4", "helium", "gptj", "rembert", "megatron-bert", "big_bird", "eurobert", "diffllama",
     "gpt_bigcode", "gpt-sw3", "persimmon", "biogpt", "hunyuan_v1_dense", "modernbert-decoder",
 }  # fmt: skip
 """The architectures whose rows the CPU runtime packs end to end; the others' are padded."""
