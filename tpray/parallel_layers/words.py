@@ -78,7 +78,7 @@ def stored_head(module: nn.Module, stored: Sequence[str], source: str) -> str:
     """Which of the tensors in ``stored``, by the model's names, holds the rows of the words.
 
     Raises:
-        UnsupportedModelError: the output embedding has a bias, or the classifier no plain head.
+        UnsupportedModelError: the output embedding has a bias.
     """
     model: Any = module
     if "lm_head.bias" in stored:

@@ -18,10 +18,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from tpray.runtime.cpu.fusions import capped_attention
 from tpray.runtime.cpu.passes import additive_mask, aten, calls, substitute, tpray_ops
-from tpray.runtime.cpu.token_axis import MAKERS, POINTWISE, TAKES_SIZES, is_size
+from tpray.runtime.cpu.token_axis import MAKERS, TAKES_SIZES, is_pointwise, is_size
 
 _HIDDEN = -1e4  # what the mildest additive masks have where nothing is to be seen: exp(-1e4) is 0
-
 
 ALL_POSITIONS = 1024
 """Of how many tokens each position is asked for."""
@@ -136,8 +135,7 @@ def _asks_for_positions(graph: Graph, tokens: set[Node], count: Node, masks: Seq
         if of_tokens.intersection(node.all_input_nodes):
             of_tokens.add(node)
             continue
-        pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-        if not (pointwise or is_size(node) or node.target in _OF_EACH):
+        if not (is_pointwise(node.target) or is_size(node) or node.target in _OF_EACH):
             return False
     return not of_tokens.intersection(masks)
 
@@ -146,7 +144,7 @@ def _as(positions: Tensor, dtype: torch.dtype | None) -> Tensor:
     return positions if dtype is None else positions.to(dtype)
 
 
-_OF_EACH = MAKERS | POINTWISE | {
+_OF_EACH = MAKERS | {
     _as, additive_mask, aten.expand.default, aten.unsqueeze.default, aten.index.Tensor, aten.arange.default,
 }  # fmt: skip
 """Operators of a mask whose values are each of their own positions."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from tpray.runtime.cpu.passes import aten, calls, dtype_of, nodes_calling, only_user, substitute, tidy
+from tpray.runtime.cpu.passes import argument_of, aten, calls, dtype_of, nodes_calling, only_user, substitute, tidy
 
 
 def rms_norm(x: Tensor, eps: float, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:
@@ -45,9 +45,9 @@ def fuse_rms_norms(module: GraphModule) -> int:
     found = 0
     for root in nodes_calling(module, aten.rsqrt.default):
         scale, add = only_user(root, aten.mul.Tensor), root.args[0]
-        mean = _argument(add, aten.add.Tensor)
-        square = _argument(mean, aten.mean.dim)
-        x = _argument(square, aten.pow.Tensor_Scalar)
+        mean = argument_of(add, aten.add.Tensor)
+        square = argument_of(mean, aten.mean.dim)
+        x = argument_of(square, aten.pow.Tensor_Scalar)
         if scale is None or x is None or square.args[1] != 2 or tuple(mean.args[1:]) != ([-1], True):
             continue
         alone = len(add.users) == len(mean.users) == 1 and isinstance(add.args[1], float)
@@ -87,10 +87,10 @@ def fuse_rotations(module: GraphModule) -> int:
         if total is None or total.kwargs or len(cat.args[0]) != 2 or tuple(cat.args[1:]) != (-1,):
             continue
         second, first = cat.args[0]
-        second = _argument(second, aten.neg.default)
-        x = _argument(first, aten.slice.Tensor)
+        second = argument_of(second, aten.neg.default)
+        x = argument_of(first, aten.slice.Tensor)
         shape, straight = _shape(x), _other(total, turned)
-        if x is None or _argument(second, aten.slice.Tensor) is not x or len(shape) != 4:
+        if x is None or argument_of(second, aten.slice.Tensor) is not x or len(shape) != 4:
             continue
         whole = calls(straight, aten.mul.Tensor) and x in straight.args and len(straight.users) == 1
         half = shape[-1] // 2 if isinstance(shape[-1], int) else 0
@@ -120,7 +120,7 @@ def name_gelus(module: GraphModule) -> int:
             continue
         x, cube = inner.args
         power = _scaled(cube, 0.044715)
-        if _argument(power, aten.pow.Tensor_Scalar) is not x or power.args[1] != 3.0:
+        if argument_of(power, aten.pow.Tensor_Scalar) is not x or power.args[1] != 3.0:
             continue
         if _scaled(_other(product, plus_one), 0.5) is not x:
             continue
@@ -196,8 +196,8 @@ def _is_score(node: Any) -> bool:
 
 def _capped(scores: Any) -> tuple[Any, float | None]:
     """Scores before their soft cap, and the cap."""
-    tanh = _argument(scores, aten.mul.Tensor)
-    inner = _argument(_argument(tanh, aten.tanh.default), aten.div.Tensor)
+    tanh = argument_of(scores, aten.mul.Tensor)
+    inner = argument_of(argument_of(tanh, aten.tanh.default), aten.div.Tensor)
     if inner is None or tanh.args[0].args[1] != scores.args[1] or not isinstance(scores.args[1], float):
         return scores, None
     return inner, scores.args[1]
@@ -211,11 +211,6 @@ def _between(first: Any, last: Any) -> bool:
             return False
         node = next(iter(node.users))
     return True
-
-
-def _argument(node: Any, target: object) -> Any:
-    """What ``node``, a call of ``target``, is computed from; None if it is no such call."""
-    return node.args[0] if calls(node, target) else None
 
 
 def _other(node: Any, one: object) -> Any:

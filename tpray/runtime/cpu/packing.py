@@ -22,7 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from tpray.runtime.cpu.bands import Band, find_bands, is_attention, plain_copy
 from tpray.runtime.cpu.fusions import capped_attention, rms_norm
 from tpray.runtime.cpu.int8 import int8_linear
-from tpray.runtime.cpu.passes import aten, calls, mkldnn, tensor_of, tpray_ops
+from tpray.runtime.cpu.passes import argument_of, aten, calls, mkldnn, tensor_of, tpray_ops
 from tpray.runtime.cpu.rows import (
     attend_rows,
     packed_attention,
@@ -163,8 +163,8 @@ def _attend_from_one_linear(graph: Graph) -> None:
         if attention.target is not packed_attention:
             continue
         *heads, rows, scale, before, after = attention.args[:7]
-        pieces = [_argument(_argument(x, aten.transpose.int), aten.view.default) for x in heads]
-        cuts = [_argument(piece, operator.getitem) for piece in pieces]
+        pieces = [argument_of(argument_of(x, aten.transpose.int), aten.view.default) for x in heads]
+        cuts = [argument_of(piece, operator.getitem) for piece in pieces]
         one_linear = len(set(cuts)) == 1 and calls(cuts[0], aten.split_with_sizes.default)
         seen_whole = before is None and after is None and len(attention.args) == 7
         if not one_linear or not seen_whole or [piece.args[1] for piece in pieces] != [0, 1, 2]:
@@ -175,11 +175,6 @@ def _attend_from_one_linear(graph: Graph) -> None:
         if joined is not None and isinstance(width, int) and len(sizes) == 3 and len(set(sizes)) == 1:
             with graph.inserting_before(joined):
                 joined.replace_all_uses_with(graph.call_function(attend_rows, (source, width, rows, scale)))
-
-
-def _argument(node: Any, target: object) -> Any:
-    """What ``node``, a call of ``target``, is computed from; None if it is no such call."""
-    return node.args[0] if calls(node, target) else None
 
 
 def _joined_heads(attention: Node) -> Any:

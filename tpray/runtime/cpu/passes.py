@@ -33,6 +33,11 @@ def calls(node: object, target: object) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target is target
 
 
+def argument_of(node: Any, target: object) -> Any:
+    """What ``node``, a call of ``target``, is computed from; None if it is no such call."""
+    return node.args[0] if calls(node, target) else None
+
+
 def nodes_calling(module: GraphModule, target: object) -> list[Any]:
     """Every call of the operator ``target``, in order."""
     return [node for node in module.graph.nodes if calls(node, target)]

@@ -76,7 +76,7 @@ class TokenAxes:
             if target not in TAKES_SIZES or ROWS in inputs or fills:
                 raise MixedError(f"{target} computes with sizes")
         if target in MAKERS:
-            return self._made(node)
+            return self._axis_of(node)
         tokens = [each for each in inputs if isinstance(each, Tokens)]
         if not tokens:
             return ROWS if ROWS in inputs else self._alike(node)
@@ -84,16 +84,12 @@ class TokenAxes:
             raise MixedError(f"{target} has rows and tokens")
         if target is operator.getitem:
             return tokens[0]
-        if target in POINTWISE or (isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags):
+        if is_pointwise(target):
             return self._together(node)
         rule = _RULES.get(target)
         if rule is None:
             raise MixedError(f"{target} is not known")
         return rule(self, node)
-
-    def _made(self, node: Node) -> Value:
-        """Zeros, or another constant, of a shape that may count tokens."""
-        return self._axis_of(node)
 
     def _alike(self, node: Node) -> Value:
         """What depends on no token may be spread over all of them; else it has no axis of their number.
@@ -166,6 +162,11 @@ def is_size(node: object) -> bool:
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
+def is_pointwise(target: object) -> bool:
+    """Whether an operator computes each value from those in the same place."""
+    return target in POINTWISE or (isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags)
+
+
 def _keeps(axes: TokenAxes, node: Node) -> Tokens:
     """Works along the last dimension."""
     value = axes.first(node)
@@ -175,11 +176,10 @@ def _keeps(axes: TokenAxes, node: Node) -> Tokens:
     return value
 
 
-def _along(*places: int, removes: bool = False, default: Any = None) -> Callable[[TokenAxes, Node], Tokens]:
-    """Works along the dimension, or dimensions, that an argument names. places: of the argument."""
+def _along(place: int, removes: bool = False, default: Any = None) -> Callable[[TokenAxes, Node], Tokens]:
+    """Works along the dimension, or dimensions, that an argument names. place: of the argument."""
 
     def rule(axes: TokenAxes, node: Node) -> Tokens:
-        (place,) = places
         named = node.args[place] if len(node.args) > place else node.kwargs.get("dim", default)
         source = node.args[0]
         values = [axes.of(each) for each in (source if isinstance(source, (list, tuple)) else [source])]
