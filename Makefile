@@ -51,7 +51,7 @@ check: .venv/dev.stamp
 	touch $@
 
 .venv/dev.stamp: .venv/serve.stamp
-	$(INSTALL) -e '.[test]'
+	$(INSTALL) -e '.[test,clients]'
 	touch $@
 
 .venv/bench.stamp: .venv/serve.stamp

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from tpray.serving.row_queue import ABOUT_S, SHORT_SHARE, Lane, RowQueue
+from tpray.serving.row_queue import STEP_TOKENS as LEAST
 
 LONG_TOKENS, STEP_TOKENS, SLOTS = 128, 512, 2
 TOKENS_PER_S = 2000.0
@@ -123,6 +124,20 @@ def test_a_short_row_waits_for_one_long_row_at_most(seed: int) -> None:
         behind = [s for s in steps if s.kind is Lane.LONG and row.arrived < s.ends and s.at < row.started]
         assert len(behind) <= 1
         assert row.ended - row.arrived <= (512 + 16 * 20) / TOKENS_PER_S
+
+
+def test_a_step_of_few_tokens_counts_as_what_it_costs() -> None:
+    """Rows of 8 tokens went a thousand at a time, twelve seconds, between two rows of 4,000 tokens of three seconds."""
+    queue: RowQueue[Row] = RowQueue(lambda row: not row.left, LONG_TOKENS, lambda: 0.0)
+    queue.extend([Row(4000, 0.0), Row(4000, 0.1)])
+    assert len(queue.take(Lane.LONG, STEP_TOKENS)) == 1
+    steps = 0
+    queue.extend([Row(8, 1.0)])
+    while queue.turn(False, False) is Lane.SHORT:
+        queue.take(Lane.SHORT, STEP_TOKENS)
+        queue.extend([Row(8, 1.0)])
+        steps += 1
+    assert steps == SHORT_SHARE * 4000 // LEAST
 
 
 def test_long_rows_by_themselves_go_together_and_two_steps_ahead() -> None:
