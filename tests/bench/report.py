@@ -96,6 +96,7 @@ def done_when(run: Run) -> list[Figure]:
         for against, other, name in (
             ("sentence-transformers in process", "CrossEncoder", "predict s"),
             ("a request a pair, 32 at once,", "tpray tp 1", "a request a pair s"),
+            ("a request a pair, one by one,", "tpray tp 1", "pairs one by one s"),
         )
     ]  # fmt: skip
     return rows + [_memory(run, kind, tp, dtype) for dtype in dtypes for tp in (1, 2) for kind in ("peak", "resident")]

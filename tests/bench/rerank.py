@@ -6,7 +6,8 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -30,7 +31,7 @@ def texts(seed: int = 0) -> tuple[str, list[str]]:
 
 
 def over_http(url: str, rounds: int) -> dict[str, float]:
-    """Seconds for all documents: in one request, and in one for each pair; medians."""
+    """Seconds for all documents: in one request, and in one for each pair, many at once or one by one; medians."""
 
     async def in_one(client: httpx.AsyncClient, seed: int) -> None:
         query, documents = texts(seed)
@@ -38,9 +39,9 @@ def over_http(url: str, rounds: int) -> dict[str, float]:
         answer.raise_for_status()
         assert len(answer.json()) == DOCUMENTS
 
-    async def by_pairs(client: httpx.AsyncClient, seed: int) -> None:
+    async def by_pairs(client: httpx.AsyncClient, seed: int, at_once: int = CLIENTS) -> None:
         query, documents = texts(seed)
-        free = asyncio.Semaphore(CLIENTS)
+        free = asyncio.Semaphore(at_once)
 
         async def ask(document: str) -> None:
             async with free:
@@ -49,12 +50,14 @@ def over_http(url: str, rounds: int) -> dict[str, float]:
         await asyncio.gather(*map(ask, documents))
 
     async def measure() -> dict[str, float]:
-        found: dict[str, list[float]] = {"one request s": [], "a request a pair s": []}
+        ways: tuple[Callable[[httpx.AsyncClient, int], Awaitable[None]], ...]
+        ways = in_one, by_pairs, partial(by_pairs, at_once=1)
+        found: dict[str, list[float]] = {"one request s": [], "a request a pair s": [], "pairs one by one s": []}
         limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
         async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
             await in_one(client, 0)
             for seed in range(1, rounds + 1):  # in turns, each time with texts that were not seen before
-                for name, way in zip(found, (in_one, by_pairs), strict=True):
+                for name, way in zip(found, ways, strict=True):
                     started = time.perf_counter()
                     await way(client, seed)
                     found[name].append(time.perf_counter() - started)
