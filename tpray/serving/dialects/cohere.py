@@ -23,6 +23,7 @@ from tpray.serving.chunks import Chunks
 from tpray.serving.dialects import tei
 from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, Way, as_response, body_of
 from tpray.serving.engine import Engine
+from tpray.serving.scores import Scoring
 
 PATHS = ("/v1/rerank", "/v2/rerank")
 
@@ -48,7 +49,7 @@ class RerankRequest(BaseModel):
     query: str
     documents: list[str | Document] = Field(description="texts, or objects with a text")
     model: str | None = Field(None, description="any: the server has one")
-    top_n: int | None = Field(None, description="how many of the best; null: all")
+    top_n: int | None = Field(None, ge=1, description="how many of the best; null: all")
     return_documents: bool | None = Field(None, description="repeat each document; null: no")
     chunks: Chunks | StrictBool | None = Field(None, description=tei.CHUNKS)
     max_chunks_per_doc: int | None = Field(
@@ -124,7 +125,9 @@ def way(engine: Engine) -> Way:
             raise InputError(f"`{unknown[0]}` is not known here: leave it out; there are {known}")
         texts = [each if isinstance(each, str) else each.text for each in asked.documents]
         worth()
-        ranking = await engine.rerank(asked.query, texts, asked.top_n, deadline=deadline, chunks=_chunks(asked))
+        ranking = await engine.rerank(
+            asked.query, texts, Scoring(top_k=asked.top_n), deadline=deadline, chunks=_chunks(asked)
+        )
         model = engine.group.artifact.manifest.model.source
         return Rendered(200, render(ranking, texts, bool(asked.return_documents), model), tei.timing_headers(ranking))
 

@@ -48,7 +48,7 @@ from tpray.serving.dialects.base import (
     body_of,
     has_more_values,
 )
-from tpray.serving.scores import Score
+from tpray.serving.scores import OWN, RAW, Score
 from tpray.tokenizer import Item, as_item
 
 ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -286,7 +286,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         worth()
         answer = await engine.classify(
             items,
-            asked.raw_scores,
+            RAW if asked.raw_scores else OWN,
             asked.truncate,
             asked.truncation_direction,
             deadline,
