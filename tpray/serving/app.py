@@ -93,7 +93,7 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> Door:
         """Serve's hook: the routes, once the constructor is done."""
-        return make_app(self._engine, self._gate, ray.get_runtime_context().gcs_address)
+        return make_app(self._engine, self._gate, ray.get_runtime_context().gcs_address, self._config.served_model_name)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:  # one that is not async is called in a thread
         """Serve's hook for ``user_config``: keys of `BatchConfig`, changed without a restart.

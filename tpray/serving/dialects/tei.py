@@ -32,6 +32,7 @@ from tpray.errors import (
     StepError,
     StoppingError,
     TprayError,
+    UnknownModelError,
     UnsupportedTaskError,
 )
 from tpray.serving.answers import Answer, Timing
@@ -54,6 +55,7 @@ from tpray.tokenizer import Item, as_item
 ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (EmptyInputError, 400, "Empty"),
     (PayloadTooLargeError, 413, "Validation"),
+    (UnknownModelError, 404, "Validation"),
     (UnsupportedTaskError, 424, "Backend"),
     (InputError, 422, "Validation"),
     (LogitsError, 424, "Backend"),

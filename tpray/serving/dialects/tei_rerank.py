@@ -86,7 +86,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         )
         return Rendered(200, render(ranking, asked), timing_headers(ranking))
 
-    own, other = Way(rerank, DIALECT.answer_error), cohere.way(engine)
+    own, other = Way(rerank, DIALECT.answer_error), cohere.way(answering)
     return {RERANK: answering.handler(lambda body: other if _is_cohere(body) else own)}
 
 
