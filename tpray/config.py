@@ -130,7 +130,17 @@ class ServeConfig(Frozen):
         AUTO, description="groups, each with its own copy of the model; auto: one, or for throughput what fits"
     )
     autoscaling: AutoscalingConfig | None = Field(None, description="instead of a fixed number of replicas")
+    served_model_name: tuple[str, ...] = Field(
+        (), description="what requests may call the model; answers carry the first; none: any name, and its own"
+    )
     node_labels: dict[str, str] = Field({}, description="of the nodes that groups may lie on, as Ray's label selectors")
+
+    @field_validator("served_model_name")
+    @classmethod
+    def _not_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not name.strip() for name in names):
+            raise ValueError("there is an empty name among them: leave it out")
+        return names
 
     @field_validator("node_labels")
     @classmethod

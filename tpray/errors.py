@@ -5,6 +5,7 @@
     │   ├── EmptyInputError        no text, or no items
     │   ├── InputTooLongError      more tokens than the model takes, and truncation was not asked for
     │   ├── PayloadTooLargeError   too many items in one request, or too many bytes
+    │   ├── UnknownModelError      the request names a model that is not served here
     │   └── UnsupportedTaskError   the model does not do what was asked of it, such as reranking with three labels
     ├── LogitsError                the model's logits for an item are not finite
     ├── StepError                  the model raised the same on every rank: an input's error, and nothing restarts
@@ -76,6 +77,10 @@ class InputTooLongError(InputError):
 
 class PayloadTooLargeError(InputError):
     """Too many items in one request, or too many bytes in its body."""
+
+
+class UnknownModelError(InputError):
+    """The request names a model that is not served here; the message says which is."""
 
 
 class UnsupportedTaskError(InputError):

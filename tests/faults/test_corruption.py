@@ -28,6 +28,7 @@ from tpray.runtime.exported import WEIGHTS_FILE
 from tpray.serving import canary_watch
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
+from tpray.serving.scores import RAW
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 FOUND = "no longer gives the answers of its start"
@@ -91,7 +92,7 @@ def test_deep_health_finds_a_flipped_bit_and_the_group_is_built_anew(
     async def work(engine: Engine, executor: ThreadExecutor) -> None:
         transport = httpx.ASGITransport(make_app(engine), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://tpray") as http:
-            before = (await engine.classify(["a b", "c d e"], raw_scores=True)).scores
+            before = (await engine.classify(["a b", "c d e"], RAW)).scores
             for sound in ("/health", "/health?deep", "/health?deep=true", "/health?deep=0"):
                 assert (await http.get(sound)).status_code == 200
             flip(executor, 1, dtype, bit)
@@ -101,7 +102,7 @@ def test_deep_health_finds_a_flipped_bit_and_the_group_is_built_anew(
             assert FOUND in found.json()["error"]
             print(f"\n{dtype}, bit {bit}: {found.json()['error']}")
             await until_restarted(engine)
-            assert (await engine.classify(["a b", "c d e"], raw_scores=True)).scores == before
+            assert (await engine.classify(["a b", "c d e"], RAW)).scores == before
             assert (await http.get("/health?deep")).status_code == 200
             assert engine.restarts == 1
 

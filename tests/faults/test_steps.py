@@ -27,6 +27,7 @@ from tpray.group.thread_executor import ThreadExecutor
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear
 from tpray.serving.engine import Engine
+from tpray.serving.scores import RAW
 from tpray.tokenizer import Encoded
 from tpray.trace import ParallelModel, parallel_model_trace
 
@@ -189,7 +190,7 @@ def test_nothing_is_lost_or_wrong_while_ranks_are_killed() -> None:
 
     async def work(engine: Engine) -> None:
         texts = [f"number {i} and " + "more " * (i % 17) for i in range(100)]
-        wanted = [(await engine.classify([text], raw_scores=True)).scores[0] for text in texts]
+        wanted = [(await engine.classify([text], RAW)).scores[0] for text in texts]
         running, number, slowest = True, count(), 0.0
 
         async def client() -> int:
@@ -197,7 +198,7 @@ def test_nothing_is_lost_or_wrong_while_ranks_are_killed() -> None:
             answered = 0
             while running:
                 i = next(number) % len(texts)
-                answer = await engine.classify([texts[i]], raw_scores=True)
+                answer = await engine.classify([texts[i]], RAW)
                 for score, right in zip(answer.scores[0], wanted[i], strict=True):
                     assert score.label == right.label
                     assert score.score == pytest.approx(right.score, abs=1e-4)

@@ -27,6 +27,7 @@ from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
+from tpray.serving.scores import OWN, RAW
 from tpray.tokenizer import Encoded, as_item
 
 LONG = " ".join(documents(40))
@@ -144,7 +145,7 @@ def test_each_label_has_the_greatest_or_the_mean_score_of_the_chunks(
         for how, of in (("max", np.max), ("mean", np.mean)):
             chunks = Chunks.model_validate({"stride": 3, "aggregate": how})
             for raw, activation in ((True, np.asarray), (False, softmax)):
-                answer = await engine.classify(items, raw_scores=raw, chunks=chunks)
+                answer = await engine.classify(items, RAW if raw else OWN, chunks=chunks)
                 for item, scores in zip(items, answer.scores, strict=True):
                     first, text = (None, item) if isinstance(item, str) else item
                     logits = stock_logits(model, stock_chunks(tokenizer, first, text, 3, "right"))
@@ -176,7 +177,7 @@ def test_a_document_is_as_relevant_as_its_best_chunk(make_checkpoint: Callable[.
             for raw, activation in ((True, np.asarray), (False, sigmoid)):
                 expected = [of(activation(of_one)) for of_one in logits]
                 chunks = Chunks.model_validate({"stride": 3, "aggregate": how, "max_chunks": 64})
-                ranking = await engine.rerank(QUERY, texts, raw_scores=raw, chunks=chunks)
+                ranking = await engine.rerank(QUERY, texts, RAW if raw else OWN, chunks=chunks)
                 scores = {each.index: each.score for each in ranking.documents}
                 np.testing.assert_allclose([scores[n] for n in range(len(texts))], expected, atol=1e-5)
                 assert [each.index for each in ranking.documents] == np.argsort(-np.array(expected)).tolist()

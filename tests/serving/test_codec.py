@@ -78,5 +78,5 @@ def test_the_activation_follows_the_problem_type(
         for row in labelled(np.stack([x, -x, x]), make_codec(kind).record)[::2]:
             scores = {s.label: s.score for s in row}
             np.testing.assert_allclose([scores["a"], scores["b"], scores["c"]], values, rtol=1e-9)
-    ordered = [s.score for s in labelled(x[None], make_codec(None).record, raw=True)[0]]
+    ordered = [s.score for s in labelled(x[None], make_codec(None).record, "none")[0]]
     assert ordered == sorted(x.tolist(), reverse=True)

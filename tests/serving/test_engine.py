@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tpray.config import BatchConfig, ModelConfig
-from tpray.errors import EmptyInputError, PayloadTooLargeError, RankError
+from tpray.errors import EmptyInputError, InputError, PayloadTooLargeError, RankError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
 from tpray.serving.engine import Engine
+from tpray.serving.scores import ACTIVATIONS, Scoring, sigmoid, softmax
 from tpray.tokenizer import Item
 
 
@@ -44,6 +47,39 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(
         await engine.check()
 
     with_engine(make_checkpoint(model_type), work)
+
+
+def test_a_request_says_what_is_made_of_the_logits(make_checkpoint: Callable[..., Path]) -> None:
+    """The activation, how many labels, and those from a score on; requests of one step may ask for different ones."""
+
+    async def work(engine: Engine) -> None:
+        asked = [Scoring(), *(Scoring(how) for how in ACTIVATIONS)]
+        answers = await asyncio.gather(*(engine.classify(["a text"], scoring) for scoring in asked))
+        logits = answers[0].logits[0].astype(np.float64)
+        made = {"softmax": softmax(logits[None])[0], "sigmoid": sigmoid(logits), "none": logits}
+        for how, answer in zip(("softmax", *ACTIVATIONS), answers, strict=True):
+            in_order = sorted(answer.scores[0], key=lambda score: score.index)
+            np.testing.assert_allclose([each.score for each in in_order], made[how], atol=1e-5)
+            assert [each.label for each in in_order] == list(engine.codec.record.labels)
+        best = (await engine.classify(["a text"], Scoring("none", 2))).scores[0]
+        assert [each.score for each in best] == pytest.approx(sorted(logits.tolist(), reverse=True)[:2], abs=1e-5)
+        above = (await engine.classify(["a text"], Scoring("none", threshold=best[1].score))).scores[0]
+        assert above == best
+
+    with_engine(make_checkpoint("bert"), work)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"activation": "relu"}, "the activation is 'relu': there are softmax, sigmoid, none"),
+        ({"top_k": 0}, "the best 0 are asked for: ask for 1 or more"),
+        ({"raw_scores": True, "activation": "softmax"}, "raw_scores are logits, and activation is 'softmax'"),
+    ],
+)
+def test_what_cannot_be_made_of_logits_is_refused(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Scoring.of(**({"raw_scores": False} | asked))
 
 
 def test_limits(make_checkpoint: Callable[..., Path]) -> None:

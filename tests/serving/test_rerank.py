@@ -24,6 +24,7 @@ from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
 from tpray.serving.relevance import Relevance
+from tpray.serving.scores import OWN, RAW, Scoring
 from tpray.tokenizer import stock_rows
 
 QUERY = "where is the firm"
@@ -80,12 +81,12 @@ def check(directory: Path, texts: list[str], query: str = QUERY, raw: bool = Fal
     order = [each["corpus_id"] for each in stock.rank(query, texts)]
 
     async def work(engine: Engine) -> None:
-        ranking = await engine.rerank(query, texts, raw_scores=raw)
+        ranking = await engine.rerank(query, texts, RAW if raw else OWN)
         scores = {each.index: each.score for each in ranking.documents}
         bound = 1e-5 * max(1.0, np.abs(expected).max())
         np.testing.assert_allclose([scores[n] for n in range(len(texts))], expected, atol=bound, rtol=0)
         assert [each.index for each in ranking.documents] == order
-        best = await engine.rerank(query, texts, top_n=3, raw_scores=raw)
+        best = await engine.rerank(query, texts, Scoring("none" if raw else None, 3))
         assert [each.index for each in best.documents] == order[:3]
         rows = stock_rows(stock.tokenizer, [(prompt + query, text) for text in texts], MOST)
         assert ranking.tokens == sum(map(len, rows))
@@ -210,7 +211,7 @@ def test_of_two_labels_the_second_is_the_relevant_one(make_checkpoint: Callable[
             (True, logits[:, 1] - logits[:, 0]),
             (False, np.exp(logits[:, 1]) / np.exp(logits).sum(axis=1)),
         ):
-            ranking = await engine.rerank(QUERY, texts, raw_scores=raw)
+            ranking = await engine.rerank(QUERY, texts, RAW if raw else OWN)
             scores = {each.index: each.score for each in ranking.documents}
             np.testing.assert_allclose([scores[n] for n in range(9)], expected, atol=1e-5)
             assert [each.index for each in ranking.documents] == np.argsort(-expected).tolist()
@@ -248,7 +249,7 @@ def test_errors_name_the_query_or_the_document(make_checkpoint: Callable[..., Pa
             ("a", ["b", " "], {}, EmptyInputError, "^item 1 is empty"),
             ("a", [], {}, EmptyInputError, "^there are no documents to rank"),
             ("a", ["b"] * 17, {}, PayloadTooLargeError, "^there are 17 documents and the limit is 16"),
-            ("a", ["b"], {"top_n": 0}, InputError, "^top_n is 0"),
+            ("a", ["b"], {"scoring": Scoring("softmax")}, InputError, "^this model has one label, whose softmax"),
             ("a", ["c " * 60, "b"], {"truncate": False}, InputTooLongError, "^item 0 has 6[0-9] tokens"),
         ):
             with pytest.raises(error, match=words):
@@ -301,7 +302,7 @@ def test_the_doors(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None
                     422,
                     "`rank_fields` is not known",
                 ),
-                ("/v2/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, 422, "top_n is 0"),
+                ("/v2/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, 422, "`top_n`: input should be greater"),
             ]
             for path, wrong, status, words in cases:
                 answer = await http.post(path, json=wrong)

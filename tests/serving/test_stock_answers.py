@@ -36,6 +36,7 @@ from tpray.platforms.topology import Topology
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
+from tpray.serving.scores import RAW
 from tpray.tokenizer import Plain, stock_rows
 
 MOST = 12
@@ -97,7 +98,7 @@ def served_logits(
             async with httpx.AsyncClient(transport=transport, base_url="http://tpray") as http:
                 body = {"inputs": [[i] if isinstance(i, str) else list(i) for i in items], "raw_scores": True}
                 together = [in_order(scores) for scores in (await http.post("/predict", json=body)).json()]
-            alone = [(await engine.classify([item], raw_scores=True)).scores[0] for item in items]
+            alone = [(await engine.classify([item], RAW)).scores[0] for item in items]
             return np.array(together), np.array([in_order([asdict(s) for s in scores]) for scores in alone])
         finally:
             await engine.stop()

@@ -22,6 +22,7 @@ from tpray.group.thread_executor import ThreadExecutor
 from tpray.platforms.topology import Topology
 from tpray.runtime import canary
 from tpray.serving.engine import Engine
+from tpray.serving.scores import OWN, RAW
 
 TEMPLATES = Path(__file__).parents[2] / "deployments" / "templates"
 QUERY = "where is the firm"
@@ -78,7 +79,7 @@ def reranked(directory: Path, words: tuple[str, ...], template: Path, raw: bool)
         engine = Engine(ClassifierGroup(model, ThreadExecutor(2)), BatchConfig())
         await engine.start()
         try:
-            ranking = await engine.rerank(QUERY, DOCUMENTS, raw_scores=raw)
+            ranking = await engine.rerank(QUERY, DOCUMENTS, RAW if raw else OWN)
             scores = {each.index: each.score for each in ranking.documents}
             return [scores[number] for number in range(len(DOCUMENTS))]
         finally:

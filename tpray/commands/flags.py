@@ -84,6 +84,16 @@ FromToken = Annotated[
         show_default="the checkpoint's own head",
     ),
 ]
+ServedNames = Annotated[
+    str | None,
+    typer.Option(
+        "--served-model-name",
+        envvar="TPRAY_SERVED_MODEL_NAME",
+        metavar="NAME[,NAME...]",
+        help="What requests may call the model; one that names another gets a 404. Answers carry the first.",
+        show_default="any name",
+    ),
+]
 InChunks = Annotated[
     bool, typer.Option("--chunks", help="Read texts that are too long in overlapping chunks, not as an error.")
 ]
@@ -147,6 +157,18 @@ Layout = Annotated[
         "that fails, or hangs: loading for 300 s, or a step for 60 s.",
     ),
 ]
+
+
+def names_of(text: str | None) -> tuple[str, ...]:
+    """The names that ``--served-model-name`` gives.
+
+    Raises:
+        ConfigError: there is an empty one among them.
+    """
+    names = () if text is None else tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise ConfigError(f"--served-model-name {text!r} has an empty name: give names with commas between, mine,yours")
+    return names
 
 
 def words_of(text: str | None) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tpray.chat import Chat
 from tpray.errors import ConfigError, InputError, ItemError
 from tpray.parallel_layers.tasks import TOKEN
+from tpray.serving.scores import OWN, RAW
 from tpray.serving.tagging import Tagging
 from tpray.tokenizer import Item
 
@@ -251,7 +252,7 @@ def _asked(
 ) -> Iterator[list[dict[str, Any]] | ItemError]:
     """The labels of each item; where the model labels tokens, its entities, neighbours of one label together."""
     if classifier.task != TOKEN:
-        return classifier.classify_each(items, raw, truncate, chunks)
+        return classifier.classify_each(items, RAW if raw else OWN, truncate, chunks)
     how = Tagging("none" if raw else "simple", raw_scores=raw, truncate=truncate)
     return classifier.tag_each(items, how)
 

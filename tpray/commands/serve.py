@@ -22,9 +22,11 @@ from tpray.commands.flags import (
     Replicas,
     Revision,
     Runtime,
+    ServedNames,
     Store,
     Tp,
     lnc_number,
+    names_of,
     words_of,
 )
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
@@ -43,6 +45,7 @@ def serve(
     plan: PlanFile = None,
     chat_template: ChatTemplateFile = None,
     classifier_from_token: FromToken = None,
+    served_model_name: ServedNames = None,
     buckets: Buckets = None,
     store: Store = None,
     cores_per_rank: CoresPerRank = None,
@@ -108,6 +111,7 @@ def serve(
         ),
         goal=goal,
         replicas=replicas,
+        served_model_name=names_of(served_model_name),
     )
     from tpray.serving import launch
 

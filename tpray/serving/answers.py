@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tpray.serving.scores import Score
+from tpray.group.wire import Array
+from tpray.serving.scores import Ranked, Score
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Answer(Timing):
-    """What became of one request: scores per item."""
+    """What became of one request: of each item the scores that were asked for, and its logits, float32 ``[L]``."""
 
     scores: list[list[Score]]
+    logits: Sequence[Array]
 
     def rendered(self) -> list[list[dict[str, Any]]]:
         """For Python: of each item its labels and their scores."""
@@ -40,14 +42,6 @@ class Tagged(Timing):
     def rendered(self) -> list[list[dict[str, Any]]]:
         """For Python: as they are."""
         return self.entities
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One document: its number in the request, and how relevant it is; see `Relevance.scores`."""
-
-    index: int
-    score: float
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.metrics import BACKLOG_TOKENS
 from tpray.serving.one_write import join_writes
+from tpray.serving.scores import Activation, Scoring
 from tpray.serving.tagging import Tagging, tag
 from tpray.tokenizer import as_items
 
@@ -92,7 +93,7 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> Door:
         """Serve's hook: the routes, once the constructor is done."""
-        return make_app(self._engine, self._gate, ray.get_runtime_context().gcs_address)
+        return make_app(self._engine, self._gate, ray.get_runtime_context().gcs_address, self._config.served_model_name)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:  # one that is not async is called in a thread
         """Serve's hook for ``user_config``: keys of `BatchConfig`, changed without a restart.
@@ -111,6 +112,8 @@ class Classifier:
         truncate: bool = False,
         truncation_direction: Direction | None = None,
         chunks: Any = None,
+        activation: Activation | None = None,
+        top_k: int | None = None,
     ) -> list[Any]:
         """What a Python handle calls.
 
@@ -118,7 +121,7 @@ class Classifier:
             inputs: a text, a pair as a tuple, a conversation (``[{"role", "content"}, ...]`` or ``{"messages":
                 [...]}``), or a list of these. (Over HTTP, where there are no tuples, a list of two texts is a pair;
                 here it is a batch of two.)
-            chunks: as for `LocalClassifier.classify`.
+            chunks, activation, top_k: as for `LocalClassifier.classify`.
 
         Returns:
             ``[{"label", "score"}, ...]``, best first, for one item; a list of those for a list.
@@ -126,7 +129,11 @@ class Classifier:
         items, single = as_items(inputs)
         with self._gate.enter():
             answer = await self._engine.classify(
-                items, raw_scores, truncate, truncation_direction, chunks=Chunks.of(chunks)
+                items,
+                Scoring.of(raw_scores, activation, top_k),
+                truncate,
+                truncation_direction,
+                chunks=Chunks.of(chunks),
             )
         rows = answer.rendered()
         return rows[0] if single else rows
@@ -159,7 +166,9 @@ class Classifier:
         """What a Python handle calls: ``[{"index", "score"}, ...]``, as `LocalClassifier.rerank` gives them."""
         documents = list(documents)
         with self._gate.enter():
-            ranking = await self._engine.rerank(query, documents, top_n, raw_scores, truncate, chunks=Chunks.of(chunks))
+            ranking = await self._engine.rerank(
+                query, documents, Scoring.of(raw_scores, top_k=top_n), truncate, chunks=Chunks.of(chunks)
+            )
         return rendered(ranking.documents, documents if return_documents else None)
 
     async def drain(self, limit_s: float) -> int:

@@ -29,7 +29,7 @@ from tpray.group.lifecycle import State
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.group.wire import Array
 from tpray.parallel_layers.tasks import TEXT, TOKEN
-from tpray.serving.answers import Answer, Ranked, Ranking
+from tpray.serving.answers import Answer, Ranking
 from tpray.serving.batcher import NOT_FINITE, Batcher
 from tpray.serving.canary_watch import CanaryWatch
 from tpray.serving.chunked_items import encode_chunks
@@ -37,7 +37,7 @@ from tpray.serving.chunks import WHOLE, Chunks, numbered
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.relevance import Relevance
 from tpray.serving.rows import RowResult
-from tpray.serving.scores import Score, activated, labelled, ranked
+from tpray.serving.scores import OWN, Ranked, Score, Scoring, activated, labelled, own_activation, ranked
 from tpray.serving.token_codec import TokenCodec, check_task
 from tpray.serving.tokenizer_facts import facts_path, keep_facts, read_facts
 from tpray.serving.tokenizer_threads import INLINE_CHARS, TokenizerThreads, characters_in
@@ -151,7 +151,7 @@ class Engine:
     async def classify(
         self,
         items: Sequence[Item],
-        raw_scores: bool = False,
+        scoring: Scoring = OWN,
         truncate: bool = False,
         direction: Direction | None = None,
         deadline: float | None = None,
@@ -161,7 +161,7 @@ class Engine:
 
         Args:
             items: texts, pairs of texts, or conversations.
-            raw_scores: logits instead of probabilities.
+            scoring: the scores to give, and of which labels; all, with the checkpoint's activation.
             truncate, direction: see `TextCodec.encode`.
             deadline: until when the caller waits, `time.monotonic` seconds; None: the server's limit from now on.
             chunks: read texts in chunks, each a row as far as limits go; see `TextCodec.encode_chunks`.
@@ -188,7 +188,8 @@ class Engine:
 
         if chunks is None:
             results, timing = await self.answer(len(items), rows, None if inline else characters, deadline)
-            return Answer(**timing, scores=[self._scores(result, raw_scores) for result in results])
+            scores = [self._scores(result, scoring) for result in results]
+            return Answer(**timing, scores=scores, logits=[result.logits for result in results])
         of: list[int] = []
 
         def rows_of_chunks(until: float) -> list[Encoded]:
@@ -200,16 +201,16 @@ class Engine:
             )
 
         results, timing = await self.answer(len(items), rows_of_chunks, characters, deadline, of)
-        record = self.codec.record
-        values = chunks.aggregated(activated(_logits(results), record, raw_scores), of)
-        return Answer(**timing, scores=ranked(values, record))
+        record, logits = self.codec.record, _logits(results)
+        values = chunks.aggregated(activated(logits, record, scoring.activation), of)
+        found = [scoring.chosen(scores) for scores in ranked(values, record)]
+        return Answer(**timing, scores=found, logits=list(chunks.aggregated(logits, of)))
 
     async def rerank(
         self,
         query: str,
         documents: Sequence[str],
-        top_n: int | None = None,
-        raw_scores: bool = False,
+        scoring: Scoring = OWN,
         truncate: bool = True,
         direction: Direction | None = None,
         deadline: float | None = None,
@@ -219,8 +220,7 @@ class Engine:
 
         Args:
             documents: as many as the queue takes, ``max_concurrent_requests``; steps are made of them by their lengths.
-            top_n: how many of the best to give; None: all.
-            raw_scores: logits instead of what the checkpoint's activation makes of them.
+            scoring: how documents are scored, and how many of the best are given.
             truncate, direction: cut documents that are too long, and at which end; see `TextCodec.encode_after`.
             deadline, chunks: as for `classify`; a document is read in chunks, the whole query before each.
 
@@ -235,8 +235,6 @@ class Engine:
                 f"there are {len(documents)} documents and the limit is {self.config.max_concurrent_requests} "
                 "(--max-concurrent-requests): send fewer"
             )
-        if top_n is not None and top_n < 1:
-            raise InputError(f"top_n is {top_n}: ask for 1 document or more")
         of: list[int] = []
         whole = chunks or WHOLE
 
@@ -250,9 +248,9 @@ class Engine:
         characters = len(query) + sum(map(len, documents))
         results, timing = await self.answer(len(documents), rows, characters, deadline, of)
         assert self._relevance is not None, "made with the rows"
-        scores = whole.aggregated(self._relevance.scores(_logits(results), raw_scores), of).tolist()
+        scores = whole.aggregated(self._relevance.scores(_logits(results), scoring.activation), of).tolist()
         best_first = sorted((Ranked(*each) for each in enumerate(scores)), key=lambda each: (-each.score, each.index))
-        return Ranking(**timing, documents=best_first[:top_n])
+        return Ranking(**timing, documents=scoring.chosen(best_first))
 
     async def answer(
         self,
@@ -293,13 +291,12 @@ class Engine:
             "total_s": time.perf_counter() - started,
         }
 
-    def _scores(self, result: RowResult, raw: bool) -> list[Score]:
+    def _scores(self, result: RowResult, scoring: Scoring) -> list[Score]:
         """A row's scores; those of its whole step are made at once."""
-        step = result.step
-        if raw not in step.scores:
-            step.scores[raw] = labelled(step.logits, self.codec.record, raw)
-        scores: list[Score] = step.scores[raw][result.row]
-        return scores
+        step, how = result.step, scoring.activation or own_activation(self.codec.record)
+        if how not in step.scores:
+            step.scores[how] = labelled(step.logits, self.codec.record, how)
+        return scoring.chosen(step.scores[how][result.row])
 
     async def logits(self, inputs: Sequence[Array], timeout_s: float | None = None) -> Array:
         """Run the program on token ids, in a step of its own; while the group restarts the call waits.

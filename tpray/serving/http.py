@@ -21,11 +21,14 @@ from tpray.version import __version__
 JSON: dict[str, Any] = {"application/json": {}}
 
 
-def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None = None) -> Door:
+def make_app(
+    engine: Engine, gate: Gate | None = None, ray_address: str | None = None, served: tuple[str, ...] = ()
+) -> Door:
     """The routes of an engine that has started; all requests come through ``gate``.
 
     Args:
         ray_address: of the Ray that this runs on, for `tpray.connect`.
+        served: what requests may call the model; see `ModelNames`.
     """
     app = FastAPI(
         title="tpray",
@@ -78,10 +81,12 @@ def make_app(engine: Engine, gate: Gate | None = None, ray_address: str | None =
         """The model, how it is split, the limits, the load, and how the group came up."""
         return describe(engine) | {"ray_address": ray_address}
 
-    made, handlers = Answering(engine), dict[str, Handler]()
+    made, handlers = Answering(engine, served), dict[str, Handler]()
     for dialect in DIALECTS:
         answering = dialect.handlers(made)
         app.include_router(dialect.routes(answering))
+        if dialect.pages is not None:
+            app.include_router(dialect.pages(made))
         handlers |= answering
     return Door(app, handlers, gate or Gate(), own)
 

@@ -25,11 +25,12 @@ from tpray.platforms.cores import core_count
 from tpray.platforms.topology import Topology
 from tpray.runtime.buckets import parse
 from tpray.runtime.records import INPUT_NAMES
-from tpray.serving.answers import Answer, Ranked, Tagged, rendered
+from tpray.serving.answers import Answer, Tagged, rendered
 from tpray.serving.chunked_items import encode_chunks
 from tpray.serving.chunks import Chunks
 from tpray.serving.engine import Engine
 from tpray.serving.entities import Strategy
+from tpray.serving.scores import OWN, Activation, Ranked, Scoring
 from tpray.serving.tagging import Tagging, tag
 from tpray.tokenizer import Item, as_item, as_items
 
@@ -70,7 +71,15 @@ class LocalClassifier:
         """What the model does; see `tpray.parallel_layers.tasks`."""
         return self.group.artifact.manifest.model.task
 
-    def classify(self, inputs: Any, raw_scores: bool = False, truncate: bool = False, chunks: Any = None) -> list[Any]:
+    def classify(
+        self,
+        inputs: Any,
+        raw_scores: bool = False,
+        truncate: bool = False,
+        chunks: Any = None,
+        activation: Activation | None = None,
+        top_k: int | None = None,
+    ) -> list[Any]:
         """Score every label, best first.
 
         Args:
@@ -80,6 +89,8 @@ class LocalClassifier:
             truncate: cut texts that are longer than the model takes.
             chunks: read them in overlapping chunks, and aggregate their scores: True, or an object with fields of
                 `tpray.serving.chunks.Chunks`, such as ``{"stride": 64, "aggregate": "mean"}``.
+            activation: softmax, sigmoid, or none for logits, in place of the checkpoint's own.
+            top_k: give so many labels, the best; the default is all.
 
         Returns:
             ``[{"label", "score"}, ...]`` for one item; a list of those for a list.
@@ -89,7 +100,8 @@ class LocalClassifier:
             GroupError: the group failed and could not be brought back, or was closed meanwhile.
         """
         items, single = as_items(inputs)
-        rows = list(self.classify_many(items, raw_scores, truncate, chunks)) if items else []
+        scoring = Scoring.of(raw_scores, activation, top_k)
+        rows = list(_raised(self.classify_each(items, scoring, truncate, chunks))) if items else []
         return rows[0] if single else rows
 
     def classify_tokens(
@@ -143,18 +155,17 @@ class LocalClassifier:
             GroupError: the group failed and could not be brought back, or was closed meanwhile.
         """
         documents, ranked = list(documents), []
+        scoring = Scoring.of(raw_scores, top_k=top_n)
         size, read = self._items_at_once(chunks)
         for start in range(0, max(1, len(documents)), size):
             part = documents[start : start + size]
             try:
-                ranking = _wait(
-                    self._submit(self._engine.rerank(query, part, top_n, raw_scores, truncate, chunks=read))
-                )
+                ranking = _wait(self._submit(self._engine.rerank(query, part, scoring, truncate, chunks=read)))
             except ItemError as e:
                 raise type(e)(e.message, None if e.item is None else e.item + start) from e
             ranked += [Ranked(each.index + start, each.score) for each in ranking.documents]
         ranked.sort(key=lambda each: (-each.score, each.index))
-        return rendered(ranked[:top_n], documents if return_documents else None)
+        return rendered(scoring.chosen(ranked), documents if return_documents else None)
 
     def _items_at_once(self, chunks: Any) -> tuple[int, Chunks | None]:
         """How many items may be asked for at once, and how they are read."""
@@ -166,14 +177,14 @@ class LocalClassifier:
     ) -> Iterator[list[dict[str, Any]]]:
         """The same for an iterable that need not fit in memory: answers come in order, as they are ready."""
         known = (as_item(item, number) for number, item in enumerate(items))
-        yield from _raised(self.classify_each(known, raw_scores, truncate, chunks))
+        yield from _raised(self.classify_each(known, Scoring.of(raw_scores), truncate, chunks))
 
     def classify_each(
-        self, items: Iterable[Item], raw_scores: bool = False, truncate: bool = False, chunks: Any = None
+        self, items: Iterable[Item], scoring: Scoring = OWN, truncate: bool = False, chunks: Any = None
     ) -> Iterator[list[dict[str, Any]] | ItemError]:
         """The same, with an item's error in the place of its answer, so that the others are answered."""
         most, read = self._items_at_once(chunks)
-        return self._each(items, lambda own: self._engine.classify(own, raw_scores, truncate, chunks=read), most)
+        return self._each(items, lambda own: self._engine.classify(own, scoring, truncate, chunks=read), most)
 
     def tag_each(self, texts: Iterable[str], how: Tagging) -> Iterator[list[dict[str, Any]] | ItemError]:
         """The entities of each text, or its error in their place; where the model is a classifier of tokens."""

@@ -36,7 +36,7 @@ from tpray.group.wire import Array
 from tpray.parallel_layers.tasks import TEXT
 from tpray.serving.chunks import WHOLE, Chunks
 from tpray.serving.codec import Direction, TextCodec
-from tpray.serving.scores import sigmoid
+from tpray.serving.scores import Activation, sigmoid
 from tpray.serving.token_codec import check_task
 from tpray.tokenizer import Encoded, check_text
 
@@ -141,18 +141,23 @@ class Relevance:
             number,
         )
 
-    def scores(self, logits: Array, raw: bool = False) -> Array:
+    def scores(self, logits: Array, activation: Activation | None = None) -> Array:
         """How relevant each row's document is: a probability, or whatever the activation makes of the logit.
 
         Args:
             logits: float32 ``[B, L]``, finite.
-            raw: the logit; of two labels by how much the second one's is greater, in whose order the scores are too.
+            activation: None: the checkpoint's. none: the logit; of two labels by how much the second one's is greater,
+                in whose order the scores are too. Of that difference sigmoid is the second one's softmax.
+
+        Raises:
+            InputError: softmax of a single label.
         """
+        if activation == "softmax" and self.labels == 1:
+            raise InputError("this model has one label, whose softmax is always 1: ask for sigmoid, or none")
         values = logits.astype(np.float64)
         values = values[:, 0] if self.labels == 1 else values[:, 1] - values[:, 0]
-        if not raw and self.activation != _IDENTITY:
-            values = sigmoid(values)  # of that difference it is the second one's softmax
-        return values
+        identity = activation == "none" or (activation is None and self.activation == _IDENTITY)
+        return values if identity else sigmoid(values)
 
 
 def _stored(directory: Path, name: str) -> Any:

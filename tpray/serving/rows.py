@@ -16,12 +16,12 @@ from tpray.tokenizer import Encoded
 class StepAnswer:
     """What a step's rows share: logits float32 ``[B, L]``, or ``[B, S, L]``, and how long it computed.
 
-    scores: what was made of the logits of all rows, as probabilities or raw, when the first of them was asked for.
+    scores: what was made of the logits of all rows, by the activation, when the first of them was asked for.
     """
 
     logits: Array
     compute_s: float
-    scores: dict[bool, list[Any]] = field(default_factory=dict)
+    scores: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

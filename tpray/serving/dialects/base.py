@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from tpray.errors import DeadlineError, InputError, OverloadedError, PayloadTooLargeError
 from tpray.serving.engine import Engine
 from tpray.serving.haproxy_start import RENAMED_TIMEOUT_HEADER, TIMEOUT_HEADER
+from tpray.serving.model_names import ModelNames
 from tpray.serving.waiting import ClientLeftError, Waiting
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ Handler = Callable[[Scope, Receive], Awaitable[Rendered]]
 class Dialect:
     """One way to speak to the engine.
 
-    name: for a person. handlers: makes what answers ``POST``, by path. routes: documents these.
+    name: for a person. handlers: makes what answers ``POST``, by path. routes: documents these. pages: answers ``GET``.
     render_error: also takes starlette's ``HTTPException``, which a route that does not exist raises.
     """
 
@@ -50,6 +51,7 @@ class Dialect:
     handlers: Callable[[Answering], Mapping[str, Handler]]
     routes: Callable[[Mapping[str, Handler]], APIRouter]
     render_error: Callable[[Exception], Rendered]
+    pages: Callable[[Answering], APIRouter] | None = None
 
     def answer_error(self, error: Exception) -> Rendered:
         """The answer to a request that raised ``error``."""
@@ -214,10 +216,14 @@ def _counted(body: bytearray) -> int:
 
 
 class Answering:
-    """Makes handlers of what answers bodies, for one engine; what they read is bounded together."""
+    """Makes handlers of what answers bodies, for one engine; what they read is bounded together.
 
-    def __init__(self, engine: Engine) -> None:
+    names: what its model is called.
+    """
+
+    def __init__(self, engine: Engine, served: tuple[str, ...] = ()) -> None:
         self.engine, self._bodies, self._waiting = engine, Bodies(), Waiting()
+        self.names = ModelNames(served, engine.codec.record.source)
 
     def handler(self, way_of: Callable[[bytearray], Way]) -> Handler:
         """A handler that reads a body, bounded in size and time, and answers it. way_of: also takes a part of one."""

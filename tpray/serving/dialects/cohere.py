@@ -2,9 +2,9 @@
 
 Sources: https://docs.cohere.com/reference/rerank (query, documents, top_n; results with index and relevance_score;
 errors with message), https://jina.ai/reranker (usage), vLLM's entrypoints (the same body on /v1 and /v2). Deliberate
-differences: any ``model`` is taken, for a server has one; what is not known is refused by name, and not ignored;
-documents are cut, and not read in chunks, unless that is asked for; errors have TEI's statuses. ``POST /rerank``, which
-TEI has too, takes this body as well; see `tei_rerank`.
+differences: what is not known is refused by name, and not ignored; documents are cut, and not read in chunks, unless
+that is asked for; errors have TEI's statuses. ``POST /rerank``, which TEI has too, takes this body as well; see
+`tei_rerank`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tpray.serving.answers import Ranking
 from tpray.serving.chunks import Chunks
 from tpray.serving.dialects import tei
 from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, Way, as_response, body_of
-from tpray.serving.engine import Engine
+from tpray.serving.scores import Scoring
 
 PATHS = ("/v1/rerank", "/v2/rerank")
 
@@ -47,8 +47,8 @@ class RerankRequest(BaseModel):
 
     query: str
     documents: list[str | Document] = Field(description="texts, or objects with a text")
-    model: str | None = Field(None, description="any: the server has one")
-    top_n: int | None = Field(None, description="how many of the best; null: all")
+    model: str | None = Field(None, description="one that is served; null: the one that there is")
+    top_n: int | None = Field(None, ge=1, description="how many of the best; null: all")
     return_documents: bool | None = Field(None, description="repeat each document; null: no")
     chunks: Chunks | StrictBool | None = Field(None, description=tei.CHUNKS)
     max_chunks_per_doc: int | None = Field(
@@ -112,8 +112,9 @@ def render_error(error: Exception) -> Rendered:
     return answer._replace(body=ErrorResponse(message=json.loads(answer.body)["error"]).model_dump_json().encode())
 
 
-def way(engine: Engine) -> Way:
+def way(answering: Answering) -> Way:
     """How these requests are answered, and their errors."""
+    engine, names = answering.engine, answering.names
 
     async def rerank(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
         most = engine.config.max_concurrent_requests
@@ -122,18 +123,21 @@ def way(engine: Engine) -> Way:
         if unknown:
             known = ", ".join(RerankRequest.model_fields)
             raise InputError(f"`{unknown[0]}` is not known here: leave it out; there are {known}")
+        names.check(asked.model)
         texts = [each if isinstance(each, str) else each.text for each in asked.documents]
         worth()
-        ranking = await engine.rerank(asked.query, texts, asked.top_n, deadline=deadline, chunks=_chunks(asked))
-        model = engine.group.artifact.manifest.model.source
-        return Rendered(200, render(ranking, texts, bool(asked.return_documents), model), tei.timing_headers(ranking))
+        ranking = await engine.rerank(
+            asked.query, texts, Scoring(top_k=asked.top_n), deadline=deadline, chunks=_chunks(asked)
+        )
+        answer = render(ranking, texts, bool(asked.return_documents), names.listed[0])
+        return Rendered(200, answer, tei.timing_headers(ranking))
 
     return Way(rerank, DIALECT.answer_error)
 
 
 def handlers(answering: Answering) -> dict[str, Handler]:
     """What answers these requests."""
-    own = way(answering.engine)
+    own = way(answering)
     return dict.fromkeys(PATHS, answering.handler(lambda _: own))
 
 

@@ -32,6 +32,7 @@ from tpray.errors import (
     StepError,
     StoppingError,
     TprayError,
+    UnknownModelError,
     UnsupportedTaskError,
 )
 from tpray.serving.answers import Answer, Timing
@@ -48,12 +49,13 @@ from tpray.serving.dialects.base import (
     body_of,
     has_more_values,
 )
-from tpray.serving.scores import Score
+from tpray.serving.scores import OWN, RAW, Score
 from tpray.tokenizer import Item, as_item
 
 ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (EmptyInputError, 400, "Empty"),
     (PayloadTooLargeError, 413, "Validation"),
+    (UnknownModelError, 404, "Validation"),
     (UnsupportedTaskError, 424, "Backend"),
     (InputError, 422, "Validation"),
     (LogitsError, 424, "Backend"),
@@ -286,7 +288,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         worth()
         answer = await engine.classify(
             items,
-            asked.raw_scores,
+            RAW if asked.raw_scores else OWN,
             asked.truncate,
             asked.truncation_direction,
             deadline,

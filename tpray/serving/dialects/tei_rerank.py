@@ -21,6 +21,7 @@ from tpray.serving.codec import Direction
 from tpray.serving.dialects import cohere
 from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, Way, as_response, body_of
 from tpray.serving.dialects.tei import CHUNKS, ERRORS, ErrorResponse, read, render_error, timing_headers
+from tpray.serving.scores import OWN, RAW
 
 RERANK = "/rerank"
 
@@ -77,7 +78,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         ranking = await engine.rerank(
             asked.query,
             asked.texts,
-            raw_scores=asked.raw_scores,
+            RAW if asked.raw_scores else OWN,
             truncate=asked.truncate is not False,
             direction=asked.truncation_direction,
             deadline=deadline,
@@ -85,7 +86,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         )
         return Rendered(200, render(ranking, asked), timing_headers(ranking))
 
-    own, other = Way(rerank, DIALECT.answer_error), cohere.way(engine)
+    own, other = Way(rerank, DIALECT.answer_error), cohere.way(answering)
     return {RERANK: answering.handler(lambda body: other if _is_cohere(body) else own)}
 
 
