@@ -155,6 +155,21 @@ class ServeConfig(Frozen):
         return self
 
 
+class ModelsConfig(Frozen):
+    """Several models in one Serve application: the ``args`` of ``tpray.serving.models:build`` in a Serve config file."""
+
+    models: dict[str, ServeConfig] = Field(min_length=1, description="by the names that requests say")
+    default: str | None = Field(None, description="the model of requests that name none; None: these are refused")
+
+    @model_validator(mode="after")
+    def _known(self) -> ModelsConfig:
+        if self.default is not None and self.default not in self.models:
+            raise ValueError(f"default is {self.default!r}, and the models are {', '.join(self.models)}")
+        if named := [name for name, model in self.models.items() if model.served_model_name]:
+            raise ValueError(f"{named[0]}: served_model_name is what the model is called in `models`: leave it out")
+        return self
+
+
 def local_directory(source: str | None) -> Path:
     """Where a model would lie on this machine: ``source``, or the embedded demo."""
     return DEMO_DIR if source is None else Path(source).expanduser()

@@ -26,12 +26,14 @@ from tpray.serving import progress
 from tpray.serving.answers import rendered
 from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
+from tpray.serving.dialects.base import Rendered
 from tpray.serving.door import Door
 from tpray.serving.engine import Engine
 from tpray.serving.entities import Strategy
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.metrics import BACKLOG_TOKENS
+from tpray.serving.model_router import Asked, ask_app
 from tpray.serving.one_write import join_writes
 from tpray.serving.scores import Activation, Scoring
 from tpray.serving.tagging import Tagging, tag
@@ -90,10 +92,12 @@ class Classifier:
         except Exception as e:
             report.failed(e)
             raise
+        address = ray.get_runtime_context().gcs_address
+        self._door = make_app(self._engine, self._gate, address, config.served_model_name)
 
     def __serve_build_asgi_app__(self) -> Door:
         """Serve's hook: the routes, once the constructor is done."""
-        return make_app(self._engine, self._gate, ray.get_runtime_context().gcs_address, self._config.served_model_name)
+        return self._door
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:  # one that is not async is called in a thread
         """Serve's hook for ``user_config``: keys of `BatchConfig`, changed without a restart.
@@ -171,6 +175,10 @@ class Classifier:
             )
         return rendered(ranking.documents, documents if return_documents else None)
 
+    async def answer(self, asked: Asked) -> Rendered:
+        """Answer an HTTP request that the deployment in front of several models passes on; see `models`."""
+        return await ask_app(self._door, asked)
+
     async def drain(self, limit_s: float) -> int:
         """Take no new work, and wait until what is under way is answered; how many requests are left at the limit."""
         return await self._gate.close(limit_s)
@@ -196,6 +204,15 @@ def build(args: ServeConfig) -> serve.Application:
         args: from a Serve config file, where every key may be left out; Serve validates it by this annotation.
 
     Raises:
+        As `application_of`.
+    """
+    return application_of(args)
+
+
+def application_of(args: ServeConfig, name: str = DEPLOYMENT_NAME) -> serve.Application:
+    """A deployment of a configuration, by itself an application. name: the deployment's.
+
+    Raises:
         TprayError: the model, the cores, the memory or the runtime do not agree with the configuration.
         PlacementError: no node of the cluster can hold a group, and none that could is coming; see `wait_for_node`.
     """
@@ -206,7 +223,7 @@ def build(args: ServeConfig) -> serve.Application:
     if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing
         wait_for_node(topology, args.node_labels)
         surge = has_room(topology, args.node_labels)
-    return application(args, topology, surge=surge)
+    return application(args, topology, surge=surge, name=name)
 
 
 def __getattr__(name: str) -> serve.Application:
@@ -240,6 +257,7 @@ def application(
     topology: Topology,
     told: FromCommand | None = None,
     surge: bool = False,
+    name: str = DEPLOYMENT_NAME,
 ) -> serve.Application:
     """The Serve application of a configuration.
 
@@ -248,12 +266,14 @@ def application(
         told: by the command, if it is one that makes the application.
         surge: whether a new version's groups start before the old ones stop, so that no request is dropped; where
             there is no room for one more group, the new version would wait for ever.
+        name: of the deployment.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     resolved = {"cores_per_rank": topology.cores_per_rank, "runtime": topology.runtime}
     config = config.model_copy(update={"parallel": config.parallel.model_copy(update=resolved)})
     deployable: Any = Classifier  # a serve.Deployment, which the decorators' types do not say
     deployment = deployable.options(
+        name=name,
         **_scale(config),
         ray_actor_options={"num_cpus": 0},
         # A line for each request costs as much as a third of what a Serve application without any work costs.

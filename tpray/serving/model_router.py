@@ -1,0 +1,216 @@
+"""Several models behind one address: a request names the one that answers it. No Ray.
+
+A request names its model where its dialect has a place for it: ``model`` in the body (vLLM, Cohere, Jina, Infinity),
+``/models/NAME`` (Hugging Face) and ``/v2/models/NAME/...`` (Open Inference) in the path. What has no place for a name,
+as TEI's routes, is asked under ``/models/NAME``: ``POST /models/NAME/predict``. Names may have slashes, as Hub ids do.
+What names no model goes to the default one, and is refused where there is none: nothing is answered by a model that
+nobody meant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from pydantic_core import from_json
+from starlette.types import Receive, Scope, Send
+
+from tpray.errors import InputError, PayloadTooLargeError, UnknownModelError
+from tpray.serving.dialects.base import Bodies, Rendered, has_more_values, headers_of, send_answer
+from tpray.serving.dialects.tei import DIALECT
+
+log = logging.getLogger(__name__)
+
+MODELS, V2_MODELS = "/models/", "/v2/models/"
+
+MOST_VALUES = 65_536
+"""JSON of more values is not parsed to find a name in it: that costs memory, and no model takes so many items."""
+
+LISTS = ("/v1/models", "/models")
+"""Where dialects list their models, as ``data``."""
+
+READY = ("/health", "/ping", "/v2/health/ready", "/v2/health/live")
+
+ANY = ("/docs", "/openapi.json")
+"""What is the same of every model."""
+
+STREAM = "/info/stream"
+
+
+class Asked(NamedTuple):
+    """A request, as it goes to a model."""
+
+    method: str
+    path: str
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+Ask = Callable[[Asked], Awaitable[Rendered]]
+"""Has a model answer a request."""
+
+
+class ModelRouter:
+    """The ASGI application in front of several models.
+
+    Args:
+        models: what asks each, by name.
+        default: which one answers what names none; None: that is refused.
+        limit_bytes: of one body.
+        timeout_s: how long a request may take to arrive.
+    """
+
+    def __init__(self, models: Mapping[str, Ask], default: str | None, limit_bytes: int, timeout_s: float) -> None:
+        self._models, self._default = dict(models), default
+        self._limit_bytes, self._timeout_s = limit_bytes, timeout_s
+        self._bodies = Bodies()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise InputError(f"there is no {scope['type']} here")
+        body = bytearray()
+        try:
+            arriving = self._bodies.read(body, headers_of(scope), receive, self._limit_bytes)
+            await asyncio.wait_for(arriving, self._timeout_s)
+            query: bytes = scope.get("query_string", b"")
+            asked = Asked(scope["method"], scope["path"], query, list(scope["headers"]), bytes(body))
+            answer = await self._answer(asked)
+        except Exception as e:  # noqa: BLE001  # the boundary where errors become statuses
+            answer = DIALECT.answer_error(e)
+        finally:
+            self._bodies.drop(body)
+        await _send(answer, send)
+
+    async def _answer(self, asked: Asked) -> Rendered:
+        if asked.path in READY:
+            answers = await self._all(asked)
+            return next((each for each in answers.values() if each.status >= 300), next(iter(answers.values())))
+        if asked.path in LISTS and asked.method == "GET":
+            return self._listed(await self._all(asked))
+        if asked.path == "/info":
+            answers = await self._all(asked)
+            bad = next((each for each in answers.values() if each.status >= 300), None)
+            infos = {name: json.loads(each.body) for name, each in answers.items()} if bad is None else {}
+            return bad or Rendered(200, json.dumps({"default": self._default, "models": infos}).encode())
+        if asked.path == "/" and asked.method in ("GET", "HEAD"):
+            first = self._default or next(iter(self._models))
+            return Rendered(307, b"", {"location": f"models/{quote(first)}/"})
+        name, asked = self.route(asked)
+        if asked.path == STREAM:
+            raise UnknownModelError(f"{STREAM} is not passed on by an application of several models: poll /info")
+        return await self._models[name](asked)
+
+    async def _all(self, asked: Asked) -> dict[str, Rendered]:
+        answers = await asyncio.gather(*(ask(asked) for ask in self._models.values()))
+        return dict(zip(self._models, answers, strict=True))
+
+    @staticmethod
+    def _listed(answers: Mapping[str, Rendered]) -> Rendered:
+        first = next(iter(answers.values()))
+        if any(each.status != 200 for each in answers.values()):
+            return next(each for each in answers.values() if each.status != 200)
+        whole: dict[str, Any] = json.loads(first.body)
+        whole["data"] = [model for each in answers.values() for model in json.loads(each.body)["data"]]
+        return Rendered(200, json.dumps(whole).encode(), first.headers)
+
+    def route(self, asked: Asked) -> tuple[str, Asked]:
+        """The name of the model that is asked, and what it is asked.
+
+        Raises:
+            UnknownModelError: the name is none of the models'. InputError: there is none, and no default.
+        """
+        for prefix, keeps in ((MODELS, False), (V2_MODELS, True)):
+            if asked.path.startswith(prefix):
+                rest = asked.path[len(prefix) :]
+                found = [name for name in self._models if rest == name or rest.startswith(f"{name}/")]
+                if not found:
+                    raise self._unknown(rest.partition("/")[0])
+                name = max(found, key=len)
+                if keeps:
+                    return name, asked
+                # POST /models/NAME by itself is Hugging Face's, whose dialect knows it under this path.
+                below = rest[len(name) :]
+                return name, asked if not below and asked.method == "POST" else asked._replace(path=below or "/")
+        named = self._name_in(asked.body) if asked.method == "POST" else None
+        if named is not None:
+            if named not in self._models:
+                raise self._unknown(named)
+            return named, asked
+        if self._default is None and asked.path not in ANY:
+            raise InputError(
+                f"this server has several models and the request names none: say `model` or post to "
+                f"{MODELS}NAME{asked.path}, where NAME is {self._names()}"
+            )
+        return self._default or next(iter(self._models)), asked
+
+    @staticmethod
+    def _name_in(body: bytes) -> str | None:
+        if b'"model"' not in body:
+            return None
+        if has_more_values(body, MOST_VALUES):
+            raise PayloadTooLargeError(f"the body has more than {MOST_VALUES} values: send smaller batches")
+        try:
+            whole = from_json(body)
+        except ValueError:
+            return None  # whoever answers says what is wrong with it
+        name = whole.get("model") if isinstance(whole, dict) else None
+        return name if isinstance(name, str) and name else None  # vLLM takes an empty one for none
+
+    def _unknown(self, name: str) -> UnknownModelError:
+        return UnknownModelError(f"there is no model {name!r} here: there is {self._names()}")
+
+    def _names(self) -> str:
+        return ", ".join(self._models)
+
+
+async def _send(answer: Rendered, send: Send) -> None:
+    """Send an answer that may be no JSON: a page of a model's."""
+    kind = next((value for name, value in answer.headers.items() if name.lower() == "content-type"), None)
+    if kind is None:
+        await send_answer(answer, send)
+        return
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    headers.append((b"content-length", b"%d" % len(answer.body)))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def ask_app(app: Callable[[Scope, Receive, Send], Awaitable[None]], asked: Asked) -> Rendered:
+    """Have an ASGI application of this process answer a request."""
+    headers = [(name, value) for name, value in asked.headers if name != b"content-length"]
+    headers.append((b"content-length", b"%d" % len(asked.body)))
+    scope: Scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": asked.method, "scheme": "http",
+        "path": asked.path, "raw_path": quote(asked.path).encode(), "query_string": asked.query, "root_path": "",
+        "headers": headers, "client": None, "server": None,
+    }  # fmt: skip
+    sent, over = iter([{"type": "http.request", "body": asked.body, "more_body": False}]), asyncio.Event()
+    status, answer, body = 500, dict[str, str](), bytearray()
+
+    async def receive() -> Any:
+        for message in sent:
+            return message
+        await over.wait()  # nobody leaves: where the caller does, this task is cancelled
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            answer.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in message["headers"])
+        else:
+            body.extend(message.get("body", b""))
+
+    started = time.monotonic()
+    try:
+        await app(scope, receive, send)
+    finally:
+        over.set()
+        log.debug("%s %s: %d in %.3f s", asked.method, asked.path, status, time.monotonic() - started)
+    return Rendered(status, bytes(body), {k: v for k, v in answer.items() if k.lower() != "content-length"})
