@@ -156,7 +156,7 @@ class ServeConfig(Frozen):
 
 
 class ModelsConfig(Frozen):
-    """Several models in one Serve application: the ``args`` of ``tpray.serving.models:build`` in a Serve config file."""
+    """Several models in one Serve application: the ``args`` of ``tpray.serving.models:build`` in a config file."""
 
     models: dict[str, ServeConfig] = Field(min_length=1, description="by the names that requests say")
     default: str | None = Field(None, description="the model of requests that name none; None: these are refused")

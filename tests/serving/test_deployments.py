@@ -13,12 +13,12 @@ from typing import Any, cast
 import httpx
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tests.faults.clients import Clients
 from tests.local_ray.ray_head import ray_head
 from tests.neuron_standin import environment
-from tpray.config import ServeConfig
+from tpray.config import ModelsConfig, ServeConfig
 
 FILES = sorted((Path(__file__).parents[2] / "deployments").glob("[!k]*.yaml"))  # kuberay's is a RayService
 
@@ -30,8 +30,11 @@ def test_every_file_is_valid_for_serve_and_for_tpray(path: Path) -> None:
     schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
     assert schema.applications
     for application in schema.applications:
-        assert application.import_path == "tpray.serving.app:build"
-        ServeConfig.model_validate(application.args)
+        form: dict[str, type[BaseModel]] = {
+            "tpray.serving.app:build": ServeConfig,
+            "tpray.serving.models:build": ModelsConfig,
+        }
+        form[application.import_path].model_validate(application.args)
     assert schema.http_options.host == "127.0.0.1"
 
 
@@ -159,6 +162,23 @@ def test_two_models_with_groups_of_their_own_sizes(deploy: Callable[[dict[str, A
         assert httpx.get(f"{url}/{name}/info", timeout=30).json()["tp_degree"] == tp
         answer = httpx.post(f"{url}/{name}/predict", json={"inputs": ["a b", "a b"]}, timeout=30).json()
         assert answer[0]["label"] == "paraphrase"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@on("cpu and neuron")
+def test_two_models_chosen_by_name(deploy: Callable[[dict[str, Any]], str]) -> None:
+    url = deploy(read("models-by-name.yaml"))
+    pair = {"inputs": ["a b", "a b"]}
+    for name, tp in (("paraphrases", 2), ("org/paraphrases-float32", 1)):
+        assert httpx.get(f"{url}/models/{name}/info", timeout=30).json()["tp_degree"] == tp
+        answer = httpx.post(f"{url}/models/{name}/predict", json=pair, timeout=30)
+        assert answer.json()[0]["label"] == "paraphrase"
+        asked = {"model": name, "query": "a b", "documents": ["a b"]}
+        assert httpx.post(f"{url}/v1/rerank", json=asked, timeout=30).json()["model"] == name
+    assert httpx.post(f"{url}/predict", json=pair, timeout=30).status_code == 422
+    other = httpx.post(f"{url}/v1/rerank", json=asked | {"model": "other"}, timeout=30)
+    assert (other.status_code, "there is paraphrases, org" in other.text) == (404, True)
 
 
 @pytest.mark.ray

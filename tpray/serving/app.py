@@ -59,8 +59,6 @@ class FromCommand:
     before: tuple[PhaseReport, ...] = ()
 
 
-@serve.deployment(name=DEPLOYMENT_NAME)
-@serve.ingress()
 class Classifier:
     """One replica: one group, its queue, and the routes."""
 
@@ -209,8 +207,8 @@ def build(args: ServeConfig) -> serve.Application:
     return application_of(args)
 
 
-def application_of(args: ServeConfig, name: str = DEPLOYMENT_NAME) -> serve.Application:
-    """A deployment of a configuration, by itself an application. name: the deployment's.
+def application_of(args: ServeConfig, name: str = DEPLOYMENT_NAME, behind: bool = False) -> serve.Application:
+    """A deployment of a configuration, by itself an application; see `application`.
 
     Raises:
         TprayError: the model, the cores, the memory or the runtime do not agree with the configuration.
@@ -223,7 +221,7 @@ def application_of(args: ServeConfig, name: str = DEPLOYMENT_NAME) -> serve.Appl
     if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing
         wait_for_node(topology, args.node_labels)
         surge = has_room(topology, args.node_labels)
-    return application(args, topology, surge=surge, name=name)
+    return application(args, topology, surge=surge, name=name, behind=behind)
 
 
 def __getattr__(name: str) -> serve.Application:
@@ -258,6 +256,7 @@ def application(
     told: FromCommand | None = None,
     surge: bool = False,
     name: str = DEPLOYMENT_NAME,
+    behind: bool = False,
 ) -> serve.Application:
     """The Serve application of a configuration.
 
@@ -266,12 +265,13 @@ def application(
         told: by the command, if it is one that makes the application.
         surge: whether a new version's groups start before the old ones stop, so that no request is dropped; where
             there is no room for one more group, the new version would wait for ever.
-        name: of the deployment.
+        name: of the deployment. behind: whether requests come to another, which passes them on.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     resolved = {"cores_per_rank": topology.cores_per_rank, "runtime": topology.runtime}
     config = config.model_copy(update={"parallel": config.parallel.model_copy(update=resolved)})
-    deployable: Any = Classifier  # a serve.Deployment, which the decorators' types do not say
+    # An application has one deployment that HTTP requests come to; several models are behind that.
+    deployable: Any = serve.deployment(Classifier if behind else serve.ingress()(Classifier))
     deployment = deployable.options(
         name=name,
         **_scale(config),

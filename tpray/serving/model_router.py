@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from pydantic_core import from_json
+from starlette.routing import BaseRoute, Router
 from starlette.types import Receive, Scope, Send
 
 from tpray.errors import InputError, PayloadTooLargeError, UnknownModelError
@@ -70,10 +71,13 @@ class ModelRouter:
         self._models, self._default = dict(models), default
         self._limit_bytes, self._timeout_s = limit_bytes, timeout_s
         self._bodies = Bodies()
+        self.router = Router()  # for Serve, which starts it and names routes by it: there are none
+        self.routes: list[BaseRoute] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            raise InputError(f"there is no {scope['type']} here")
+            await self.router(scope, receive, send)
+            return
         body = bytearray()
         try:
             arriving = self._bodies.read(body, headers_of(scope), receive, self._limit_bytes)

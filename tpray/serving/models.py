@@ -2,13 +2,10 @@
 
 Each model is a deployment of its own, with its own groups, limits and autoscaling; in front of them is one that takes
 no core and only passes requests on (`model_router`). That costs a request one more hop, about a millisecond; with one
-model `tpray.serving.app` has none.
+model `tpray.serving.app` has none. (Annotations are evaluated here, for Serve reads the builder's.)
 """
 
-from __future__ import annotations
-
 import re
-from functools import partial
 from typing import Any
 
 from ray import serve
@@ -74,7 +71,7 @@ def build(args: ModelsConfig) -> serve.Application:
     if len(set(names.values())) < len(names):
         raise ConfigError(f"the models' names {', '.join(names)} differ in signs alone: give them other names")
     bound = {
-        name: application_of(config.model_copy(update={"served_model_name": (name,)}), names[name])
+        name: application_of(config.model_copy(update={"served_model_name": (name,)}), names[name], True)
         for name, config in args.models.items()
     }
     front: Any = Models

@@ -1,0 +1,128 @@
+"""Several models behind one address: a request goes to the model that it names, or is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from tpray.config import BatchConfig, ModelConfig, ModelsConfig, ServeConfig
+from tpray.group.classifier import ClassifierGroup
+from tpray.group.fake_executor import FakeExecutor
+from tpray.serving.engine import Engine
+from tpray.serving.http import make_app
+from tpray.serving.model_router import ModelRouter, ask_app
+
+NAMES = ("small", "org/small")
+
+
+@asynccontextmanager
+async def routed(default: str | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, FakeExecutor]]]:
+    """A client of a router in front of two engines on ranks without a model, and these ranks by name."""
+    executors, engines, asks = {name: FakeExecutor(1) for name in NAMES}, list[Engine](), {}
+    try:
+        for name, executor in executors.items():
+            engine = Engine(ClassifierGroup(ModelConfig(dtype="float32"), executor, 5.0), BatchConfig())
+            await engine.start()
+            engines.append(engine)
+            executor.steps.clear()
+            asks[name] = partial(ask_app, make_app(engine, served=(name,)))
+        transport = httpx.ASGITransport(ModelRouter(asks, default, 2_000_000, 10.0))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client, executors
+    finally:
+        for engine in engines:
+            await engine.stop()
+
+
+def run(work: Callable[[httpx.AsyncClient, dict[str, FakeExecutor]], Awaitable[None]], default: str | None) -> None:
+    async def main() -> None:
+        async with routed(default) as (client, executors):
+            await asyncio.wait_for(work(client, executors), 30)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_request_is_answered_by_the_model_that_it_names(name: str) -> None:
+    documents: dict[str, Any] = {"query": "a", "documents": ["b", "c"]}
+
+    async def work(client: httpx.AsyncClient, executors: dict[str, FakeExecutor]) -> None:
+        asked = [
+            ("/v1/rerank", documents | {"model": name}),
+            (f"/models/{name}/predict", {"inputs": "a"}),
+            (f"/models/{name}/v1/rerank", documents),
+        ]
+        for path, body in asked:
+            before = {each: len(executor.steps) for each, executor in executors.items()}
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 200, answer.text
+            grown = {each for each, executor in executors.items() if len(executor.steps) > before[each]}
+            assert grown == {name}, path
+        assert (await client.get(f"/models/{name}/info")).json()["model_id"] == (await info(client))[name]["model_id"]
+        assert (await client.get(f"/models/{name}/docs")).headers["content-type"].startswith("text/html")
+
+    run(work, None)
+
+
+async def info(client: httpx.AsyncClient) -> dict[str, Any]:
+    found: dict[str, Any] = (await client.get("/info")).json()["models"]
+    return found
+
+
+@pytest.mark.parametrize("default", [None, "small"])
+def test_what_names_no_model_goes_to_the_default_one_or_is_refused(default: str | None) -> None:
+    async def work(client: httpx.AsyncClient, executors: dict[str, FakeExecutor]) -> None:
+        for body in ({"inputs": "a"}, {"inputs": "a", "model": ""}, {"inputs": ['"model": "org/small"']}):
+            answer = await client.post("/predict", json=body)
+            if default is None:
+                assert answer.status_code == 422
+                assert "names none" in answer.json()["error"]
+                assert "small, org/small" in answer.json()["error"]
+            else:
+                assert answer.status_code in (200, 422)
+        assert not executors["org/small"].steps
+        assert bool(executors["small"].steps) == (default is not None)
+        assert (await client.get("/openapi.json")).status_code == 200
+        assert set(await info(client)) == set(NAMES)
+        assert (await client.get("/health")).status_code == 200
+        home = await client.get("/")
+        assert (home.status_code, home.headers["location"]) == (307, "models/small/")
+
+    run(work, default)
+
+
+def test_a_name_that_no_model_has_is_refused_with_those_there_are() -> None:
+    async def work(client: httpx.AsyncClient, executors: dict[str, FakeExecutor]) -> None:
+        body = {"query": "a", "documents": ["b"], "model": "smal"}
+        for path in ("/v1/rerank", "/models/smal/predict", "/models/smaller/predict", "/v2/models/smal/infer"):
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 404, path
+            assert "there is small, org/small" in answer.text
+        huge = await client.post("/v1/rerank", content=b'{"model": "small", "documents": [' + b"0," * 70_000 + b"0]}")
+        assert huge.status_code == 413
+        assert not any(executor.steps for executor in executors.values())
+
+    run(work, "small")
+
+
+def test_a_model_that_is_ill_makes_the_application_ill() -> None:
+    async def work(client: httpx.AsyncClient, executors: dict[str, FakeExecutor]) -> None:
+        executors["org/small"].delay(0, 30)
+        answer = await client.get("/health", headers={"x-request-timeout-seconds": "1"})
+        assert answer.status_code == 503
+
+    run(work, "small")
+
+
+def test_a_default_that_is_no_model_and_names_given_twice_are_refused() -> None:
+    with pytest.raises(ValidationError, match="default is 'b', and the models are a"):
+        ModelsConfig(models={"a": ServeConfig()}, default="b")
+    with pytest.raises(ValidationError, match="leave it out"):
+        ModelsConfig(models={"a": ServeConfig(served_model_name=("b",))})
