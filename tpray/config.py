@@ -6,6 +6,7 @@ variables that its parser reads; what has no flag is read here:
 ==================  =====================================================================
 ``TPRAY_CACHE``     where artifacts live (default ``$XDG_CACHE_HOME/tpray``)
 ``TPRAY_LOG``       logging level of every tpray process (default ``WARNING``)
+``TPRAY_API_KEY``   a key: a replica asks for it, and a client of a server shows it
 ==================  =====================================================================
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +30,7 @@ InstanceFamily = Literal["inf2", "trn1", "trn2"]
 ProcessLayout = Literal["process-per-rank", "single-process"]
 NeuronLayout = Literal["auto", "process-per-rank", "single-process"]
 Goal = Literal["latency", "throughput"]
+OpenRoute = Literal["health", "metrics", "page"]
 
 AUTO: Final = "auto"
 """The runtime, dtype, degree or number of groups that suits this machine; `tpray.platforms` names the runtimes."""
@@ -119,6 +122,31 @@ class AutoscalingConfig(Frozen):
         return self
 
 
+class AccessConfig(Frozen):
+    """Who may ask over HTTP and gRPC: everybody, unless there is a key here or in ``TPRAY_API_KEY``."""
+
+    keys_file: Path | None = Field(None, description="a line for each key; see `tpray.serving.keys`")
+    keys: tuple[str, ...] = Field((), description="such lines; where others read this, with sha256 digests")
+    open_routes: tuple[OpenRoute, ...] = Field(("health", "page"), description="what is answered without a key")
+    cors_origins: tuple[str, ...] = Field((), description="whose pages may ask from a browser; *: everybody's")
+    insecure_no_key: bool = Field(False, description="let others on the network ask without a key")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s,A-Z]+", origin):
+                raise ValueError(f"{origin!r} is no origin: give scheme, host and port only, as https://example.com")
+        return origins
+
+
+class TlsConfig(Frozen):
+    """The files of a server's certificate, in PEM: the certificate with those between it and its CA, and its key."""
+
+    cert: Path
+    key: Path
+
+
 class ServeConfig(Frozen):
     """One Serve application: the ``args`` of ``tpray.serving.app:build`` in a Serve config file."""
 
@@ -133,6 +161,7 @@ class ServeConfig(Frozen):
     served_model_name: tuple[str, ...] = Field(
         (), description="what requests may call the model; answers carry the first; none: any name, and its own"
     )
+    access: AccessConfig = AccessConfig()
     node_labels: dict[str, str] = Field({}, description="of the nodes that groups may lie on, as Ray's label selectors")
 
     @field_validator("served_model_name")
@@ -235,6 +264,14 @@ def set_up_logging(level: str | None = None) -> None:
     """Have this process log tpray's messages from ``level`` on (default: that of ``TPRAY_LOG``), others' warnings."""
     logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
     logging.getLogger("tpray").setLevel(level or log_level())
+
+
+API_KEY = "TPRAY_API_KEY"
+
+
+def api_key() -> str | None:
+    """The key that ``TPRAY_API_KEY`` holds."""
+    return os.environ.get(API_KEY) or None
 
 
 def ray_address() -> str | None:

@@ -11,6 +11,8 @@
     ├── StepError                  the model raised the same on every rank: an input's error, and nothing restarts
     ├── RefusedError               an item with which alone the group failed twice; it is not run for a while
     ├── OverloadedError            the bounded queue is full; try again later
+    │   └── RateLimitError         a key has used what it may; the limit is named
+    ├── UnauthorizedError          no key was shown, or none that is known
     ├── MisdirectedError           the request was meant for another server
     ├── StoppingError              the server is stopping and takes no new requests
     ├── DeadlineError              the request's time ran out before its answer was ready
@@ -113,6 +115,14 @@ class OverloadedError(TprayError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class RateLimitError(OverloadedError):
+    """A key has used what it may of requests or tokens; the message names the limit."""
+
+
+class UnauthorizedError(TprayError):
+    """No key was shown, or none that is known here."""
 
 
 class MisdirectedError(TprayError):

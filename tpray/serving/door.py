@@ -1,4 +1,4 @@
-"""What answers HTTP requests first: through the gate, and past FastAPI where a dialect answers by itself.
+"""What answers HTTP requests first: through the gate, with a key, and past FastAPI where a dialect answers by itself.
 
 FastAPI documents the dialects' routes, and answers all others. Between a request and a route of its own it has some
 thirty calls, which would cost more than to classify a short text with a small model.
@@ -6,15 +6,16 @@ thirty calls, which would cost more than to classify a short text with a small m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from tpray.errors import MisdirectedError, StoppingError
-from tpray.serving.dialects.base import Dialect, Handler, send_answer
+from tpray.errors import MisdirectedError, RateLimitError, StoppingError, UnauthorizedError
+from tpray.serving.access import Access, allowing_origins
+from tpray.serving.dialects.base import Dialect, Handler, Rendered, send_answer
 from tpray.serving.gate import Gate
 
 
@@ -24,28 +25,59 @@ class Door:
     Args:
         app: answers what has no handler.
         handlers: answer ``POST``, by path.
-        dialect: words the errors of requests that are not let in.
+        spoken: the routes of each dialect, which words the errors of requests to these that are not let in; the first
+            words those of others.
+        exposed: the headers of answers that pages of other origins may read.
     """
 
-    def __init__(self, app: FastAPI, handlers: Mapping[str, Handler], gate: Gate, dialect: Dialect) -> None:
-        self._app, self._handlers, self._gate, self._dialect = app, handlers, gate, dialect
+    def __init__(
+        self,
+        app: FastAPI,
+        handlers: Mapping[str, Handler],
+        gate: Gate,
+        spoken: Sequence[tuple[Dialect, Sequence[Any]]],
+        access: Access,
+        exposed: list[str],
+    ) -> None:
+        self._app, self._handlers, self._gate, self._spoken, self._access = app, handlers, gate, spoken, access
+        self._shared = allowing_origins(self._answer, access.origins, exposed) if access.origins else None
         # Serve asks for these, to name the route of each request in its metrics; the first that matches is it.
         self.router = app.router
         self.routes: list[Any] = [*(Route(path, app, methods=["POST"]) for path in handlers), *app.routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if self._shared is None:
+            await self._answer(scope, receive, send)
+        else:
+            await self._shared(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         try:
             self._gate.check(scope)
+            self._access.check(scope)
             inside = self._gate.enter()
-        except (MisdirectedError, StoppingError) as e:
-            await send_answer(self._dialect.answer_error(e), send)
+        except (MisdirectedError, RateLimitError, StoppingError, UnauthorizedError) as e:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})  # a policy is violated: RFC 6455
+            else:
+                await send_answer(self._refusal(scope, e), send)
             return
         with inside:
-            handler = self._handlers.get(scope["path"]) if scope["method"] == "POST" else None
+            handler = self._handlers.get(scope["path"]) if scope.get("method") == "POST" else None
             if handler is None:
                 await self._app(scope, receive, send)
             else:
                 await send_answer(await handler(scope, receive), send)
+
+    def _refusal(self, scope: Scope, error: Exception) -> Rendered:
+        """In the words of the dialect whose route it is, with whatever method."""
+        partly = (
+            dialect for dialect, routes in self._spoken if any(r.matches(scope)[0] != Match.NONE for r in routes)
+        )
+        answer = next(partly, self._spoken[0][0]).answer_error(error)
+        if isinstance(error, UnauthorizedError):
+            return answer._replace(status=401, headers={**answer.headers, "www-authenticate": "Bearer"})
+        return answer

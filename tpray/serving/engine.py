@@ -35,6 +35,7 @@ from tpray.serving.canary_watch import CanaryWatch
 from tpray.serving.chunked_items import encode_chunks
 from tpray.serving.chunks import WHOLE, Chunks, numbered
 from tpray.serving.codec import Direction, TextCodec
+from tpray.serving.keys import charge
 from tpray.serving.relevance import Relevance
 from tpray.serving.rows import RowResult
 from tpray.serving.scores import OWN, Ranked, Score, Scoring, activated, labelled, own_activation, ranked
@@ -274,6 +275,7 @@ class Engine:
         # Before any work: what is refused must cost little.
         self._batcher.check_room(count, deadline - time.monotonic())
         rows = encode(deadline) if characters is None else await self._tokenizing.run(encode, characters, deadline)
+        charge(sum(map(len, rows)))
         tokenized = time.perf_counter()
         try:
             results = await self._batcher.submit(rows, deadline - time.monotonic())

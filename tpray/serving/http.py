@@ -10,8 +10,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from swagger_ui_bundle import swagger_ui_path
 
+from tpray.serving.access import Access
+from tpray.serving.answers import Timing
 from tpray.serving.dialects import DIALECTS
 from tpray.serving.dialects.base import Answering, Handler, as_response
+from tpray.serving.dialects.tei import timing_headers
 from tpray.serving.door import Door
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
@@ -22,11 +25,16 @@ JSON: dict[str, Any] = {"application/json": {}}
 
 
 def make_app(
-    engine: Engine, gate: Gate | None = None, ray_address: str | None = None, served: tuple[str, ...] = ()
+    engine: Engine,
+    gate: Gate | None = None,
+    ray_address: str | None = None,
+    served: tuple[str, ...] = (),
+    access: Access | None = None,
 ) -> Door:
     """The routes of an engine that has started; all requests come through ``gate``.
 
     Args:
+        access: who may ask; None: everybody.
         ray_address: of the Ray that this runs on, for `tpray.connect`.
         served: what requests may call the model; see `ModelNames`.
     """
@@ -81,14 +89,18 @@ def make_app(
         """The model, how it is split, the limits, the load, and how the group came up."""
         return describe(engine) | {"ray_address": ray_address}
 
-    made, handlers = Answering(engine, served), dict[str, Handler]()
+    made, handlers, spoken = Answering(engine, served), dict[str, Handler](), []
     for dialect in DIALECTS:
         answering = dialect.handlers(made)
-        app.include_router(dialect.routes(answering))
+        routers = [dialect.routes(answering)]
         if dialect.pages is not None:
-            app.include_router(dialect.pages(made))
+            routers.append(dialect.pages(made))
+        for router in routers:
+            app.include_router(router)
         handlers |= answering
-    return Door(app, handlers, gate or Gate(), own)
+        spoken.append((dialect, [route for router in routers for route in router.routes]))
+    exposed = [*timing_headers(Timing(0, 0, 0, 0, 0)), "retry-after", "www-authenticate"]
+    return Door(app, handlers, gate or Gate(), spoken, access or Access(), exposed)
 
 
 def describe(engine: Engine) -> dict[str, Any]:

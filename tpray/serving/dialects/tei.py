@@ -33,6 +33,7 @@ from tpray.errors import (
     StoppingError,
     TprayError,
     UnknownModelError,
+    UnauthorizedError,
     UnsupportedTaskError,
 )
 from tpray.serving.answers import Answer, Timing
@@ -60,6 +61,7 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (InputError, 422, "Validation"),
     (LogitsError, 424, "Backend"),
     (MisdirectedError, 421, "Validation"),
+    (UnauthorizedError, 401, "Unauthorized"),
     (StepError, 424, "Backend"),
     (RefusedError, 424, "Backend"),
     (OverloadedError, 429, "Overloaded"),

@@ -1,0 +1,339 @@
+"""Who gets past the door: with a key, without one where that is declared, and from pages of other origins."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, unquote
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from tests.serving.conftest import WithEngine
+from tpray.config import AccessConfig
+from tpray.errors import ConfigError, RateLimitError, UnauthorizedError
+from tpray.group.fake_executor import FakeExecutor
+from tpray.serving.access import OPEN, Access, check_host, on_loopback
+from tpray.serving.dialects import DIALECTS
+from tpray.serving.dialects.base import Answering
+from tpray.serving.engine import Engine
+from tpray.serving.gate import Gate
+from tpray.serving.http import make_app
+from tpray.serving.keys import KeyRing, parse
+
+KEY = "alice-0123456789"
+BEARER = {"authorization": f"Bearer {KEY}"}
+PAGE = "https://app.example.com"
+
+
+def access(limits: str = "", **config: Any) -> Access:
+    return Access(AccessConfig(**config), KeyRing(parse([f"alice: {KEY} {limits}"], "test")))
+
+
+def client(engine: Engine, who: Access) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(make_app(engine, access=who), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://tpray")
+
+
+async def ask(app: Any, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """An answer to a path as it is, which a client may have made ready; uvicorn decodes it like this."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b'{"inputs": "a"}', "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "query_string": b"",
+        "method": method, "path": unquote(path), "raw_path": path.encode(), "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+    }  # fmt: skip
+    await app(scope, receive, send)
+    start, *parts = sent
+    said = {name.decode().lower(): value.decode() for name, value in start["headers"]}
+    return start["status"], said, b"".join(part.get("body", b"") for part in parts)
+
+
+def paths_of(routes: Any) -> Iterator[str]:
+    """FastAPI keeps a router that is included as it is."""
+    for route in routes:
+        if hasattr(route, "path"):
+            yield route.path
+        else:
+            yield from paths_of(route.original_router.routes)
+
+
+def every_path(app: Any) -> list[str]:
+    """Of every route, with something in the place of what varies, and paths that are no route."""
+    known = set(paths_of(app.routes)) | set(itertools.chain(*OPEN.values()))
+    named = {path.replace("{", "").replace("}", "").replace(":path", "") for path in known}
+    return sorted(named | {"", "/no/such/route", "/-/routes", "/v1", "/v2/models/m/infer", "/admin", "/.env", "//"})
+
+
+def variants(path: str) -> Iterator[str]:
+    """Ways to write a path with which something in front of a router may be misled."""
+    yield from (path, path + "/", path.rstrip("/"), "/" + path, path.upper(), path.title(), path + "//", path + "?deep")
+    yield from (path + "%00", path + ";x", path + "#", path + "%20", path + "/.", path + "/..", path + "%2f", path + ".json")
+    yield from (quote(path, safe=""), "".join(f"%{ord(c):02x}" for c in path), path.replace("/", "//"))
+    for opened in ("/health", "/docs/assets", "/page", "/docs", ""):
+        yield from (f"{opened}/..{path}", f"{opened}/%2e%2e{path}", f"{opened}/.{path}", f"{opened}//{path}",
+                    f"{opened}{path}", f"{path}/..{opened}", f"{opened}\\..{path}", f"{opened}/..%2f{path[1:]}")  # fmt: skip
+
+
+METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "get", "QUERY")
+DECLARED = {"/health", "/ping", "/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json"}
+
+
+@pytest.mark.parametrize("config", [{}, {"open_routes": ()}, {"cors_origins": (PAGE,)}], ids=["default", "none", "cors"])
+def test_nothing_is_answered_without_a_key_but_what_is_declared_open(
+    config: dict[str, Any], with_fake_engine: WithEngine
+) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        app = make_app(engine, access=access(**config))
+        tried, opened = 0, set()
+        for path in every_path(app):
+            for written, method in itertools.product(dict.fromkeys(variants(path)), METHODS):
+                status, headers, _ = await ask(app, method, written)
+                tried += 1
+                if status != 401:
+                    opened.add(unquote(written))
+                    assert method in ("GET", "HEAD"), (method, written, status)
+                else:
+                    assert headers["www-authenticate"] == "Bearer"
+        assert tried > 5000
+        if config == {"open_routes": ()}:
+            assert not opened
+        else:
+            below = {path for path in opened if path.startswith(("/docs/assets/", "/page/"))}
+            assert all(".." not in path for path in below)
+            assert opened - below <= DECLARED, opened - below - DECLARED
+            assert opened >= {"/health", "/docs", "/openapi.json"}
+        assert {"/predict", "/info", "/v2/rerank", "/docs", "/health"} <= set(every_path(app))
+
+    with_fake_engine(work)
+
+
+def test_paths_made_up_at_random_are_not_answered_without_a_key(with_fake_engine: WithEngine) -> None:
+    pieces = ["/", "//", "..", ".", "%2e", "%2f", "health", "docs", "assets", "page", "predict", "info", "v2", "models",
+              "rerank", "%00", ";", "\\", "openapi.json", "HEALTH", "?", "%252e", "\u00e9", "swagger-ui.css"]  # fmt: skip
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        app, rng = make_app(engine, access=access()), random.Random(18)
+        for _ in range(3000):
+            path = "/" * rng.randrange(2) + "".join(rng.choices(pieces, k=rng.randrange(1, 7)))
+            method = rng.choice(METHODS)
+            status, _, body = await ask(app, method, quote(path, safe="/%?;.\\"))
+            known = unquote(path.replace("\\", "\\"))
+            inside = known in DECLARED or known.startswith(("/docs/assets/", "/page/"))
+            assert status == 401 or (inside and method in ("GET", "HEAD")), (method, path, status, body)
+            assert b"model_id" not in body
+
+    with_fake_engine(work)
+
+
+def test_a_path_below_a_prefix_of_the_application_is_the_same_path() -> None:
+    """As Serve mounts one of several applications."""
+    who = access()
+    for path, opened in (("/wide/health", True), ("/wide/info", False), ("/health", True), ("/wide", False),
+                         ("/widehealth", False), ("/wide/docs/assets/a.js", True), ("/wide/docs/assets/../a", False)):  # fmt: skip
+        assert who.is_open({"method": "GET", "path": path, "root_path": "/wide"}) is opened, path
+
+
+def test_a_websocket_is_closed_without_a_key(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        app = make_app(engine, access=access())
+        for path in ("/health", "/info", "/predict", "/"):
+            sent: list[Any] = []
+
+            async def send(message: Any, sent: list[Any] = sent) -> None:
+                sent.append(message)
+
+            async def receive() -> Any:
+                return {"type": "websocket.connect"}
+
+            scope = {"type": "websocket", "path": path, "raw_path": path.encode(), "root_path": "", "headers": [],
+                     "query_string": b"", "scheme": "ws", "subprotocols": []}  # fmt: skip
+            await app(scope, receive, send)
+            assert [message["type"] for message in sent] == ["websocket.close"]
+
+    with_fake_engine(work)
+
+
+def test_with_a_key_all_is_answered_and_it_is_noted_whose_it_is(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        who = access()
+        async with client(engine, who) as http:
+            for method, path in (("POST", "/predict"), ("GET", "/info"), ("GET", "/health"), ("GET", "/docs")):
+                answer = await http.request(method, path, json={"inputs": "a b c"}, headers=BEARER)
+                assert answer.status_code == 200, path
+            assert (await http.post("/nowhere", headers=BEARER)).status_code == 404
+        used = who.keys.usage()["alice"]
+        assert (used.requests, used.tokens) == (3, 5), "what is open is not counted"
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"authorization", BEARER["authorization"].encode())]}
+        who.check(scope)
+        assert scope["state"] == {"key": "alice"}
+
+    with_fake_engine(work)
+
+
+def test_a_key_is_shown_once_and_as_it_is(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine, access()) as http:
+            for headers in (
+                [("authorization", "Bearer other-0123456789"), ("authorization", BEARER["authorization"])],
+                [("authorization", BEARER["authorization"])] * 2,
+                [("x-api-key", KEY)],
+                [("proxy-authorization", BEARER["authorization"])],
+                [("cookie", f"authorization=Bearer {KEY}")],
+                [("authorization", f"Bearer {KEY}, Bearer {KEY}")],
+            ):
+                answer = await http.post("/predict", json={"inputs": "a"}, headers=headers)
+                assert answer.status_code == 401, headers
+                assert KEY not in answer.text
+
+    with_fake_engine(work)
+
+
+def test_every_dialect_refuses_in_its_own_form(with_fake_engine: WithEngine) -> None:
+    error = UnauthorizedError("this server asks for a key: send the header Authorization: Bearer KEY")
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine, access()) as http:
+            for dialect in DIALECTS:
+                for path in dialect.handlers(Answering(engine)):
+                    answer = await http.post(path, content=b"not read")
+                    assert answer.status_code == 401
+                    assert answer.content == dialect.render_error(error).body
+                    assert str(error) in answer.text
+            assert (await http.post("/v2/rerank")).json() == {"message": str(error)}
+            assert (await http.post("/predict")).json() == {"error": str(error), "error_type": "Unauthorized"}
+            assert (await http.get("/no/such/route")).json()["error"] == str(error)
+
+    with_fake_engine(work)
+
+
+def test_a_limit_is_named_and_says_when_to_come_back(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine, access("requests=2/min tokens=9/min", cors_origins=(PAGE,))) as http:
+            body, headers = {"inputs": ["a b", "c d"]}, BEARER | {"origin": PAGE}
+            assert (await http.post("/predict", json=body, headers=headers)).status_code == 200
+            assert (await http.post("/predict", json=body, headers=headers)).status_code == 200  # from 2 tokens to -5
+            for path, name in (("/predict", "error"), ("/v1/rerank", "message")):
+                refused = await http.post(path, json=body, headers=headers)
+                assert refused.status_code == 429
+                assert "the key 'alice' has used its 2 requests a minute" in refused.json()[name]
+                assert 0 < int(refused.headers["retry-after"]) <= 30
+                assert refused.headers["access-control-allow-origin"] == PAGE
+            assert (await http.get("/health", headers=headers)).status_code == 200
+
+    with_fake_engine(work)
+
+
+def test_tokens_are_charged_as_soon_as_they_are_known(with_fake_engine: WithEngine) -> None:
+    """And not when the answer comes: many requests at once would each find nothing used."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        who = access("tokens=10/min")
+        executor.delay(1, 0.3)
+        async with client(engine, who) as http:
+            slow = asyncio.create_task(http.post("/predict", json={"inputs": "word " * 20}, headers=BEARER))
+            await asyncio.sleep(0.1)
+            assert not slow.done()
+            assert who.keys.usage()["alice"].tokens > 10
+            refused = await http.post("/predict", json={"inputs": "a"}, headers=BEARER)
+            assert (refused.status_code, (await slow).status_code) == (429, 200)
+            assert "10 tokens a minute" in refused.json()["error"]
+
+    with_fake_engine(work)
+
+
+def test_a_page_of_another_origin_may_ask_with_a_key(with_fake_engine: WithEngine) -> None:
+    preflight = {"origin": PAGE, "access-control-request-method": "POST",
+                 "access-control-request-headers": "authorization,content-type"}  # fmt: skip
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine, access(cors_origins=(PAGE, "http://localhost:3000"))) as http:
+            asked = await http.options("/predict", headers=preflight)
+            assert asked.status_code == 200
+            assert asked.headers["access-control-allow-origin"] == PAGE
+            assert set(asked.headers["access-control-allow-headers"].split(",")) >= {"authorization", "content-type"}
+            assert "POST" in asked.headers["access-control-allow-methods"]
+            assert "model" not in asked.text
+            for headers, status in ((BEARER, 200), ({}, 401), ({"authorization": "Bearer wrong-0123456789"}, 401)):
+                answer = await http.post("/predict", json={"inputs": "a"}, headers=headers | {"origin": PAGE})
+                assert answer.status_code == status
+                assert answer.headers["access-control-allow-origin"] == PAGE
+                exposed = {name.strip() for name in answer.headers["access-control-expose-headers"].split(",")}
+                assert exposed >= {"x-compute-tokens", "x-queue-time", "retry-after"}
+            for status, path in ((404, "/no/such/route"), (422, "/predict")):
+                answer = await http.post(path, json={"inputs": 1}, headers=BEARER | {"origin": PAGE})
+                assert answer.status_code == status
+                assert answer.headers["access-control-allow-origin"] == PAGE
+            other = await http.post("/predict", json={"inputs": "a"}, headers=BEARER | {"origin": "https://evil.example"})
+            assert "access-control-allow-origin" not in other.headers
+            assert (await http.options("/predict", headers=preflight | {"origin": "https://evil.example"})).status_code == 400
+        async with client(engine, access()) as http:
+            assert (await http.options("/predict", headers=preflight)).status_code == 401
+            plain = await http.post("/predict", json={"inputs": "a"}, headers=BEARER | {"origin": PAGE})
+            assert not [name for name in plain.headers if name.startswith("access-control")]
+
+    with_fake_engine(work)
+
+
+@pytest.mark.parametrize("origin", ["example.com", "https://example.com/", "https://a.example,https://b.example", "HTTPS://A"])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValidationError, match="is no origin: give scheme, host and port only"):
+        AccessConfig(cors_origins=(origin,))
+
+
+def test_the_gate_is_asked_first(with_fake_engine: WithEngine) -> None:
+    """Who is at the wrong server is told so, whatever his key; one that stops tells only those with a key."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        gate = Gate("ours")
+        transport = httpx.ASGITransport(make_app(engine, gate, access=access()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://tpray") as http:
+            assert (await http.get("/info", headers=BEARER)).status_code == 421
+            ours = {"x-tpray-server": "ours"}
+            assert (await http.get("/info", headers=ours)).status_code == 401
+            assert (await http.get("/info", headers=ours | BEARER)).status_code == 200
+            await gate.close(0.1)
+            assert (await http.get("/info", headers=ours)).status_code == 401
+            assert (await http.get("/info", headers=ours | BEARER)).status_code == 503
+
+    with_fake_engine(work)
+
+
+def test_a_call_over_grpc_is_let_in_by_its_metadata() -> None:
+    who = access("requests=1/min")
+    for shown in (None, b"", b"Bearer x", KEY.encode()):
+        with pytest.raises(UnauthorizedError):
+            who.admit(shown)
+    caller = who.admit(f"bearer {KEY}".encode())
+    assert caller is not None
+    assert caller.name == "alice"
+    with pytest.raises(RateLimitError):
+        who.admit(f"Bearer {KEY}".encode())
+    assert Access().admit(None) is None
+
+
+def test_others_on_the_network_are_let_in_only_with_a_key_or_when_that_is_said() -> None:
+    none, some = KeyRing(), KeyRing(parse([f"alice: {KEY}"], "test"))
+    for host, loopback in (("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.8.8.8", True),
+                           ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("no-such-host.invalid", False),
+                           ("", False), ("169.254.1.1", False), ("::ffff:10.0.0.1", False)):  # fmt: skip
+        assert on_loopback(host) is loopback, host
+        check_host(host, AccessConfig(), some, "--host", "do this")
+        check_host(host, AccessConfig(insecure_no_key=True), none, "--host", "do this")
+        if loopback:
+            check_host(host, AccessConfig(), none, "--host", "do this")
+        else:
+            with pytest.raises(ConfigError, match="lets others on the network ask, and there is no key: do this"):
+                check_host(host, AccessConfig(), none, "--host", "do this")

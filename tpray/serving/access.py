@@ -1,0 +1,117 @@
+"""Who may ask a replica, for what, and from which pages of a browser."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette._utils import get_route_path  # that by which Starlette's routers find a route
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from tpray.config import AccessConfig, OpenRoute
+from tpray.errors import ConfigError
+from tpray.serving.keys import ASKING, Caller, KeyRing
+
+log = logging.getLogger(__name__)
+
+OPEN: dict[OpenRoute, tuple[str, ...]] = {
+    "health": ("/health", "/ping", "/v2/health/live", "/v2/health/ready"),
+    "metrics": ("/metrics",),
+    "page": ("/", "/docs", "/docs/assets/", "/openapi.json", "/page/"),
+}
+"""What may be had without a key, with GET; all below a path that ends with a slash. The pages show nothing of the model:
+what they show they ask for, with the key that a person gives them."""
+
+
+class Access:
+    """What a configuration says of who may ask.
+
+    Args:
+        keys: none: everybody may.
+    """
+
+    def __init__(self, config: AccessConfig = AccessConfig(), keys: KeyRing | None = None) -> None:
+        self.keys = KeyRing() if keys is None else keys
+        paths = [path for name in config.open_routes for path in OPEN[name]]
+        self._open = {path for path in paths if path == "/" or not path.endswith("/")}
+        self._below = tuple(path for path in paths if path not in self._open)
+        self.origins = config.cors_origins
+
+    @classmethod
+    def of(cls, config: AccessConfig) -> Access:
+        """As configured.
+
+        Raises:
+            ConfigError: see `KeyRing.of`.
+        """
+        return cls(config, KeyRing.of(config))
+
+    def check(self, scope: MutableMapping[str, Any]) -> None:
+        """Let a request in, or not: its headers and path say so. Whose it is, is noted in its state and for `charge`.
+
+        Raises:
+            UnauthorizedError: it needs a key. RateLimitError: its key has used what it may.
+        """
+        if not self.keys or self.is_open(scope):
+            return
+        shown = [value for name, value in scope["headers"] if name == b"authorization"]
+        caller = self.admit(shown[0] if len(shown) == 1 else None)
+        scope.setdefault("state", {})["key"] = caller.name
+        log.info("%s: %s %s", caller.name, scope.get("method", "websocket"), scope["path"])
+
+    def admit(self, authorization: bytes | None) -> Caller | None:
+        """Let a call in, by what a client sends as ``authorization``, over HTTP or gRPC; None: no keys are asked for.
+
+        Raises:
+            As `check`.
+        """
+        if not self.keys:
+            return None
+        caller = self.keys.find(authorization)
+        caller.admit()
+        ASKING.set(caller)
+        return caller
+
+    def is_open(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request needs no key, because of its path."""
+        if scope.get("method") not in ("GET", "HEAD"):
+            return False
+        path = get_route_path(scope)
+        return path in self._open or (path.startswith(self._below) and ".." not in path)
+
+
+def allowing_origins(app: ASGIApp, origins: tuple[str, ...], exposed: list[str]) -> ASGIApp:
+    """``app`` for the pages of these origins (https://fetch.spec.whatwg.org/#http-cors-protocol), its errors too.
+
+    Args:
+        exposed: the headers that a page may read.
+    """
+    methods = ("GET", "HEAD", "POST")
+    return CORSMiddleware(app, origins, methods, allow_headers=["*"], expose_headers=exposed)
+
+
+def check_host(host: str, config: AccessConfig, keys: KeyRing, named: str, remedy: str) -> None:
+    """Refuse to let others on the network ask without a key.
+
+    Args:
+        named: what has set the host, for the message. remedy: what to do there.
+
+    Raises:
+        ConfigError: nothing says that this is meant.
+    """
+    if keys or config.insecure_no_key or on_loopback(host):
+        return
+    raise ConfigError(f"{named} {host} lets others on the network ask, and there is no key: {remedy}")
+
+
+def on_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host or None, None, flags=socket.AI_PASSIVE)}
+        return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+    except (OSError, ValueError):  # it is no address of this machine
+        return False
