@@ -122,12 +122,15 @@ class AutoscalingConfig(Frozen):
         return self
 
 
+OPEN_BY_DEFAULT: tuple[OpenRoute, ...] = ("health", "page")
+
+
 class AccessConfig(Frozen):
     """Who may ask over HTTP and gRPC: everybody, unless there is a key here or in ``TPRAY_API_KEY``."""
 
     keys_file: Path | None = Field(None, description="a line for each key; see `tpray.serving.keys`")
     keys: tuple[str, ...] = Field((), description="such lines; where others read this, with sha256 digests")
-    open_routes: tuple[OpenRoute, ...] = Field(("health", "page"), description="what is answered without a key")
+    open_routes: tuple[OpenRoute, ...] = Field(OPEN_BY_DEFAULT, description="what is answered without a key")
     cors_origins: tuple[str, ...] = Field((), description="whose pages may ask from a browser; *: everybody's")
     insecure_no_key: bool = Field(False, description="let others on the network ask without a key")
 

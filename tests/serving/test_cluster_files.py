@@ -16,6 +16,8 @@ import yaml
 
 from tpray.config import ServeConfig
 from tpray.group.nodes import matches
+from tpray.serving.access import on_loopback
+from tpray.serving.keys import parse
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster.yaml"
@@ -101,8 +103,11 @@ def test_a_deployment_fits_the_demo_that_it_serves(family: str) -> None:
 @pytest.mark.parametrize("family", ["inf2", "trn1"])
 def test_what_a_deployment_has_in_comments_for_mixed_clusters_is_valid(family: str) -> None:
     text = (ROOT / "deployments" / f"{family}.yaml").read_text()
-    uncommented = yaml.safe_load(text.replace("      # node_labels:", "      node_labels:"))
-    selector = ServeConfig.model_validate(uncommented["applications"][0]["args"]).node_labels
+    for setting in ("node_labels", "access"):
+        text = text.replace(f"      # {setting}:", f"      {setting}:")
+    config = ServeConfig.model_validate(yaml.safe_load(text)["applications"][0]["args"])
+    selector = config.node_labels
+    assert str(config.access.keys_file) in read(CLUSTER)["file_mounts"], "what a cluster needs besides the host"
     assert serve_config(family).node_labels == {}
     types = read(CLUSTER)["available_node_types"]
     assert selector
@@ -284,6 +289,17 @@ def test_the_token_reaches_every_node() -> None:
     assert os.path.expanduser(mounts["~/.ray/auth_token"]) == str(_get_default_token_path())
 
 
+def test_the_keys_reach_every_node_and_only_their_user_reads_them() -> None:
+    config = prepared()
+    assert os.path.expanduser(config["file_mounts"]["~/.tpray/keys"]) == os.path.expanduser("~/.tpray/keys")
+    for commands in ("head_setup_commands", "worker_setup_commands"):
+        (step,) = [step for step in config[commands] if step.startswith("chmod 600")]
+        assert step.split()[2:] == ["~/.ray/auth_token", "~/.tpray/keys"]
+    (made,) = re.findall(r"echo \"(me: \$\(openssl rand -hex 32\))\" > ~/.tpray/keys", CLUSTER.read_text())
+    (key,) = parse([made.replace("$(openssl rand -hex 32)", "0f" * 32)], "keys")
+    assert key.name == "me"
+
+
 def test_what_is_mounted_is_enough_to_install_tpray() -> None:
     config = prepared()
     mounted = {
@@ -385,7 +401,7 @@ def test_every_pod_has_serves_flags_probes_and_the_ports_they_ask() -> None:
     assert agent[1] in PUBLIC_EXACT_PATHS, "the kubelet has no token"
     for group in groups():
         pod = container(group)
-        assert {entry["name"]: entry["value"] for entry in pod["env"]} == FLAGS
+        assert {entry["name"]: entry["value"] for entry in pod["env"] if "value" in entry} == FLAGS
         asked = {
             kind: (pod[kind]["httpGet"]["port"], pod[kind]["httpGet"]["path"])
             for kind in ("readinessProbe", "livenessProbe")
@@ -393,6 +409,20 @@ def test_every_pod_has_serves_flags_probes_and_the_ports_they_ask() -> None:
         ready = proxy if "groupName" in group else agent  # only the head is there before Serve is
         assert asked == {"readinessProbe": ready, "livenessProbe": agent}
         assert serve_port in {port["containerPort"] for port in pod["ports"]}
+
+
+def test_every_pod_has_the_key_that_pods_reached_by_others_need() -> None:
+    """Of a secret, which the file says how to make; a replica without it refuses to start."""
+    made = re.search(r"kubectl create secret generic (\S+) --from-literal=(\S+)=", RAYSERVICE.read_text())
+    assert made is not None
+    secret = {"secretKeyRef": {"name": made[1], "key": made[2]}}
+    for group in groups():
+        (entry,) = [entry for entry in container(group)["env"] if "valueFrom" in entry]
+        assert entry == {"name": "TPRAY_API_KEY", "valueFrom": secret}
+    config = yaml.safe_load(rayservice()["spec"]["serveConfigV2"])
+    access = ServeConfig.model_validate(config["applications"][0]["args"]).access
+    assert not on_loopback(config["http_options"]["host"])
+    assert (access.insecure_no_key, access.open_routes) == (False, ("health", "page"))
 
 
 # Both.

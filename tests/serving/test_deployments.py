@@ -19,6 +19,7 @@ from tests.faults.clients import Clients
 from tests.local_ray.ray_head import ray_head
 from tests.neuron_standin import environment
 from tpray.config import ModelsConfig, ServeConfig
+from tpray.serving.keys import LOOK_EVERY_S
 
 FILES = sorted((Path(__file__).parents[2] / "deployments").glob("[!k]*.yaml"))  # kuberay's is a RayService
 
@@ -127,6 +128,30 @@ def test_limits_change_without_a_restart(deploy: Callable[[dict[str, Any]], str]
     assert after["max_client_batch_size"] == 2
     assert after["ranks"] == before["ranks"], "the ranks are the same processes"
     assert httpx.post(f"{url}/predict", json=three, timeout=30).status_code == 413
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@on("open to others, neuron")
+def test_a_file_that_lets_others_in_needs_a_key(deploy: Callable[[dict[str, Any]], str], tmp_path: Path) -> None:
+    config = read("local-cpu.yaml")
+    config["http_options"]["host"] = "0.0.0.0"
+    args = config["applications"][0]["args"]
+    with pytest.raises(AssertionError, match=r"http_options.host 0.0.0.0 lets others on the network ask"):
+        deploy(config)
+    args["access"] = {"keys_file": str(tmp_path / "keys")}
+    with pytest.raises(AssertionError, match=r"the file of keys \S+ cannot be read"):
+        deploy(config)
+    (tmp_path / "keys").write_text("alice: alice-0123456789\n")
+    url, body = deploy(config), {"inputs": "a b c"}
+    assert httpx.post(f"{url}/predict", json=body, timeout=30).status_code == 401
+    shown = {"authorization": "Bearer alice-0123456789"}
+    assert httpx.post(f"{url}/predict", json=body, headers=shown, timeout=30).status_code == 200
+    (tmp_path / "keys").write_text("bob: bob-0123456789\n")
+    time.sleep(LOOK_EVERY_S)
+    assert httpx.post(f"{url}/predict", json=body, headers=shown, timeout=30).status_code == 401
+    args["access"] = {"insecure_no_key": True}
+    assert httpx.post(f"{deploy(config)}/predict", json=body, timeout=30).status_code == 200
 
 
 @pytest.mark.slow

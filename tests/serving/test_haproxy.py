@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,21 @@ def test_haproxy_takes_what_becomes_of_serves_configuration(
     assert changed.count("server none ") == (1 if replicas else 0)
     assert [f"srv_is_up(http-tpray/{name})" in changed for name in replicas] == [True] * len(replicas)
     assert "nbsrv" not in changed
+
+
+def test_with_a_certificate_http_and_grpc_are_encrypted(tmp_path: Path, rules: Rules) -> None:
+    config = serves_configuration(tmp_path, "SERVE_REPLICA_a")
+    config += "frontend grpc_frontend\n    # as Serve writes it\n    bind 127.0.0.1:9000 proto h2\n    mode http\n"
+    changed = rewrite(config, replace(rules, certificate="/f/certificate.pem"))
+    assert re.findall(r"^ *bind 127.*$", changed, re.MULTILINE) == [
+        "    bind 127.0.0.1:18000 ssl crt /f/certificate.pem",
+        "    bind 127.0.0.1:9000 ssl crt /f/certificate.pem alpn h2",
+    ]
+    assert changed.count("x-forwarded-proto https") == 1
+    plain = rewrite(config, rules)
+    assert " ssl " not in plain
+    assert "x-forwarded-proto" not in plain
+    assert "bind 127.0.0.1:9000 proto h2" in plain
 
 
 def test_a_configuration_of_another_form_is_refused(tmp_path: Path, rules: Rules) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tpray.commands.console import err, print_outcomes
+from tpray.commands.flags import ClientKey
 from tpray.errors import ConfigError
 
 
@@ -28,6 +29,7 @@ def bench(
     length: Annotated[
         str, typer.Option(help="Words of the texts made up otherwise: mean,deviation,shortest,longest.")
     ] = "53,15,16,128",
+    api_key: ClientKey = None,
     single: Annotated[bool, typer.Option("--single", help="Make up single texts, not pairs.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     plot_file: Annotated[
@@ -41,6 +43,7 @@ def bench(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tpray.commands import load_generator as load
+    from tpray.serving.client import bearer
 
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"{url} is not a URL: it starts with http:// or https://")
@@ -67,7 +70,7 @@ def bench(
             text = f"{so_far.load.name}: {so_far.per_second:.0f} requests/s, {failed} errors"
             progress.update(task, description=text, completed=min(duration, so_far.seconds))
 
-        generator = load.Generator(url, inputs, timeout, tick)
+        generator = load.Generator(url, inputs, timeout, tick, bearer(api_key))
         outcomes = asyncio.run(generator.run(loads, duration, warm_up, max_requests))
     print_outcomes(outcomes)
     if json_file is not None:

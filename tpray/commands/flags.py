@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
+from pydantic import ValidationError
 
-from tpray.config import AUTO, DtypeName, Goal, InstanceFamily, NeuronLayout
+from tpray.config import (
+    AUTO,
+    OPEN_BY_DEFAULT,
+    AccessConfig,
+    DtypeName,
+    Goal,
+    InstanceFamily,
+    NeuronLayout,
+    OpenRoute,
+    TlsConfig,
+)
 from tpray.errors import ConfigError
 from tpray.platforms import PLATFORMS
 
@@ -157,6 +168,114 @@ Layout = Annotated[
         "that fails, or hangs: loading for 300 s, or a step for 60 s.",
     ),
 ]
+
+ApiKeys = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-keys",
+        envvar="TPRAY_API_KEYS",
+        help="File of the keys that may ask, `name: key` a line; read again when it changes.",
+        show_default="everybody may",
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="TPRAY_API_KEY",
+        help="A key that may ask. Other users of the machine see it among the processes (ps): set TPRAY_API_KEY, or "
+        "give a file.",
+        show_default="none",
+    ),
+]
+ClientKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="TPRAY_API_KEY",
+        help="The key to ask with. Other users of the machine see it among the processes (ps): set TPRAY_API_KEY.",
+        show_default="none",
+    ),
+]
+OPEN_ROUTES = ",".join(OPEN_BY_DEFAULT)
+OpenRoutes = Annotated[
+    str,
+    typer.Option(
+        "--open-routes",
+        envvar="TPRAY_OPEN_ROUTES",
+        help="What is answered without a key: some of health,page,metrics, or none.",
+    ),
+]
+CorsOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors-origin",
+        envvar="TPRAY_CORS_ORIGIN",
+        help="Origin whose pages may ask from a browser, https://example.com, or * for all; again for another.",
+        show_default="none",
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        envvar="TPRAY_TLS_CERT",
+        help="PEM file of the server's certificate and those between it and its CA; used again when it changes.",
+        show_default="no TLS",
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option("--tls-key", envvar="TPRAY_TLS_KEY", help="PEM file of its key.", show_default="no TLS"),
+]
+InsecureNoKey = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-no-key",
+        envvar="TPRAY_INSECURE_NO_KEY",
+        help="Let others on the network ask without a key, where --host lets them in.",
+    ),
+]
+
+
+def access_of(
+    file: Path | None, key: str | None, open_routes: str, origins: list[str] | None, insecure: bool
+) -> AccessConfig:
+    """Who may ask, as flags say it.
+
+    Raises:
+        ConfigError: one of them cannot be.
+    """
+    from tpray.serving.keys import DEFAULT, hidden
+
+    routes = tuple(name.strip() for name in open_routes.split(",") if name.strip() not in ("", "none"))
+    unknown = [name for name in routes if name not in get_args(OpenRoute)]
+    if unknown:
+        known = ", ".join(get_args(OpenRoute))
+        raise ConfigError(f"--open-routes {open_routes}: there is no {unknown[0]!r}: name some of {known}, or none")
+    try:
+        return AccessConfig(
+            keys_file=file,
+            keys=() if key is None else (hidden(DEFAULT, key),),
+            open_routes=routes,
+            cors_origins=tuple(origins or ()),
+            insecure_no_key=insecure,
+        )
+    except ValidationError as e:
+        raise ConfigError(f"--cors-origin: {e.errors()[0]['msg'].removeprefix('Value error, ')}") from e
+
+
+def tls_of(cert: Path | None, key: Path | None) -> TlsConfig | None:
+    """The files of a certificate, as flags name them.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigError("--tls-cert and --tls-key go together: give both")
+    return TlsConfig(cert=cert, key=key)
 
 
 def names_of(text: str | None) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -130,14 +131,21 @@ class Generator:
         inputs: texts, or pairs as lists of two.
         timeout_s: a request without an answer by then is an error.
         tick: called with the run so far about five times a second.
+        headers: of every request, such as its key.
     """
 
     def __init__(
-        self, url: str, inputs: Sequence[Any], timeout_s: float = 30.0, tick: Callable[[Outcome], None] | None = None
+        self,
+        url: str,
+        inputs: Sequence[Any],
+        timeout_s: float = 30.0,
+        tick: Callable[[Outcome], None] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._url = f"{url.rstrip('/')}/predict"
         self._bodies = [json.dumps({"inputs": item, "truncate": True}).encode() for item in inputs]
         self._timeout_s, self._tick = timeout_s, tick
+        self._headers = {"content-type": "application/json", **headers}
 
     async def run(self, loads: Sequence[Load], seconds: float, warm_up_s: float, limit: int) -> list[Outcome]:
         """Run every load for ``seconds``, after ``warm_up_s`` of the first one, ``limit`` requests at most each.
@@ -147,8 +155,7 @@ class Generator:
         """
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-        headers = {"content-type": "application/json"}
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as self._session:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers) as self._session:
             await self._probe()
             if warm_up_s:
                 await self._run(loads[0], warm_up_s, limit)

@@ -8,30 +8,39 @@ import typer
 
 from tpray.commands.console import err, print_ready, show_phase, show_progress, spinner
 from tpray.commands.flags import (
+    OPEN_ROUTES,
+    ApiKey,
+    ApiKeys,
     Buckets,
     ChatTemplateFile,
     CoresPerRank,
+    CorsOrigin,
     Dtype,
     Family,
     For,
     FromToken,
+    InsecureNoKey,
     Layout,
     LogicalCores,
     Model,
+    OpenRoutes,
     PlanFile,
     Replicas,
     Revision,
     Runtime,
     ServedNames,
     Store,
+    TlsCert,
+    TlsKey,
     Tp,
+    access_of,
     lnc_number,
     names_of,
+    tls_of,
     words_of,
 )
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
 from tpray.group.phases import PhaseReport, process_started
-from tpray.serving.client import ask_info
 
 
 def serve(
@@ -54,6 +63,13 @@ def serve(
     lnc: LogicalCores = None,
     host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
+    api_keys: ApiKeys = None,
+    api_key: ApiKey = None,
+    open_routes: OpenRoutes = OPEN_ROUTES,
+    insecure_no_key: InsecureNoKey = False,
+    cors_origin: CorsOrigin = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     max_batch_tokens: Annotated[
         int, typer.Option(min=1, envvar="TPRAY_MAX_BATCH_TOKENS", help="Tokens taken from the queue at a time.")
     ] = BatchConfig().max_batch_tokens,
@@ -112,7 +128,9 @@ def serve(
         goal=goal,
         replicas=replicas,
         served_model_name=names_of(served_model_name),
+        access=access_of(api_keys, api_key, open_routes, cors_origin, insecure_no_key),
     )
+    tls = tls_of(tls_cert, tls_key)
     from tpray.serving import launch
 
     named = model or "the embedded demo"
@@ -123,9 +141,9 @@ def serve(
                 show_phase(report)
             show_progress(status, f"Starting {named}", report)
 
-        with launch.Server(config, host, port, show, drain_timeout, process_started()) as server:
+        with launch.Server(config, host, port, show, drain_timeout, process_started(), tls) as server:
             status.stop()
-            print_ready(server.url, named, server.config, str(ask_info(server.url)["task"]))
+            print_ready(server.entrance.url, named, server.config, str(server.ask_info()["task"]))
             server.wait()
             err.print("Stopping: what is under way is answered first; Ctrl-C again ends at once")
     err.print("Stopped")

@@ -23,8 +23,9 @@ OPEN: dict[OpenRoute, tuple[str, ...]] = {
     "metrics": ("/metrics",),
     "page": ("/", "/docs", "/docs/assets/", "/openapi.json", "/page/"),
 }
-"""What may be had without a key, with GET; all below a path that ends with a slash. The pages show nothing of the model:
-what they show they ask for, with the key that a person gives them."""
+"""What may be had without a key, with GET; all below a path that ends with a slash.
+
+The pages hold nothing of the model: they ask for what they show, with the key that a person gives them."""
 
 
 class Access:
@@ -34,21 +35,24 @@ class Access:
         keys: none: everybody may.
     """
 
-    def __init__(self, config: AccessConfig = AccessConfig(), keys: KeyRing | None = None) -> None:
-        self.keys = KeyRing() if keys is None else keys
+    def __init__(self, config: AccessConfig | None = None, keys: KeyRing | None = None) -> None:
+        config, self.keys = config or AccessConfig(), KeyRing() if keys is None else keys
         paths = [path for name in config.open_routes for path in OPEN[name]]
         self._open = {path for path in paths if path == "/" or not path.endswith("/")}
         self._below = tuple(path for path in paths if path not in self._open)
         self.origins = config.cors_origins
 
     @classmethod
-    def of(cls, config: AccessConfig) -> Access:
+    def of(cls, config: AccessConfig, own_digest: str | None = None) -> Access:
         """As configured.
+
+        Args:
+            own_digest: of one more key, with which the server itself asks; where no others are asked for, nor is it.
 
         Raises:
             ConfigError: see `KeyRing.of`.
         """
-        return cls(config, KeyRing.of(config))
+        return cls(config, KeyRing.of(config, own_digest))
 
     def check(self, scope: MutableMapping[str, Any]) -> None:
         """Let a request in, or not: its headers and path say so. Whose it is, is noted in its state and for `charge`.
@@ -60,6 +64,7 @@ class Access:
             return
         shown = [value for name, value in scope["headers"] if name == b"authorization"]
         caller = self.admit(shown[0] if len(shown) == 1 else None)
+        assert caller is not None, "keys are asked for"
         scope.setdefault("state", {})["key"] = caller.name
         log.info("%s: %s %s", caller.name, scope.get("method", "websocket"), scope["path"])
 

@@ -15,7 +15,7 @@ from ray import serve
 
 from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
-from tpray.config import BatchConfig, ServeConfig, log_level, stay_quiet
+from tpray.config import AccessConfig, BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.nodes import STRATEGY, has_room, wait_for_node
 from tpray.group.phases import PhaseReport, Spans
@@ -23,6 +23,7 @@ from tpray.group.ray_executor import RayExecutor
 from tpray.local_ray.private import keep_replica_on_loopback
 from tpray.platforms.topology import Topology
 from tpray.serving import progress
+from tpray.serving.access import Access, check_host
 from tpray.serving.answers import rendered
 from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
@@ -32,6 +33,7 @@ from tpray.serving.engine import Engine
 from tpray.serving.entities import Strategy
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
+from tpray.serving.keys import KeyRing
 from tpray.serving.metrics import BACKLOG_TOKENS
 from tpray.serving.model_router import Asked, ask_app
 from tpray.serving.one_write import join_writes
@@ -48,12 +50,14 @@ class FromCommand:
     """What `tpray serve` tells the replicas of its server.
 
     progress_address: where they report their start; see `progress`. token: what HTTP requests must show; see `gate`.
-    spares: names of processes that wait for the first ranks; see `tpray.group.spares`. task: what the model was found
-    as, if it was not traced before. before: the spans of the start until now.
+    key_digest: SHA-256, hexadecimal, of the key with which the command asks where keys are asked for. spares: names of
+    processes that wait for the first ranks; see `tpray.group.spares`. task: what the model was found as, if it was not
+    traced before. before: the spans of the start until now.
     """
 
     progress_address: str | None = None
     token: str | None = None
+    key_digest: str | None = None
     spares: tuple[str, ...] = ()
     task: TraceTask | None = None
     before: tuple[PhaseReport, ...] = ()
@@ -80,6 +84,8 @@ class Classifier:
         spans = Spans(report.phase, before[-1].ended if before else None)
         spans.end("replica")
         try:
+            self._access = Access.of(config.access, told.key_digest)
+            await _check_host(config.access, self._access.keys)
             # Of this machine, which need not be the one where the application was built.
             executor = RayExecutor(Topology.of(config.parallel, why=why), told.spares)
             group = ClassifierGroup(config.model, executor, config.batch.step_timeout_s, report.phase, task)
@@ -91,7 +97,7 @@ class Classifier:
             report.failed(e)
             raise
         address = ray.get_runtime_context().gcs_address
-        self._door = make_app(self._engine, self._gate, address, config.served_model_name)
+        self._door = make_app(self._engine, self._gate, address, config.served_model_name, self._access)
 
     def __serve_build_asgi_app__(self) -> Door:
         """Serve's hook: the routes, once the constructor is done."""
@@ -193,6 +199,30 @@ class Classifier:
         engine = getattr(self, "_engine", None)  # __init__ may have failed before it was there
         if engine is not None:
             await engine.stop()
+
+
+async def _check_host(config: AccessConfig, keys: KeyRing) -> None:
+    """Refuse to answer others on the network without a key, wherever Serve listens.
+
+    Source: ray/serve/_private/controller.py of Ray 2.60; where there is no controller, there is no HTTP.
+
+    Raises:
+        ConfigError: see `tpray.serving.access.check_host`.
+    """
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return
+    http: Any = await controller.get_http_config.remote()
+    where: Any = await controller.get_proxy_location.remote()
+    if http.host is not None and where != serve.config.ProxyLocation.Disabled:
+        remedy = (
+            "set TPRAY_API_KEY on every node, or `access: {keys_file: FILE}` among the application's args; or, if "
+            "whoever reaches the port may ask, `access: {insecure_no_key: true}`"
+        )
+        check_host(http.host, config, keys, "http_options.host", remedy)
 
 
 def build(args: ServeConfig) -> serve.Application:

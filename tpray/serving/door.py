@@ -74,9 +74,7 @@ class Door:
 
     def _refusal(self, scope: Scope, error: Exception) -> Rendered:
         """In the words of the dialect whose route it is, with whatever method."""
-        partly = (
-            dialect for dialect, routes in self._spoken if any(r.matches(scope)[0] != Match.NONE for r in routes)
-        )
+        partly = (dialect for dialect, routes in self._spoken if any(r.matches(scope)[0] != Match.NONE for r in routes))
         answer = next(partly, self._spoken[0][0]).answer_error(error)
         if isinstance(error, UnauthorizedError):
             return answer._replace(status=401, headers={**answer.headers, "www-authenticate": "Bearer"})

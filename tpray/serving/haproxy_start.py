@@ -30,7 +30,7 @@ class Rules:
 
     folder: where the sockets and the answers to errors are. binary: HAProxy. token: shown to the replicas. statuses: of
     the errors that have an answer, ``<folder>/<status>.http``. request_arrives_s: how long a request may take to
-    arrive, its body included as far as it fits HAProxy's buffer.
+    arrive, its body included as far as it fits HAProxy's buffer. certificate: a file with its key too; "": no TLS.
     """
 
     folder: str
@@ -38,12 +38,14 @@ class Rules:
     token: str
     statuses: list[int]
     request_arrives_s: int
+    certificate: str = ""
 
 
 def rewrite(config: str, rules: Rules) -> str:
     """Serve's configuration of HAProxy with these changes:
 
     - the listeners for statistics and metrics, which Serve has on all addresses, are sockets in the folder;
+    - where there is a certificate, HTTP and gRPC are encrypted;
     - errors have the answers of the folder, and a request that comes before any replica is known gets the one for 503;
     - a request must arrive in time, and is shown to the replica with the token; more connections than it takes wait;
     - headers that Serve's replica reads for itself, with errors in plain text, do not reach it: how long a client waits
@@ -56,6 +58,8 @@ def rewrite(config: str, rules: Rules) -> str:
     Raises:
         ValueError: a line that is to be changed is not there: Serve writes it in another way.
     """
+    secure = f" ssl crt {rules.certificate}" if rules.certificate else ""
+    told = "    http-request set-header x-forwarded-proto https\n" if secure else ""  # a redirection says it again
     errors = "".join(f"    errorfile {status} {rules.folder}/{status}.http\n" for status in rules.statuses)
     none = f"{rules.folder}/none.sock"
     # Connections that HAProxy does not take yet wait; of its own accord it lets only so many wait as it takes.
@@ -68,6 +72,7 @@ def rewrite(config: str, rules: Rules) -> str:
         f"    http-request set-header {RENAMED_TIMEOUT_HEADER} %[req.hdr({TIMEOUT_HEADER})]"
         f" if {{ req.hdr({TIMEOUT_HEADER}) -m found }}\n"
         f"    http-request del-header {TIMEOUT_HEADER}\n"
+        f"{told}"
         "    http-request set-header x-request-disconnect-disabled ?1\n"
         "    http-request del-header serve_multiplexed_model_id\n"
         "    http-request del-header x-request-id if { req.hdr(x-request-id) -m reg [^\\ -~] }\n"
@@ -87,7 +92,8 @@ def rewrite(config: str, rules: Rules) -> str:
         (r"^ *bind \*:\d+$", f"    bind unix@{rules.folder}/stats.sock", True),
         (r"^ *errorfile .*\n", "", False),
         (r"^defaults\n", f"defaults\n{errors}", True),
-        (r"^(frontend http_frontend\n *bind .*\n)", rf"\1{arrival}", True),
+        (r"^(frontend http_frontend\n *bind .*)\n", rf"\1{secure}\n{arrival}", True),
+        *([(r"^( *bind \S+) proto h2$", rf"\1{secure} alpn h2", False)] if secure else []),
         (r"^(backend default_backend\n) *http-request return status 404 .*\n", f"\\1{_UNAVAILABLE}", True),
         (r"^( *acl \S+_server_up) nbsrv\((\S+)\) ge 1$", is_up, False),
         (r"^ *server SERVE_PROXY_ACTOR\S* .* backup\n", "", False),

@@ -35,10 +35,14 @@ LEAST_CHARACTERS = 8
 """Of a key that is not given as its digest: fewer are guessed."""
 DEFAULT = "default"
 """The name of the key that has none of its own."""
+OWN = "@server"
+"""The name of the key with which a server asks itself: no line gives one that begins so."""
 
-_LINE = re.compile(r"([\w.@-]{1,64})\s*:\s*(\S+)((?:\s+\S+)*)", re.ASCII)
+_LINE = re.compile(r"([\w.-][\w.@-]{0,63})\s*:\s*(\S+)((?:\s+\S+)*)", re.ASCII)
 _LIMIT = re.compile(r"(requests|tokens)=([1-9]\d{0,11})/min", re.ASCII)
-_FORM = "write `name: key`, the name of letters, digits and ._@-, and then perhaps requests=600/min and tokens=100000/min"
+_FORM = (
+    "write `name: key`, the name of letters, digits and ._@-, and then perhaps requests=600/min and tokens=100000/min"
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,7 @@ def parse(lines: Iterable[str], where: str) -> tuple[Key, ...]:
         ConfigError: a line is not one, or a name or key comes twice.
     """
     keys: dict[str, Key] = {}
-    for number, line in enumerate(lines, start=1):
-        line = line.strip()
+    for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line)
@@ -206,8 +209,11 @@ class KeyRing:
         self._use(_read(self._given, file))
 
     @classmethod
-    def of(cls, config: AccessConfig) -> KeyRing:
+    def of(cls, config: AccessConfig, own_digest: str | None = None) -> KeyRing:
         """Those that a configuration names, and ``TPRAY_API_KEY``.
+
+        Args:
+            own_digest: of the server's own key, which is taken where there are others.
 
         Raises:
             ConfigError: the file cannot be read or has no key, or a key is not one.
@@ -217,7 +223,10 @@ class KeyRing:
             (key,) = parse([hidden(DEFAULT, from_environment)], "TPRAY_API_KEY")
             if key.digest not in {other.digest for other in given}:
                 given += (key,)
-        return cls(given, None if config.keys_file is None else config.keys_file.expanduser())
+        file = None if config.keys_file is None else config.keys_file.expanduser()
+        if own_digest is not None and (given or file is not None):
+            given += (Key(OWN, bytes.fromhex(own_digest)),)
+        return cls(given, file)
 
     def __bool__(self) -> bool:
         """Whether a key is asked for."""
@@ -225,8 +234,8 @@ class KeyRing:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the keys."""
-        return tuple(caller.name for caller in self._callers)
+        """The names of the keys, without the server's own."""
+        return tuple(caller.name for caller in self._callers if caller.name != OWN)
 
     def usage(self) -> dict[str, Usage]:
         """What each key was used for, by its name."""
@@ -305,5 +314,7 @@ def _read(given: tuple[Key, ...], file: Path | None) -> tuple[Key, ...]:
         raise ConfigError(f"the file of keys {file} has none: {_FORM}")
     for key in keys:
         if any(key.name == other.name for other in given):
-            raise ConfigError(f"{file}: {key.name!r} is the name of the key of --api-key or TPRAY_API_KEY: take another")
+            raise ConfigError(
+                f"{file}: {key.name!r} is the name of the key of --api-key or TPRAY_API_KEY: take another"
+            )
     return given + keys

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import partial
-from http import HTTPStatus
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tpray.artifacts.resolve import Found, locate, recall_or_find
 from tpray.artifacts.settle import settle
-from tpray.config import DRAIN_S, ServeConfig, set_default_variables, set_variables
-from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, PlacementError, TprayError
+from tpray.config import API_KEY, DRAIN_S, ServeConfig, TlsConfig, set_default_variables, set_variables
+from tpray.errors import GroupError, PlacementError, TprayError
 from tpray.group.daemon import on_daemon_thread
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
 from tpray.parallel_layers.checkpoint import Checkpoint
@@ -29,6 +27,7 @@ from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology
 from tpray.serving import haproxy
 from tpray.serving.client import get
+from tpray.serving.entrance import Entrance
 from tpray.serving.progress import Receiver
 
 if TYPE_CHECKING:
@@ -61,41 +60,6 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise `ConfigError` unless ``host:port`` can be listened on."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as e:
-        raise ConfigError(f"cannot listen on {host}:{port} ({e.strerror or e}): choose another --port or --host") from e
-
-
-def _errors(request_timeout_s: float) -> dict[int, bytes]:
-    """HAProxy's own errors as the first dialect words them: by HAProxy's status, the whole HTTP answer."""
-    from tpray.serving.dialects import DIALECTS
-
-    arrives_s = haproxy.REQUEST_ARRIVES_S
-    gone = GroupError("no replica can answer now: try again later")
-    said: dict[int, TprayError] = {
-        400: InputError(f"the request cannot be read: it is not valid HTTP, or its body paused for {arrives_s} s"),
-        408: InputError(f"the request did not arrive within {arrives_s} s: send it without pauses"),
-        500: gone,
-        502: gone,
-        503: gone,
-        504: DeadlineError(f"no replica answered within {request_timeout_s + haproxy.ANSWER_GRACE_S:g} s"),
-    }
-    answers = {}
-    for status, error in said.items():
-        rendered = DIALECTS[0].render_error(error)
-        shown = HTTPStatus(rendered.status if status >= 500 else status)
-        headers = {"content-type": "application/json", "content-length": str(len(rendered.body)), **rendered.headers}
-        head = [f"HTTP/1.1 {shown.value} {shown.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
-        answers[status] = "\r\n".join([*head, "", ""]).encode() + rendered.body
-    return answers
-
-
 QUICK_S = 0.3
 """How long Ray's start waits for the model to be found, or refused."""
 
@@ -108,7 +72,7 @@ class Server:
 
     Args:
         config: what to serve.
-        host, port: where HTTP listens.
+        host, port: where HTTP listens. tls: with which certificate; None: unencrypted.
         show: called with each start-up phase of the (first) group.
         drain_s: how long the end waits for requests, seconds.
         started: when what the user waits for has begun, `time.monotonic`; default: now.
@@ -125,14 +89,13 @@ class Server:
         show: Callable[[PhaseReport], None],
         drain_s: float = DRAIN_S,
         started: float | None = None,
+        tls: TlsConfig | None = None,
     ) -> None:
-        self.config, self.host, self.port = config, host, port
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.config, self.entrance = config, Entrance(host, port, tls)
         self._show, self._drain_s = show, drain_s
         self._spans = Spans(show, started)
         self._ports: Lease | None = None
         self._spares: Spares | None = None
-        self._token = secrets.token_hex(16)
         self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
 
     def __enter__(self) -> Server:
@@ -144,7 +107,7 @@ class Server:
         self.config, topology = settled.config, settled.topology
         if settled.why:
             self._spans.end("choose", settled.why)
-        check_port(self.host, self.port)
+        self.entrance.check(self.config.access)
         # Refuses what cannot work. A spare imports what it takes to look into a checkpoint, and does so; without spares
         # it is this process. Where finding takes long, Ray starts meanwhile.
         find = recall_or_find if topology.on_assigned_cores else locate
@@ -179,7 +142,8 @@ class Server:
         self._ports = take_ports(haproxy.PORTS, SERVER_PORTS)
         folder = make_folder()
         timeout_s = self.config.batch.request_timeout_s
-        set_variables(haproxy.places(folder, self._ports.ids, self._token, _errors(timeout_s)))
+        set_variables(self.entrance.places(folder, self._ports.ids, timeout_s))
+        set_variables({API_KEY: None})  # it is among the configuration's, and no other process needs it
         set_default_variables(haproxy.settings(timeout_s))
         start_ray(cpus, folder, self._ports)
         connect_only_when_told()
@@ -193,8 +157,7 @@ class Server:
         from tpray.group.spares import Spares, answer
         from tpray.serving import prepare
 
-        reason = shortfall(topology)
-        if reason is not None:
+        if reason := shortfall(topology):
             raise PlacementError(reason)
         self._spares = spares = Spares(topology, replicas)  # kept: Ray ends actors that nobody refers to
         described = None
@@ -203,9 +166,10 @@ class Server:
             spares.prepare_to_trace()
         from tpray.serving.app import APP_NAME, FromCommand, application
 
+        at = self.entrance
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
         try:
-            serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
+            serve.start(proxy_location="HeadOnly", http_options={"host": at.host, "port": at.port})
         except Exception as e:  # of Ray's actors, or of Serve's own checks of them
             raise GroupError(f"Ray Serve did not start: {str(e).strip().splitlines()[0]}") from e
         finally:
@@ -219,7 +183,8 @@ class Server:
             self._spans.end("describe", "the model")
         receiver = Receiver()
         try:
-            told = FromCommand(receiver.address, self._token, spares.names, task, tuple(self._spans.reports))
+            spans = tuple(self._spans.reports)
+            told = FromCommand(receiver.address, at.token, at.key_digest, spares.names, task, spans)
             app = application(self.config, topology, told)
             # Not blocking, so that Ctrl-C need not wait until a large model is up.
             serve.run_many(
@@ -249,12 +214,22 @@ class Server:
         give_up = time.monotonic() + timeout_s
         while True:
             try:
-                with get(f"{self.url}/info", timeout_s):
-                    return
-            except OSError as e:
+                self.ask_info(timeout_s)
+                return
+            except (OSError, ValueError) as e:
                 if time.monotonic() > give_up:
-                    raise GroupError(f"the model is up, but {self.url} does not answer: {e}") from e
+                    raise GroupError(f"the model is up, but {self.entrance.url} does not answer: {e}") from e
                 time.sleep(0.02)
+
+    def ask_info(self, timeout_s: float = 30.0) -> dict[str, Any]:
+        """What ``GET /info`` says, whoever else may ask.
+
+        Raises:
+            OSError, ValueError: it is not answered.
+        """
+        with get(f"{self.entrance.url}/info", timeout_s, self.entrance.key, self.entrance.context) as answer:
+            info: dict[str, Any] = json.load(answer)
+            return info
 
     @staticmethod
     def _is_up() -> bool:
@@ -286,6 +261,7 @@ class Server:
             while not self._gone:
                 time.sleep(2)
                 self._look()
+                self.entrance.renew()
         except KeyboardInterrupt:
             if not self._gone:
                 return
