@@ -303,7 +303,9 @@ def test_the_keys_reach_every_node_and_only_their_user_reads_them() -> None:
 def test_what_is_mounted_is_enough_to_install_tpray() -> None:
     config = prepared()
     mounted = {
-        there.removeprefix("~/tpray/"): here for there, here in config["file_mounts"].items() if "tpray" in there
+        there.removeprefix("~/tpray/"): here
+        for there, here in config["file_mounts"].items()
+        if there.startswith("~/tpray/")
     }
     project = (ROOT / "pyproject.toml").read_text()
     assert set(mounted) == {"tpray", "pyproject.toml", "README.md", "LICENSE"}

@@ -94,7 +94,8 @@ def deploy(
             states = {app["status"] for app in found.values() if app["last_deployed_time_s"] >= since}
             if len(found) == len(names) and states == {"RUNNING"}:
                 return f"http://127.0.0.1:{http}"
-            assert "DEPLOY_FAILED" not in states, {name: app["message"] for name, app in found.items()}
+            said = [part["message"] for app in found.values() for part in (app, *app["deployments"].values())]
+            assert "DEPLOY_FAILED" not in states, "\n".join(said)
             assert time.monotonic() < give_up, found
             time.sleep(0.2)
 
@@ -139,9 +140,10 @@ def test_a_file_that_lets_others_in_needs_a_key(deploy: Callable[[dict[str, Any]
     args = config["applications"][0]["args"]
     with pytest.raises(AssertionError, match=r"http_options.host 0.0.0.0 lets others on the network ask"):
         deploy(config)
-    args["access"] = {"keys_file": str(tmp_path / "keys")}
+    args["access"] = {"keys_file": str(tmp_path / "absent")}
     with pytest.raises(AssertionError, match=r"the file of keys \S+ cannot be read"):
         deploy(config)
+    args["access"] = {"keys_file": str(tmp_path / "keys")}
     (tmp_path / "keys").write_text("alice: alice-0123456789\n")
     url, body = deploy(config), {"inputs": "a b c"}
     assert httpx.post(f"{url}/predict", json=body, timeout=30).status_code == 401

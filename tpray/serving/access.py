@@ -9,8 +9,6 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from starlette._utils import get_route_path  # that by which Starlette's routers find a route
-from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
 
 from tpray.config import AccessConfig, OpenRoute
 from tpray.errors import ConfigError
@@ -87,16 +85,6 @@ class Access:
             return False
         path = get_route_path(scope)
         return path in self._open or (path.startswith(self._below) and ".." not in path)
-
-
-def allowing_origins(app: ASGIApp, origins: tuple[str, ...], exposed: list[str]) -> ASGIApp:
-    """``app`` for the pages of these origins (https://fetch.spec.whatwg.org/#http-cors-protocol), its errors too.
-
-    Args:
-        exposed: the headers that a page may read.
-    """
-    methods = ("GET", "HEAD", "POST")
-    return CORSMiddleware(app, origins, methods, allow_headers=["*"], expose_headers=exposed)
 
 
 def check_host(host: str, config: AccessConfig, keys: KeyRing, named: str, remedy: str) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from tpray.errors import MisdirectedError, RateLimitError, StoppingError, UnauthorizedError
-from tpray.serving.access import Access, allowing_origins
+from tpray.serving.access import Access
 from tpray.serving.dialects.base import Dialect, Handler, Rendered, send_answer
 from tpray.serving.gate import Gate
 
@@ -27,7 +28,7 @@ class Door:
         handlers: answer ``POST``, by path.
         spoken: the routes of each dialect, which words the errors of requests to these that are not let in; the first
             words those of others.
-        exposed: the headers of answers that pages of other origins may read.
+        access: who may ask.
     """
 
     def __init__(
@@ -37,21 +38,13 @@ class Door:
         gate: Gate,
         spoken: Sequence[tuple[Dialect, Sequence[Any]]],
         access: Access,
-        exposed: list[str],
     ) -> None:
         self._app, self._handlers, self._gate, self._spoken, self._access = app, handlers, gate, spoken, access
-        self._shared = allowing_origins(self._answer, access.origins, exposed) if access.origins else None
         # Serve asks for these, to name the route of each request in its metrics; the first that matches is it.
         self.router = app.router
         self.routes: list[Any] = [*(Route(path, app, methods=["POST"]) for path in handlers), *app.routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._shared is None:
-            await self._answer(scope, receive, send)
-        else:
-            await self._shared(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -79,3 +72,20 @@ class Door:
         if isinstance(error, UnauthorizedError):
             return answer._replace(status=401, headers={**answer.headers, "www-authenticate": "Bearer"})
         return answer
+
+
+class SharedDoor(Door):
+    """A door through which pages of other origins ask: https://fetch.spec.whatwg.org/#http-cors-protocol.
+
+    Args:
+        exposed: the headers of answers that such a page may read.
+        others: see `Door`.
+    """
+
+    def __init__(self, exposed: Sequence[str], *others: Any) -> None:
+        super().__init__(*others)
+        methods, origins = ("GET", "HEAD", "POST"), self._access.origins
+        self._shared = CORSMiddleware(super().__call__, origins, methods, allow_headers=["*"], expose_headers=exposed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._shared(scope, receive, send)

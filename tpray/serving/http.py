@@ -15,7 +15,7 @@ from tpray.serving.answers import Timing
 from tpray.serving.dialects import DIALECTS
 from tpray.serving.dialects.base import Answering, Handler, as_response
 from tpray.serving.dialects.tei import timing_headers
-from tpray.serving.door import Door
+from tpray.serving.door import Door, SharedDoor
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.metrics import read_metrics
@@ -99,8 +99,10 @@ def make_app(
             app.include_router(router)
         handlers |= answering
         spoken.append((dialect, [route for router in routers for route in router.routes]))
-    exposed = [*timing_headers(Timing(0, 0, 0, 0, 0)), "retry-after", "www-authenticate"]
-    return Door(app, handlers, gate or Gate(), spoken, access or Access(), exposed)
+    parts = app, handlers, gate or Gate(), spoken, access or Access()
+    if access is None or not access.origins:
+        return Door(*parts)
+    return SharedDoor([*timing_headers(Timing(0, 0, 0, 0, 0)), "retry-after", "www-authenticate"], *parts)
 
 
 def describe(engine: Engine) -> dict[str, Any]:
