@@ -192,11 +192,14 @@ class ModelsConfig(Frozen):
 
     models: dict[str, ServeConfig] = Field(min_length=1, description="by the names that requests say")
     default: str | None = Field(None, description="the model of requests that name none; None: these are refused")
+    access: AccessConfig = AccessConfig()
 
     @model_validator(mode="after")
     def _known(self) -> ModelsConfig:
         if self.default is not None and self.default not in self.models:
             raise ValueError(f"default is {self.default!r}, and the models are {', '.join(self.models)}")
+        if kept := [name for name, model in self.models.items() if model.access != AccessConfig()]:
+            raise ValueError(f"{kept[0]}: access is said once for all models, beside `models`")
         if named := [name for name, model in self.models.items() if model.served_model_name]:
             raise ValueError(f"{named[0]}: served_model_name is what the model is called in `models`: leave it out")
         return self

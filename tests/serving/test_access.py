@@ -14,16 +14,17 @@ import pytest
 from pydantic import ValidationError
 
 from tests.serving.conftest import WithEngine
-from tpray.config import AccessConfig
+from tpray.config import AccessConfig, ModelsConfig
 from tpray.errors import ConfigError, RateLimitError, UnauthorizedError
 from tpray.group.fake_executor import FakeExecutor
 from tpray.serving.access import OPEN, Access, check_host, on_loopback
 from tpray.serving.dialects import DIALECTS
-from tpray.serving.dialects.base import Answering
+from tpray.serving.dialects.base import Answering, Rendered
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.keys import KeyRing, parse
+from tpray.serving.model_router import Asked, ModelRouter
 
 KEY = "alice-0123456789"
 BEARER = {"authorization": f"Bearer {KEY}"}
@@ -347,3 +348,42 @@ def test_others_on_the_network_are_let_in_only_with_a_key_or_when_that_is_said()
         else:
             with pytest.raises(ConfigError, match="lets others on the network ask, and there is no key: do this"):
                 check_host(host, AccessConfig(), none, "--host", "do this")
+
+
+def test_in_front_of_several_models_the_same_is_asked_for() -> None:
+    """Before a body is read; their names are not told either."""
+
+    async def work() -> None:
+        asked: list[str] = []
+
+        async def model(request: Asked) -> Rendered:
+            asked.append(request.path)
+            return Rendered(200, b"{}")
+
+        app = ModelRouter({"secret-name": model}, None, 10_000, 5, access(cors_origins=(PAGE,)))
+        for path in (
+            "/info",
+            "/v1/models",
+            "/models",
+            "/models/x",
+            "/v2/models/x",
+            "/predict",
+            "/health/../info",
+            "//",
+        ):
+            for method in ("GET", "POST", "HEAD", "OPTIONS"):
+                status, headers, body = await ask(app, method, path, origin=PAGE)
+                assert (status, headers["www-authenticate"]) == (401, "Bearer"), (method, path)
+                assert headers["access-control-allow-origin"] == PAGE
+                assert b"secret-name" not in body
+        assert not asked
+        assert (await ask(app, "GET", "/health"))[0] == 200
+        assert (await ask(app, "POST", "/models/secret-name/predict", **BEARER))[0] == 200
+        assert asked == ["/health", "/predict"]
+
+    asyncio.run(work())
+
+
+def test_access_is_said_once_for_several_models() -> None:
+    with pytest.raises(ValidationError, match="access is said once for all models, beside `models`"):
+        ModelsConfig.model_validate({"models": {"a": {"access": {"insecure_no_key": True}}}})

@@ -12,11 +12,13 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tpray.errors import MisdirectedError, RateLimitError, StoppingError, UnauthorizedError
 from tpray.serving.access import Access
+from tpray.serving.answers import Timing
 from tpray.serving.dialects.base import Dialect, Handler, Rendered, send_answer
+from tpray.serving.dialects.tei import timing_headers
 from tpray.serving.gate import Gate
 
 
@@ -67,25 +69,30 @@ class Door:
 
     def _refusal(self, scope: Scope, error: Exception) -> Rendered:
         """In the words of the dialect whose route it is, with whatever method."""
-        partly = (dialect for dialect, routes in self._spoken if any(r.matches(scope)[0] != Match.NONE for r in routes))
-        answer = next(partly, self._spoken[0][0]).answer_error(error)
-        if isinstance(error, UnauthorizedError):
-            return answer._replace(status=401, headers={**answer.headers, "www-authenticate": "Bearer"})
-        return answer
+        speak = (dialect for dialect, routes in self._spoken if any(r.matches(scope)[0] != Match.NONE for r in routes))
+        return refusal(next(speak, self._spoken[0][0]), error)
+
+
+def refusal(dialect: Dialect, error: Exception) -> Rendered:
+    """An error in a dialect's words; one for want of a key asks for it, whatever the dialect says."""
+    answer = dialect.answer_error(error)
+    if isinstance(error, UnauthorizedError):
+        return answer._replace(status=401, headers={**answer.headers, "www-authenticate": "Bearer"})
+    return answer
+
+
+def shared(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """``app`` for pages of these origins, its errors too: https://fetch.spec.whatwg.org/#http-cors-protocol."""
+    exposed = [*timing_headers(Timing(0, 0, 0, 0, 0)), "retry-after", "www-authenticate"]
+    return CORSMiddleware(app, origins, ("GET", "HEAD", "POST"), allow_headers=["*"], expose_headers=exposed)
 
 
 class SharedDoor(Door):
-    """A door through which pages of other origins ask: https://fetch.spec.whatwg.org/#http-cors-protocol.
+    """A door that pages of other origins may come through."""
 
-    Args:
-        exposed: the headers of answers that such a page may read.
-        others: see `Door`.
-    """
-
-    def __init__(self, exposed: Sequence[str], *others: Any) -> None:
-        super().__init__(*others)
-        methods, origins = ("GET", "HEAD", "POST"), self._access.origins
-        self._shared = CORSMiddleware(super().__call__, origins, methods, allow_headers=["*"], expose_headers=exposed)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._shared = shared(super().__call__, self._access.origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._shared(scope, receive, send)

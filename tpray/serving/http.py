@@ -11,10 +11,8 @@ from starlette.exceptions import HTTPException
 from swagger_ui_bundle import swagger_ui_path
 
 from tpray.serving.access import Access
-from tpray.serving.answers import Timing
 from tpray.serving.dialects import DIALECTS
 from tpray.serving.dialects.base import Answering, Handler, as_response
-from tpray.serving.dialects.tei import timing_headers
 from tpray.serving.door import Door, SharedDoor
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
@@ -99,10 +97,8 @@ def make_app(
             app.include_router(router)
         handlers |= answering
         spoken.append((dialect, [route for router in routers for route in router.routes]))
-    parts = app, handlers, gate or Gate(), spoken, access or Access()
-    if access is None or not access.origins:
-        return Door(*parts)
-    return SharedDoor([*timing_headers(Timing(0, 0, 0, 0, 0)), "retry-after", "www-authenticate"], *parts)
+    kind = SharedDoor if access is not None and access.origins else Door
+    return kind(app, handlers, gate or Gate(), spoken, access or Access())
 
 
 def describe(engine: Engine) -> dict[str, Any]:

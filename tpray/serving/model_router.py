@@ -22,8 +22,10 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import Receive, Scope, Send
 
 from tpray.errors import InputError, PayloadTooLargeError, UnknownModelError
+from tpray.serving.access import Access
 from tpray.serving.dialects.base import Bodies, Rendered, has_more_values, headers_of, send_answer
 from tpray.serving.dialects.tei import DIALECT
+from tpray.serving.door import refusal, shared
 
 log = logging.getLogger(__name__)
 
@@ -65,28 +67,41 @@ class ModelRouter:
         default: which one answers what names none; None: that is refused.
         limit_bytes: of one body.
         timeout_s: how long a request may take to arrive.
+        access: who may ask; None: everybody. The models ask for the key too, and count its tokens.
     """
 
-    def __init__(self, models: Mapping[str, Ask], default: str | None, limit_bytes: int, timeout_s: float) -> None:
-        self._models, self._default = dict(models), default
+    def __init__(
+        self,
+        models: Mapping[str, Ask],
+        default: str | None,
+        limit_bytes: int,
+        timeout_s: float,
+        access: Access | None = None,
+    ) -> None:
+        self._models, self._default, self._access = dict(models), default, access or Access()
+        self._shared = shared(self._respond, self._access.origins) if self._access.origins else self._respond
         self._limit_bytes, self._timeout_s = limit_bytes, timeout_s
         self._bodies = Bodies()
         self.router = Router()  # for Serve, which starts it and names routes by it: there are none
         self.routes: list[BaseRoute] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._shared(scope, receive, send)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
         body = bytearray()
         try:
+            self._access.check(scope)
             arriving = self._bodies.read(body, headers_of(scope), receive, self._limit_bytes)
             await asyncio.wait_for(arriving, self._timeout_s)
             query: bytes = scope.get("query_string", b"")
             asked = Asked(scope["method"], scope["path"], query, list(scope["headers"]), bytes(body))
             answer = await self._answer(asked)
         except Exception as e:  # noqa: BLE001  # the boundary where errors become statuses
-            answer = DIALECT.answer_error(e)
+            answer = refusal(DIALECT, e)
         finally:
             self._bodies.drop(body)
         await _send(answer, send)

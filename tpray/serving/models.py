@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 from tpray.config import ModelsConfig, stay_quiet
 from tpray.errors import ConfigError, GroupError
 from tpray.local_ray.private import keep_replica_on_loopback
+from tpray.serving.access import Access
 from tpray.serving.app import application_of
 from tpray.serving.dialects.base import Rendered
 from tpray.serving.model_router import Ask, Asked, ModelRouter
@@ -37,6 +38,7 @@ class Models:
             config.default,
             max(batch.payload_limit_bytes for batch in batches),
             max(batch.request_timeout_s for batch in batches),
+            Access.of(config.access),
         )
 
     def __serve_build_asgi_app__(self) -> ModelRouter:
@@ -70,8 +72,11 @@ def build(args: ModelsConfig) -> serve.Application:
     names = {name: re.sub(r"[^A-Za-z0-9_-]", "-", name) for name in args.models}
     if len(set(names.values())) < len(names):
         raise ConfigError(f"the models' names {', '.join(names)} differ in signs alone: give them other names")
+    behind = args.access.model_copy(update={"cors_origins": ()})  # these are let in by what is in front
     bound = {
-        name: application_of(config.model_copy(update={"served_model_name": (name,)}), names[name], True)
+        name: application_of(
+            config.model_copy(update={"served_model_name": (name,), "access": behind}), names[name], True
+        )
         for name, config in args.models.items()
     }
     front: Any = Models

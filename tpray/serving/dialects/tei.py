@@ -32,8 +32,8 @@ from tpray.errors import (
     StepError,
     StoppingError,
     TprayError,
-    UnknownModelError,
     UnauthorizedError,
+    UnknownModelError,
     UnsupportedTaskError,
 )
 from tpray.serving.answers import Answer, Timing
