@@ -289,6 +289,15 @@ def test_the_token_reaches_every_node() -> None:
     assert os.path.expanduser(mounts["~/.ray/auth_token"]) == str(_get_default_token_path())
 
 
+def test_what_the_readme_makes_of_a_deployment_for_a_cluster_has_a_key() -> None:
+    (command,) = re.findall(r"^sed .* deployments/inf2.yaml", (ROOT / "README.md").read_text(), re.MULTILINE)
+    done = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, check=True)
+    config = yaml.safe_load(done.stdout)
+    access = ServeConfig.model_validate(config["applications"][0]["args"]).access
+    assert config["http_options"]["host"] == "0.0.0.0"
+    assert str(access.keys_file) in read(CLUSTER)["file_mounts"]
+
+
 def test_the_keys_reach_every_node_and_only_their_user_reads_them() -> None:
     config = prepared()
     assert os.path.expanduser(config["file_mounts"]["~/.tpray/keys"]) == os.path.expanduser("~/.tpray/keys")

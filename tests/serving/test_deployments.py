@@ -19,6 +19,7 @@ from tests.faults.clients import Clients
 from tests.local_ray.ray_head import ray_head
 from tests.neuron_standin import environment
 from tpray.config import ModelsConfig, ServeConfig
+from tpray.serving.access import on_loopback
 from tpray.serving.keys import LOOK_EVERY_S
 
 FILES = sorted((Path(__file__).parents[2] / "deployments").glob("[!k]*.yaml"))  # kuberay's is a RayService
@@ -47,7 +48,9 @@ def test_serve_build_writes_a_valid_file(tmp_path: Path) -> None:
     target = tmp_path / "serve.yaml"
     done = CliRunner().invoke(cli, ["build", "tpray.serving.app:app", "-o", str(target)])
     assert done.exit_code == 0, done.output
-    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(target.read_text())).applications
+    written = ServeDeploySchema.model_validate(yaml.safe_load(target.read_text()))
+    assert not on_loopback(written.http_options.host), "so that a replica of it needs a key"
+    (application,) = written.applications
     assert application.import_path == "tpray.serving.app:app"
     assert [deployment.name for deployment in application.deployments] == ["Classifier"]
 

@@ -44,6 +44,13 @@ def test_a_line_gives_a_name_a_key_and_limits() -> None:
     assert parse([hidden("bob", BOB)], "flag") == (Key("bob", digest_of(BOB)),)
 
 
+def test_the_readmes_line_is_a_key_with_limits() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    line = readme.partition('echo "alice: ')[2].partition('"')[0].replace("$(openssl rand -hex 32)", "0f" * 32)
+    (key,) = parse([f"alice: {line}"], "README")
+    assert (key.name, key.requests, key.tokens) == ("alice", 600, 100_000)
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
