@@ -160,6 +160,18 @@ def test_a_tokenizer_that_ends_no_text_is_refused_where_the_label_is_read_there(
         checkpoint.check_classifier()
 
 
+def test_a_rotary_embedding_that_transformers_does_not_know_is_refused(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of which its model would raise a bare KeyError."""
+    directory = shutil.copytree(make_checkpoint("llama", num_hidden_layers=1), tmp_path / "m")
+    file = directory / "config.json"
+    own = {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 10000.0}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    with pytest.raises(UnsupportedModelError, match="of the type nonsense .* and transformers has default, dynamic, li"):
+        find_checkpoint(directory).check_classifier()
+
+
 @pytest.mark.parametrize("model_type", ["gemma", "gemma3_text"])
 def test_a_decoder_whose_tokens_see_what_follows_is_refused(
     model_type: str, make_checkpoint: Callable[..., Path]

@@ -125,16 +125,19 @@ def test_bge_reranker_gemma_is_scored_by_its_recipe(make_checkpoint: Callable[..
 def test_labels_are_the_words_and_an_artifact_keeps_them(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read layer by layer too, where the head alone comes from the output embedding."""
+    """Read layer by layer too, where the head alone comes from the output embedding; behind the tokenizer's padding."""
     tokenizer = language_model(make_checkpoint, tmp_path / "m", "llama", ["yes", "no", "maybe"], False)
     monkeypatch.setattr(canary, "LARGE_BYTES", 0)
-    ids: list[int] = tokenizer("the firm")["input_ids"]
+    texts = ["the firm", f"the firm {tokenizer.pad_token}"]
+    rows: list[list[int]] = tokenizer(texts)["input_ids"]
+    assert rows[1][-1] == tokenizer.pad_token_id
     words = ("maybe", "no", "yes")
-    logits = next_word_logits(tmp_path / "m", [ids], [tokenizer.convert_tokens_to_ids(word) for word in words])[0]
+    logits = next_word_logits(tmp_path / "m", rows, [tokenizer.convert_tokens_to_ids(word) for word in words])
     with load(tmp_path / "m", dtype="float32", executor=ThreadExecutor(2), classifier_from_token=words) as classifier:
-        found = {score["label"]: score["score"] for score in classifier.classify("the firm", raw_scores=True)}
+        scored = classifier.classify(texts, raw_scores=True)
+        found = [{each["label"]: each["score"] for each in scores} for scores in scored]
         kept = classifier.group.artifact.directory
-    np.testing.assert_allclose([found[word] for word in words], logits, atol=1e-5)
+    np.testing.assert_allclose([[scores[word] for word in words] for scores in found], logits, atol=1e-5)
     with pytest.raises(ConfigError, match="keeps its labels"):
         load(kept, executor=ThreadExecutor(2), classifier_from_token=words)
 

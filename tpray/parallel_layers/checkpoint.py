@@ -262,6 +262,16 @@ class Checkpoint:
                 f"{self.source} is quantised (quantization_config in config.json): give the checkpoint in float32, "
                 "float16 or bfloat16, and --dtype int8 if wanted"
             )
+        unknown = self._rope_types() - {"default"}
+        if unknown:
+            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+            unknown -= set(ROPE_INIT_FUNCTIONS)
+        if unknown:
+            raise UnsupportedModelError(
+                f"{self.source} has rotary embeddings of the type {min(unknown)} (rope_type in config.json), and "
+                f"transformers has default, {', '.join(sorted(ROPE_INIT_FUNCTIONS))}: correct it"
+            )
         if "dynamic" in self._rope_types():
             raise UnsupportedModelError(
                 f"{self.source} has rotary embeddings of the type dynamic, which depend on the length of the step: set "

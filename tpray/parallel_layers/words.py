@@ -46,7 +46,11 @@ def describe_head(config: Any, tokenizer: Any, words: Sequence[str]) -> None:
     config.num_labels = len(words)
     config.id2label = dict(enumerate(words))
     config.label2id = {word: number for number, word in enumerate(words)}
-    if config.pad_token_id is None:  # a language model needs none, and the head finds the last token by it
+    # The head finds the last token by it, and a language model's answer stands behind any token: best is one that no text
+    # has, of those that fill a vocabulary up to a round number.
+    if max(tokenizer.get_vocab().values()) < config.vocab_size - 1:
+        config.pad_token_id = config.vocab_size - 1
+    elif config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
 
 
