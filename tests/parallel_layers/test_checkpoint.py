@@ -43,7 +43,7 @@ def test_every_file_format_gives_the_same_shard(checkpoint: Path) -> None:
         save_file({name: tensors[name] for name in part}, checkpoint / f"part-{number}.safetensors")
         places |= dict.fromkeys(part, f"part-{number}.safetensors")
     index = checkpoint / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     parts = shard_state(checkpoint)
     index.unlink()
     old = {n.replace("LayerNorm.weight", "LayerNorm.gamma"): t for n, t in tensors.items()}
@@ -98,6 +98,21 @@ def test_a_damaged_file_is_named(checkpoint: Path) -> None:
         shard_state(checkpoint)
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [], {}, {"weight_map": {"a": "b"}}, {"metadata": {}, "weight_map": []}, {"metadata": {}, "weight_map": {}},
+        {"metadata": {}, "weight_map": {"a": 1}},
+    ],
+)  # fmt: skip
+def test_an_index_of_another_form_is_named(stored: Any, tmp_path: Path) -> None:
+    """Without ``metadata`` transformers' own model, which the shards are compared with, raises a bare KeyError."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match=r"index\.json is no index of weights: the form is"):
+        _ = find_checkpoint(tmp_path).weight_files
+
+
 def test_sources_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelNotFoundError, match="no directory"):
         find_checkpoint(tmp_path / "absent")
@@ -143,6 +158,28 @@ def test_a_tokenizer_that_ends_no_text_is_refused_where_the_label_is_read_there(
     checkpoint.config.eos_token_id = 7
     with pytest.raises(CheckpointError, match=r"puts none of the eos_token_id 7 .*correct either"):
         checkpoint.check_classifier()
+
+
+def test_a_rotary_embedding_that_transformers_does_not_know_is_refused(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of which its model would raise a bare KeyError."""
+    directory = shutil.copytree(make_checkpoint("llama", num_hidden_layers=1), tmp_path / "m")
+    file = directory / "config.json"
+    own = {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 10000.0}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    with pytest.raises(UnsupportedModelError, match="of the type nonsense .* and transformers has default, dynamic, li"):
+        find_checkpoint(directory).check_classifier()
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma3_text"])
+def test_a_decoder_whose_tokens_see_what_follows_is_refused(
+    model_type: str, make_checkpoint: Callable[..., Path]
+) -> None:
+    """Of gemma transformers' own scores hang on padding then; gemma3's masks are none that a trace takes."""
+    directory = make_checkpoint(model_type, use_bidirectional_attention=True, num_hidden_layers=2)
+    with pytest.raises(UnsupportedModelError, match="has use_bidirectional_attention"):
+        find_checkpoint(directory).check_classifier()
 
 
 def test_only_the_language_that_texts_are_in_is_loaded(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -200,6 +200,16 @@ def test_what_is_no_reranker_that_tpray_runs_is_refused_by_name(
         Relevance.of(directory, TextCodec(directory, record(labels)))
 
 
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+def test_two_values_that_do_not_exclude_each_other_rank_nothing(
+    problem_type: str, make_checkpoint: Callable[..., Path]
+) -> None:
+    """Their softmax would be no number that the model was trained for."""
+    directory, two = make_checkpoint("bert"), record(("a", "b")).model_copy(update={"problem_type": problem_type})
+    with pytest.raises(UnsupportedTaskError, match=f"two values that do not .* .problem_type {problem_type}"):
+        Relevance.of(directory, TextCodec(directory, two))
+
+
 def test_of_two_labels_the_second_is_the_relevant_one(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """Its probability; raw, the difference of the logits, which has the same order."""
     directory = reranker(make_checkpoint("bert", num_labels=2, num_hidden_layers=1), tmp_path / "m")

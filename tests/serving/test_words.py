@@ -125,16 +125,19 @@ def test_bge_reranker_gemma_is_scored_by_its_recipe(make_checkpoint: Callable[..
 def test_labels_are_the_words_and_an_artifact_keeps_them(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read layer by layer too, where the head alone comes from the output embedding."""
+    """Read layer by layer too, where the head alone comes from the output embedding; behind the tokenizer's padding."""
     tokenizer = language_model(make_checkpoint, tmp_path / "m", "llama", ["yes", "no", "maybe"], False)
     monkeypatch.setattr(canary, "LARGE_BYTES", 0)
-    ids: list[int] = tokenizer("the firm")["input_ids"]
+    texts = ["the firm", f"the firm {tokenizer.pad_token}"]
+    rows: list[list[int]] = tokenizer(texts)["input_ids"]
+    assert rows[1][-1] == tokenizer.pad_token_id
     words = ("maybe", "no", "yes")
-    logits = next_word_logits(tmp_path / "m", [ids], [tokenizer.convert_tokens_to_ids(word) for word in words])[0]
+    logits = next_word_logits(tmp_path / "m", rows, [tokenizer.convert_tokens_to_ids(word) for word in words])
     with load(tmp_path / "m", dtype="float32", executor=ThreadExecutor(2), classifier_from_token=words) as classifier:
-        found = {score["label"]: score["score"] for score in classifier.classify("the firm", raw_scores=True)}
+        scored = classifier.classify(texts, raw_scores=True)
+        found = [{each["label"]: each["score"] for each in scores} for scores in scored]
         kept = classifier.group.artifact.directory
-    np.testing.assert_allclose([found[word] for word in words], logits, atol=1e-5)
+    np.testing.assert_allclose([[scores[word] for word in words] for scores in found], logits, atol=1e-5)
     with pytest.raises(ConfigError, match="keeps its labels"):
         load(kept, executor=ThreadExecutor(2), classifier_from_token=words)
 
@@ -171,3 +174,56 @@ def test_an_encoder_has_no_next_word(make_checkpoint: Callable[..., Path], tmp_p
     file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["BertForMaskedLM"]}))
     with pytest.raises(UnsupportedModelError, match="is no decoder"):
         find_model(ModelConfig(source=str(tmp_path / "m"), classifier_from_token=("the", "firm")), Topology(2))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("gpt_neox", {}, None),
+        ("biogpt", {"tie_word_embeddings": False}, None),
+        ("modernbert-decoder", {"decoder_bias": False}, r"layers before its output embedding \(lm_head.dense.weight"),
+        ("gptj", {}, "adds a bias to its logits"),
+    ],
+)
+def test_the_output_embedding_is_the_language_models_own(
+    model_type: str, changes: dict[str, Any], message: str | None, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Whatever it is called, in the file or in the model; and a head of another kind is refused by name.
+
+    Would catch rows of the input embedding in its place, which the canary finds, but has no true words for.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    directory = tmp_path / "m"
+    tokenizer: Any = save(make_checkpoint(model_type), directory, None, [])
+    config = AutoConfig.from_pretrained(directory, architectures=None, **changes)
+    (directory / "model.safetensors").unlink()
+    torch.manual_seed(5)
+    model: Any = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_(0.0, 0.3)
+    model.save_pretrained(directory)
+    words = [w for w in "abcdefgh" if len(tokenizer(w, add_special_tokens=False)["input_ids"]) == 1][:2]
+    own = ModelConfig(source=str(directory), dtype="float32", classifier_from_token=tuple(words))
+    if message is not None:
+        with pytest.raises(TprayError, match=message):
+            find_model(own, Topology(2))
+        return
+    ids: list[int] = tokenizer("the firm is in Paris")["input_ids"]
+    rows = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+    expected = next_word_logits(directory, [ids], rows)[0]
+    with load(directory, dtype="float32", executor=ThreadExecutor(2), classifier_from_token=words) as classifier:
+        found = {each["label"]: each["score"] for each in classifier.classify("the firm is in Paris", raw_scores=True)}
+    np.testing.assert_allclose([found[word] for word in words], expected, atol=1e-5)
+
+
+def test_an_output_embedding_that_is_neither_stored_nor_tied_is_missed(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    language_model(make_checkpoint, tmp_path / "m", "llama", ["yes", "no"], False)
+    file = tmp_path / "m" / "model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if name != "lm_head.weight"}, file)
+    with pytest.raises(CheckpointError, match=r"lacks its output embedding, lm_head\.weight, which tie"):
+        find_model(ModelConfig(source=str(tmp_path / "m"), classifier_from_token=("no", "yes")), Topology(2))

@@ -189,16 +189,31 @@ class Checkpoint:
         index = next((f for f in files if f.name.endswith(".index.json")), None)
         try:
             if index is not None:
-                files_of = json.loads(index.read_text())["weight_map"]
-                found = {name: self.directory / file for name, file in files_of.items()}
+                found = {name: self.directory / file for name, file in self._weight_map(index).items()}
             else:
                 found = dict.fromkeys(open_weights(files[0]).names(), files[0])
-        except (OSError, KeyError, ValueError, RuntimeError) as e:
+        except (OSError, ValueError, RuntimeError) as e:
             raise CheckpointError(f"{index or files[0]} cannot be read as weights: {e}") from e
         missing = sorted({str(path) for path in found.values() if not path.is_file()})
         if missing:
             raise CheckpointError(f"{self.source}: the index names files that are missing: {', '.join(missing)}")
         return found
+
+    def _weight_map(self, index: Path) -> dict[str, str]:
+        """Which tensor is in which file beside it; transformers reads ``metadata`` there too.
+
+        Raises:
+            CheckpointError: the index has another form.
+        """
+        stored = json.loads(index.read_text(encoding="utf-8"))
+        known: dict[str, Any] = stored if isinstance(stored, dict) else {}
+        files_of: Any = known.get("weight_map")
+        named = isinstance(files_of, dict) and files_of and all(isinstance(file, str) for file in files_of.values())
+        if not named or not isinstance(known.get("metadata"), dict):
+            raise CheckpointError(
+                f'{index} is no index of weights: the form is {{"metadata": {{...}}, "weight_map": {{tensor: file}}}}'
+            )
+        return dict(files_of)
 
     @property
     def files(self) -> list[Path]:
@@ -247,10 +262,25 @@ class Checkpoint:
                 f"{self.source} is quantised (quantization_config in config.json): give the checkpoint in float32, "
                 "float16 or bfloat16, and --dtype int8 if wanted"
             )
+        unknown = self._rope_types() - {"default"}
+        if unknown:
+            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+            unknown -= set(ROPE_INIT_FUNCTIONS)
+        if unknown:
+            raise UnsupportedModelError(
+                f"{self.source} has rotary embeddings of the type {min(unknown)} (rope_type in config.json), and "
+                f"transformers has default, {', '.join(sorted(ROPE_INIT_FUNCTIONS))}: correct it"
+            )
         if "dynamic" in self._rope_types():
             raise UnsupportedModelError(
                 f"{self.source} has rotary embeddings of the type dynamic, which depend on the length of the step: set "
                 "rope_type to default, which is the same up to max_position_embeddings"
+            )
+        if self.plan.reads_last_token and getattr(self.config, "use_bidirectional_attention", None):
+            raise UnsupportedModelError(
+                f"{self.source} has use_bidirectional_attention in config.json, and tpray computes a "
+                f"{self.config.model_type} whose tokens see what is before them: serve a checkpoint without it"
             )
         if getattr(self.config, "languages", None) and self.config.languages != [self.config.default_language]:
             raise UnsupportedModelError(

@@ -13,7 +13,7 @@ from tpray.errors import CheckpointError
 from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.parallel_layers.layers import Partition, mark_sharded, partition_of
 from tpray.parallel_layers.weights import Reader, open_weights
-from tpray.parallel_layers.words import HEAD, stored_head
+from tpray.parallel_layers.words import HEAD, output_embedding
 
 
 def check_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
@@ -131,7 +131,22 @@ class _Slice:
 
 
 def _slices(module: Any, checkpoint: Checkpoint) -> dict[str, _Slice]:
-    """Where each tensor of the model is stored, by the model's names.
+    """Where each tensor of the model is stored, by the model's names; with words, where their rows are."""
+    found = _stored(module, checkpoint)
+    if checkpoint.words:
+        language_model, output = output_embedding(checkpoint.config, checkpoint.source)
+        whole = _stored(language_model, checkpoint).get(output)
+        if whole is None:
+            raise CheckpointError(
+                f"{checkpoint.source} lacks its output embedding, {output}, which tie_word_embeddings in config.json "
+                "does not tie to the input's: correct either"
+            )
+        found[HEAD] = replace(whole, rows=checkpoint.word_ids)
+    return found
+
+
+def _stored(module: Any, checkpoint: Checkpoint) -> dict[str, _Slice]:
+    """Where each tensor of ``module`` is stored, by its names.
 
     Checkpoints of some architectures have older names, or several tensors in one; transformers knows which.
     Source: transformers/conversion_mapping.py.
@@ -161,10 +176,6 @@ def _slices(module: Any, checkpoint: Checkpoint) -> dict[str, _Slice]:
         names = [source, *(name for name, other in tied.items() if other == source)]
         known = next((found[name] for name in names if name in found), None)
         found |= {name: known for name in names if known is not None and name not in found}
-    if checkpoint.words:
-        stored_name = stored_head(module, list(found), checkpoint.source)
-        if stored_name in found:
-            found[HEAD] = replace(found[stored_name], rows=checkpoint.word_ids)
     return found
 
 

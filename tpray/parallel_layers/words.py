@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from tpray.errors import ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tpray.parallel_layers.plan import Plan
 
 HEAD = "score.weight"
@@ -48,7 +46,11 @@ def describe_head(config: Any, tokenizer: Any, words: Sequence[str]) -> None:
     config.num_labels = len(words)
     config.id2label = dict(enumerate(words))
     config.label2id = {word: number for number, word in enumerate(words)}
-    if config.pad_token_id is None:  # a language model needs none, and the head finds the last token by it
+    # The head finds the last token by it, and a language model's answer stands behind any token: best is one that no text
+    # has, of those that fill a vocabulary up to a round number.
+    if max(tokenizer.get_vocab().values()) < config.vocab_size - 1:
+        config.pad_token_id = config.vocab_size - 1
+    elif config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
 
 
@@ -74,17 +76,31 @@ def check_language_model(config: Any, plan: Plan, source: str) -> None:
             )
 
 
-def stored_head(module: nn.Module, stored: Sequence[str], source: str) -> str:
-    """Which of the tensors in ``stored``, by the model's names, holds the rows of the words.
+def output_embedding(config: Any, source: str) -> tuple[Any, str]:
+    """The language model that ``config`` describes, on the meta device, and what it calls its output embedding.
 
     Raises:
-        UnsupportedModelError: the output embedding has a bias.
+        UnsupportedModelError: there is none; or its logits are not the products of that with what the model gives.
     """
-    model: Any = module
-    if "lm_head.bias" in stored:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UnsupportedModelError(
+            f"{source}: transformers has no language model of the type {config.model_type!r}, as "
+            "--classifier-from-token needs"
+        )
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    output = model.get_output_embeddings()
+    path = next(path for path, module in model.named_modules() if module is output)
+    if output.bias is not None:
         raise UnsupportedModelError(f"{source} adds a bias to its logits, which a classifier's head does not")
-    if "lm_head.weight" in stored:
-        return "lm_head.weight"
-    table = model.get_input_embeddings().weight  # tied to it
-    tied: str = next(name for name, parameter in model.named_parameters() if parameter is table)
-    return tied
+    own = (f"{model.base_model_prefix}.", f"{path}.")
+    between = [name for name, _ in model.named_parameters() if not name.startswith(own)]
+    if between:
+        raise UnsupportedModelError(
+            f"{source} has layers before its output embedding ({', '.join(between[:2])}), which a classifier's head "
+            "has not: --classifier-from-token cannot give its scores"
+        )
+    return model, f"{path}.weight"

@@ -74,6 +74,11 @@ class Relevance:
                 f"{record.source} has {labels} labels ({_some(record.labels)}), and reranking takes a model with one, "
                 "or with two of which the second is the relevant one: ask for /predict, or serve a reranker"
             )
+        if labels == 2 and record.problem_type in ("regression", "multi_label_classification"):
+            raise UnsupportedTaskError(
+                f"{record.source} gives two values that do not exclude each other (problem_type {record.problem_type})"
+                ", and of two labels reranking takes the second's probability: ask for /predict"
+            )
         stored = partial(_stored, directory)
         own = stored("config_sentence_transformers.json")
         saved = (directory / "modules.json").is_file() and own.get("model_type") == "CrossEncoder"
