@@ -264,7 +264,8 @@ def test_score_gives_what_cross_encoder_gives(make_checkpoint: Callable[..., Pat
             ("queries", "items"),
             ("data_1", "data_2"),
         ):
-            np.testing.assert_allclose(await scores(**{first: queries, second: documents}), each, atol=1e-5)
+            named: dict[str, Any] = {first: queries, second: documents}
+            np.testing.assert_allclose(await scores(**named), each, atol=1e-5)
         np.testing.assert_allclose(await scores("/v1/score", text_1=queries[0], text_2=documents), one, atol=1e-5)
         np.testing.assert_allclose(await scores(text_1=queries[:1], text_2=documents), one, atol=1e-5)
         np.testing.assert_allclose(await scores(text_1=queries[0], text_2=documents[0]), one[:1], atol=1e-5)

@@ -132,22 +132,30 @@ def render_error(error: Exception) -> Rendered:
     return answer._replace(body=ErrorResponse(message=json.loads(answer.body)["error"]).model_dump_json().encode())
 
 
+async def rank(
+    answering: Answering, body: bytearray, deadline: float, worth: Callable[[], None]
+) -> tuple[RerankRequest, list[str], Ranking]:
+    """The request in ``body``, its documents, and their ranking."""
+    engine, most = answering.engine, answering.engine.config.max_concurrent_requests
+    asked = tei.read(RerankRequest, body, most, '{"query": "a question", "documents": ["an answer"]}')
+    check_keys(asked)
+    answering.names.check(asked.model)
+    texts = [each if isinstance(each, str) else each.text for each in asked.documents]
+    scoring, cut, chunks = _scoring(asked), _truncate(asked), _chunks(asked)
+    length = asked.most_tokens(engine.codec.max_length)
+    worth()
+    ranking = await engine.rerank(
+        asked.query, texts, scoring, cut, asked.direction, deadline, chunks, length, asked.max_tokens_per_doc
+    )
+    return asked, texts, ranking
+
+
 def way(answering: Answering) -> Way:
     """How these requests are answered, and their errors."""
-    engine, names = answering.engine, answering.names
 
     async def rerank(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
-        most = engine.config.max_concurrent_requests
-        asked = tei.read(RerankRequest, body, most, '{"query": "a question", "documents": ["an answer"]}')
-        check_keys(asked)
-        names.check(asked.model)
-        texts = [each if isinstance(each, str) else each.text for each in asked.documents]
-        worth()
-        ranking = await engine.rerank(
-            asked.query, texts, _scoring(asked), _truncate(asked), asked.direction, deadline, _chunks(asked),
-            asked.most_tokens(engine.codec.max_length), asked.max_tokens_per_doc,
-        )  # fmt: skip
-        answer = render(ranking, texts, bool(asked.return_documents), names.listed[0])
+        asked, texts, ranking = await rank(answering, body, deadline, worth)
+        answer = render(ranking, texts, bool(asked.return_documents), answering.names.listed[0])
         return Rendered(200, answer, tei.timing_headers(ranking))
 
     return Way(rerank, DIALECT.answer_error)
