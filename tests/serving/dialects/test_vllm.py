@@ -231,7 +231,10 @@ def test_a_body_with_raw_scores_is_infinitys(directory: Path) -> None:
         ):
             answer = await http.post("/classify", json={"raw_scores": None, **wrong})
             assert (answer.status_code, words in answer.json()["error"]["message"]) == (status, True), answer.text
+        plain = (await http.post("/infinity/classify", json={"input": long})).json()
+        assert [len(scores) for scores in plain["data"]] == [3] * 4, "with the prefix no key is needed"
         models = (await http.get("/models")).json()
+        assert models == (await http.get("/infinity/models")).json()
         assert [(model["id"], model["object"]) for model in models["data"]] == [("mine", "model")]
         assert models["data"][0]["capabilities"] == ["classify"]
 
@@ -279,6 +282,26 @@ def test_score_gives_what_cross_encoder_gives(make_checkpoint: Callable[..., Pat
         most = len(stock.tokenizer(queries[0], words)["input_ids"])
         cut = await scores(queries=queries[0], documents=documents[1], truncate_prompt_tokens=most)
         np.testing.assert_allclose(cut, few, atol=1e-5)
+        order = np.argsort([-value for value in one])
+        body = {"query": queries[0], "documents": documents, "return_documents": True}
+        found = (await http.post("/infinity/rerank", json=body)).json()
+        assert (found["object"], set(found)) == (
+            "rerank", {"object", "results", "model", "usage", "id", "created"}
+        )  # fmt: skip
+        assert [each["document"] for each in found["results"]] == [documents[number] for number in order]
+        assert [each["index"] for each in found["results"]] == list(order)
+        for logits in ({"raw_scores": True}, {"use_activation": False}):
+            results = (await http.post("/rerank", json=body | logits)).json()["results"]
+            np.testing.assert_allclose([each["relevance_score"] for each in results], raw[order], atol=1e-4)
+        refused: list[tuple[dict[str, Any], str]] = [
+            ({"raw_scores": True, "use_activation": True}, "`raw_scores` asks for logits, and `use_activation` for"),
+            ({"truncation": False, "truncate_prompt_tokens": 9}, "`truncation` is false, and `truncate_prompt_tokens`"),
+            ({"truncation": False, "documents": ["b " * 99]}, "`documents`: item 0 has"),
+            ({"rank_fields": ["x"]}, "`rank_fields` is not known"),
+        ]
+        for more, said in refused:
+            answer = await http.post("/infinity/rerank", json=body | more)
+            assert (answer.status_code, said in answer.json()["error"]["message"]) == (400, True), answer.text
         wrong: list[tuple[dict[str, Any], int, str]] = [
             ({}, 400, "there is nothing to score: send `queries` and `documents`, or `text_1` and `text_2`"),
             ({"queries": "a"}, 400, "`queries` is there alone: send"),
