@@ -1,8 +1,9 @@
 """Conversations: what an item of messages is, and the text that the tokenizer's chat template makes of it.
 
 transformers renders (`transformers.utils.chat_template_utils`, in jinja's sandbox), as `apply_chat_template` does with
-``tokenize=False`` and no generation prompt. The text holds its own special tokens: none are added when it is tokenised.
-That module costs 0.4 s to import, and no torch; it is imported when the first conversation comes.
+``tokenize=False``, and no generation prompt unless it is asked for. The text holds its own special tokens: none are
+added when it is tokenised. That module costs 0.4 s to import, and no torch; it is imported when the first conversation
+comes.
 
 A template belongs to the operator, as the checkpoint does, and the messages to a stranger. A template that raises, or
 lacks what it reads, refuses one item. One that does not end is ended after `RENDER_S`, or at the deadline of the
@@ -43,9 +44,11 @@ class Chat:
     """A conversation.
 
     messages: objects with a ``role`` and, mostly, a ``content``; which ones there may be is the template's to say.
+    generation_prompt: have the template begin the next message, where it can.
     """
 
     messages: tuple[Mapping[str, Any], ...]
+    generation_prompt: bool = False
 
     @classmethod
     def of(cls, messages: Any, number: int | None = None) -> Chat:
@@ -164,7 +167,10 @@ class ChatTemplate:
             _compiled(self._text).environment.concat = _join_bounded
             with _Ending(min(deadline, time.monotonic() + RENDER_S)):
                 ((text,), _) = render_jinja_template(
-                    conversations=[messages], chat_template=self._text, **self._special
+                    conversations=[messages],
+                    chat_template=self._text,
+                    add_generation_prompt=chat.generation_prompt,
+                    **self._special,
                 )
         except _OutOfTimeError as e:
             if time.monotonic() >= deadline:

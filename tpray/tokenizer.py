@@ -25,8 +25,34 @@ Array = npt.NDArray[np.int64]
 Plain = str | tuple[str, str]
 """A text, or a pair of texts that the model reads together."""
 
-Item = Plain | Chat
-"""One of these, or a conversation."""
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as token ids, special ones included; its token types are zeros."""
+
+    ids: tuple[int, ...]
+
+    def row(self, vocab_size: int, number: int, most: int, way: str | None) -> Encoded:
+        """The row of item ``number``, cut to ``most`` tokens at the end that ``way`` names; None: whatever it has.
+
+        Raises:
+            EmptyInputError, InputError: there are none, or one that the model does not know.
+        """
+        if not self.ids:
+            raise EmptyInputError("is empty: send at least one token id", number)
+        place = next((place for place, token in enumerate(self.ids) if not 0 <= token < vocab_size), None)
+        if place is not None:
+            raise InputError(
+                f"has the token id {str(self.ids[place])[:24]} at position {place}, and this model knows those from 0 "
+                f"to {vocab_size - 1}: send ids of its own tokenizer",
+                number,
+            )
+        kept = self.ids if way is None else self.ids[-most:] if way == "Left" else self.ids[:most]
+        return Encoded(list(kept), [0] * len(kept))
+
+
+Item = Plain | Chat | Tokens
+"""One of these, a conversation, or a text as token ids."""
 
 
 def as_item(value: Any, number: int | None = None) -> Item:
@@ -61,9 +87,9 @@ def as_items(inputs: Any) -> tuple[list[Item], bool]:
     return [as_item(inputs, 0)], True
 
 
-def texts_of(item: Plain) -> tuple[str, ...]:
-    """The one text, or the two, of an item."""
-    return (item,) if isinstance(item, str) else item
+def texts_of(item: Plain | Tokens) -> tuple[str, ...]:
+    """The one text, or the two, of an item; none of one that is tokens."""
+    return (item,) if isinstance(item, str) else () if isinstance(item, Tokens) else item
 
 
 def check_text(text: str, number: int | None, what: str = "") -> None:

@@ -56,6 +56,7 @@ def test_a_request_is_answered_by_the_model_that_it_names(name: str) -> None:
     async def work(client: httpx.AsyncClient, executors: dict[str, FakeExecutor]) -> None:
         asked = [
             ("/v1/rerank", documents | {"model": name}),
+            ("/classify", {"input": [[1, 2]], "model": name}),
             (f"/models/{name}/predict", {"inputs": "a"}),
             (f"/models/{name}/v1/rerank", documents),
         ]
@@ -65,6 +66,8 @@ def test_a_request_is_answered_by_the_model_that_it_names(name: str) -> None:
             assert answer.status_code == 200, answer.text
             grown = {each for each, executor in executors.items() if len(executor.steps) > before[each]}
             assert grown == {name}, path
+        for path in ("/v1/models", "/models", "/infinity/models"):
+            assert [each["id"] for each in (await client.get(path)).json()["data"]] == list(NAMES)
         assert (await client.get(f"/models/{name}/info")).json()["model_id"] == (await info(client))[name]["model_id"]
         assert (await client.get(f"/models/{name}/docs")).headers["content-type"].startswith("text/html")
 

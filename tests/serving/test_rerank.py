@@ -150,7 +150,7 @@ def test_a_template_of_query_and_document_writes_the_pair(make_checkpoint: Calla
         scores = {each.index: each.score for each in ranking.documents}
         np.testing.assert_allclose([scores[n] for n in range(len(texts))], expected, atol=1e-5)
         with pytest.raises(
-            InputTooLongError, match=r"item 1 makes a conversation of more than the 40 .* it is not cut: shorten it"
+            InputTooLongError, match=r"item 1 makes a conversation of more than 40 .* it is not cut: shorten it"
         ):
             await engine.rerank("the firm", ["a", "the firm " * 40])
 

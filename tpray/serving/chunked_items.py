@@ -9,7 +9,7 @@ from tpray.chat import Chat
 from tpray.errors import InputError
 from tpray.serving.chunks import Chunks, check_count
 from tpray.serving.codec import Direction, TextCodec
-from tpray.tokenizer import Encoded, Item, check_text, texts_of
+from tpray.tokenizer import Encoded, Item, Tokens, check_text, texts_of
 
 
 def encode_chunks(
@@ -31,8 +31,9 @@ def encode_chunks(
     """
     rows: list[list[Encoded]] = []
     for number, item in enumerate(items):
-        if isinstance(item, Chat):
-            raise InputError("is a conversation, and only texts are read in chunks: leave `chunks` out", number)
+        if isinstance(item, (Chat, Tokens)):
+            kind = "a conversation" if isinstance(item, Chat) else "made of token ids"
+            raise InputError(f"is {kind}, and only texts are read in chunks: leave `chunks` out", number)
         for text in texts_of(item):
             check_text(text, number)
         *first, text = texts_of(item)

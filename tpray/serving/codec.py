@@ -30,6 +30,7 @@ from tpray.tokenizer import (
     Encoded,
     Item,
     Plain,
+    Tokens,
     check_text,
     check_vocabulary,
     load_tokenizer,
@@ -180,11 +181,12 @@ class TextCodec:
         truncate: bool = False,
         direction: Direction | None = None,
         deadline: float = math.inf,
+        max_length: int | None = None,
     ) -> list[Encoded]:
         """Tokenise ``items``, special tokens added.
 
         Args:
-            truncate: cut items that are longer than the model takes.
+            truncate: cut items that are longer than ``max_length`` tokens, at most and by default what the model takes.
             direction: the end that is cut; None: the one that the tokenizer's ``truncation_side`` names.
             deadline: give up then; `time.monotonic` seconds.
 
@@ -194,7 +196,7 @@ class TextCodec:
             InputTooLongError: an item is too long and ``truncate`` is false.
             DeadlineError: ``deadline`` passed.
         """
-        plain: list[Plain] = [
+        plain: list[Plain | Tokens] = [
             self._render(item, number, deadline) if isinstance(item, Chat) else item
             for number, item in enumerate(items)
         ]
@@ -202,7 +204,7 @@ class TextCodec:
             for text in texts_of(item):
                 check_text(text, number)
         way = (direction or self._own_side) if truncate else None
-        rows = self._rows(plain, way, deadline) if self._templates else self._stock_rows(plain, way)
+        rows = self._rows(plain, way, deadline, max_length or self.max_length)
         for number, row in enumerate(rows):
             self._check_row(row, number)
         return rows
@@ -217,12 +219,14 @@ class TextCodec:
         deadline: float = math.inf,
         chunks: Chunks = WHOLE,
         max_rows: float = math.inf,
+        second_tokens: float = math.inf,
     ) -> list[list[Encoded]]:
         """The rows of many texts, each after the same one, or none, which is tokenised once, and never cut.
 
         Args:
             first: that text, if there is one. max_length: tokens of a row, at most the model's.
             truncate, direction, deadline: as for `encode`, of the second texts. chunks: how these are read.
+            second_tokens: of a second text, none further is read.
 
         Raises:
             As `encode`; what is wrong with the first text alone is no item's. InputError: the stride is too large.
@@ -244,13 +248,13 @@ class TextCodec:
             room = max_length - template.added - sum(len(text.ids) for text in own)
             if room < 1:
                 raise self._no_room(max_length - room + 1, max_length)
-            reach = chunks.reach(room)
+            reach = int(min(chunks.reach(room), second_tokens))
             short = iter(self._tokens([text for text in seconds if len(text) <= WHOLE_CHARS]))
             rows, count = [], 0
             for number, second in enumerate(seconds):
                 part = self._reading(second, left, deadline, short)
                 part.read(reach)
-                if len(part.ids) > reach and way is None:
+                if len(part.ids) > reach and way is None and reach < second_tokens:
                     tokens, known = len(part.ids) + max_length - room, part.unread is None
                     raise self._too_long(tokens, known, number, max_length + reach - room, chunks)
                 parts = chunks.cut(part.cut(min(reach, len(part.ids))), room, left)
@@ -303,19 +307,27 @@ class TextCodec:
             made = [self._stock(text, add_special_tokens=False, verbose=False) for text in texts]
         return [list(row["input_ids"]) for row in made]
 
-    def _rows(self, items: Sequence[Plain], way: Direction | None, deadline: float) -> list[Encoded]:
-        short = iter(self._tokens([text for item in items for text in texts_of(item) if len(text) <= WHOLE_CHARS]))
+    def _rows(
+        self, items: Sequence[Plain | Tokens], way: Direction | None, deadline: float, most: int
+    ) -> list[Encoded]:
+        texts = [text for item in items for text in texts_of(item)] if self._templates else []
+        short = iter(self._tokens([text for text in texts if len(text) <= WHOLE_CHARS]))
         left = way == "Left"
 
-        def row(item: Plain, number: int) -> Encoded:
+        def row(item: Plain | Tokens, number: int) -> Encoded:
+            if isinstance(item, Tokens):
+                return item.row(self.record.vocab_size, number, most, way)
+            if not self._templates:
+                return self._stock_rows([item], way, max_length=most)[0]
             texts = texts_of(item)
             template = self._template_of(texts)
             if all(len(text) <= WHOLE_CHARS for text in texts):
                 parts = [next(short) for _ in texts]
-                if sum(map(len, parts)) + template.added <= self.max_length:
+                if sum(map(len, parts)) + template.added <= most:
                     return template.put(parts)
-                return self._row([Reading(part, from_end=left) for part in parts], template, way, number)
-            return self._row([self._reading(text, left, deadline, short) for text in texts], template, way, number)
+                return self._row([Reading(part, from_end=left) for part in parts], template, way, number, most)
+            readings = [self._reading(text, left, deadline, short) for text in texts]
+            return self._row(readings, template, way, number, most)
 
         return [row(item, number) for number, item in enumerate(items)]
 
@@ -332,16 +344,18 @@ class TextCodec:
                 raise DeadlineError("the request's time ran out while its text was tokenised: send less text")
             yield from self._tokens([part])
 
-    def _row(self, texts: list[Reading], template: Template, way: Direction | None, number: int) -> Encoded:
-        room = max(0, self.max_length - template.added)
+    def _row(self, texts: list[Reading], template: Template, way: Direction | None, number: int, most: int) -> Encoded:
+        room = most - template.added
+        if room < 1 and most < self.max_length:
+            raise InputError(f"is to be cut to {most} tokens, and {template.added} are special ones: keep more", number)
         for text in texts:
-            text.read(self.max_length)
+            text.read(most)
         lengths = [len(text.ids) for text in texts]
-        if sum(lengths) > room:
+        if sum(lengths) > max(0, room):
             if way is None:
                 raise self._too_long(sum(lengths) + template.added, all(text.unread is None for text in texts), number)
             if len(texts) == 2 and room % 2 and min(lengths) > room // 2:
-                beyond = self.max_length  # one token hangs on which is the longer one
+                beyond = most  # one token hangs on which is the longer one
                 while all(text.unread is not None for text in texts):
                     beyond *= 2
                     for text in texts:
@@ -350,7 +364,7 @@ class TextCodec:
                 for text in texts:
                     text.read(ended)
                 lengths = [len(text.ids) for text in texts]
-        counts = kept(lengths, room, self.compiled or self.facts.fast)
+        counts = kept(lengths, max(0, room), self.compiled or self.facts.fast)
         return template.put([text.cut(count) for text, count in zip(texts, counts, strict=True)])
 
     def _too_long(

@@ -157,13 +157,14 @@ class Engine:
         direction: Direction | None = None,
         deadline: float | None = None,
         chunks: Chunks | None = None,
+        max_length: int | None = None,
     ) -> Answer:
         """Score every label for every item.
 
         Args:
-            items: texts, pairs of texts, or conversations.
+            items: texts, pairs of texts, conversations, or token ids.
             scoring: the scores to give, and of which labels; all, with the checkpoint's activation.
-            truncate, direction: see `TextCodec.encode`.
+            truncate, direction, max_length: see `TextCodec.encode`.
             deadline: until when the caller waits, `time.monotonic` seconds; None: the server's limit from now on.
             chunks: read texts in chunks, each a row as far as limits go; see `TextCodec.encode_chunks`.
 
@@ -185,7 +186,7 @@ class Engine:
         inline = characters <= INLINE_CHARS and self.codec.compiled and Chat not in map(type, items)
 
         def rows(until: float) -> list[Encoded]:
-            return self.codec.encode(items, truncate, direction, until)
+            return self.codec.encode(items, truncate, direction, until, max_length)
 
         if chunks is None:
             results, timing = await self.answer(len(items), rows, None if inline else characters, deadline)
@@ -216,6 +217,8 @@ class Engine:
         direction: Direction | None = None,
         deadline: float | None = None,
         chunks: Chunks | None = None,
+        max_length: int | None = None,
+        document_tokens: int | None = None,
     ) -> Ranking:
         """Score how relevant each document is for a query; see `relevance`.
 
@@ -224,6 +227,7 @@ class Engine:
             scoring: how documents are scored, and how many of the best are given.
             truncate, direction: cut documents that are too long, and at which end; see `TextCodec.encode_after`.
             deadline, chunks: as for `classify`; a document is read in chunks, the whole query before each.
+            max_length, document_tokens: see `Relevance.rows`.
 
         Raises:
             UnsupportedTaskError: the model is no reranker.
@@ -243,7 +247,9 @@ class Engine:
             if self._relevance is None:
                 self._relevance = Relevance.of(self.group.artifact.model_directory, self.codec)
             most = self.config.max_concurrent_requests
-            made = self._relevance.rows(self.codec, query, documents, truncate, direction, until, whole, most)
+            made = self._relevance.rows(
+                self.codec, query, documents, truncate, direction, until, whole, most, max_length, document_tokens
+            )
             return numbered(made, of)
 
         characters = len(query) + sum(map(len, documents))

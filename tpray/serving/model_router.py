@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from tpray.errors import InputError, PayloadTooLargeError, UnknownModelError
 from tpray.serving.access import Access
+from tpray.serving.dialects import infinity, vllm
 from tpray.serving.dialects.base import Bodies, Rendered, has_more_values, headers_of, send_answer
 from tpray.serving.dialects.tei import DIALECT
 from tpray.serving.door import refusal, shared
@@ -34,7 +35,7 @@ MODELS, V2_MODELS = "/models/", "/v2/models/"
 MOST_VALUES = 65_536
 """JSON of more values is not parsed to find a name in it: that costs memory, and no model takes so many items."""
 
-LISTS = ("/v1/models", "/models")
+LISTS = (vllm.MODELS, *infinity.MODELS)
 """Where dialects list their models, as ``data``."""
 
 READY = ("/health", "/ping", "/v2/health/ready", "/v2/health/live")
@@ -179,7 +180,9 @@ class ModelRouter:
         except ValueError:
             return None  # whoever answers says what is wrong with it
         name = whole.get("model") if isinstance(whole, dict) else None
-        return name if isinstance(name, str) and name else None  # vLLM takes an empty one for none
+        if not isinstance(name, str) or name in ("", infinity.ANY_MODEL):  # vLLM takes an empty one for none
+            return None
+        return name
 
     def _unknown(self, name: str) -> UnknownModelError:
         return UnknownModelError(f"there is no model {name!r} here: there is {self._names()}")

@@ -109,21 +109,33 @@ class Relevance:
         deadline: float,
         chunks: Chunks = WHOLE,
         max_rows: float = math.inf,
+        max_length: int | None = None,
+        document_tokens: int | None = None,
     ) -> list[list[Encoded]]:
         """The rows of the query with each document; of what is too long only the document is cut, or read in chunks.
 
+        Args:
+            max_length: tokens of a row; at most, and by default, the model's.
+            document_tokens: of a document, those that are read; None: all for which there is room.
+
         Raises:
-            UnsupportedTaskError: conversations are to be read in chunks.
+            UnsupportedTaskError: conversations are to be read in chunks, or documents cut that cannot be.
             InputError: the query, or a document, whose number it has.
             DeadlineError: ``deadline`` passed.
         """
         check_text(query, None, "the query ")
         for number, document in enumerate(documents):
             check_text(document, number)
+        most = min(max_length or self.max_length, self.max_length)
+        if document_tokens is not None and (self.chat or not codec.facts.templates):
+            raise UnsupportedTaskError(
+                f"{codec.record.source} has pairs that are not taken apart, so that documents are not cut by "
+                "themselves: leave `max_tokens_per_doc` out, and shorten them"
+            )
         if not self.chat:
-            first = [self.prompt + query]
+            first, of_second = [self.prompt + query], math.inf if document_tokens is None else document_tokens
             return codec.encode_after(
-                first, documents, self.max_length, truncate, direction, deadline, chunks, max_rows
+                first, documents, most, truncate, direction, deadline, chunks, max_rows, of_second
             )
         if chunks != WHOLE:
             raise UnsupportedTaskError(
@@ -133,16 +145,17 @@ class Relevance:
         try:
             rows = codec.encode([_chat(self.prompt, query, document) for document in documents], deadline=deadline)
         except InputTooLongError as e:
-            raise self._not_cut(e.item) from e
-        too_long = next((number for number, row in enumerate(rows) if len(row) > self.max_length), None)
+            raise self._not_cut(e.item, most) from e
+        too_long = next((number for number, row in enumerate(rows) if len(row) > most), None)
         if too_long is not None:
-            raise self._not_cut(too_long)
+            raise self._not_cut(too_long, most)
         return [[row] for row in rows]
 
-    def _not_cut(self, number: int | None) -> InputTooLongError:
+    @staticmethod
+    def _not_cut(number: int | None, most: int) -> InputTooLongError:
         return InputTooLongError(
-            f"makes a conversation of more than the {self.max_length} tokens that this model takes; as its chat "
-            "template writes it, it is not cut: shorten it",
+            f"makes a conversation of more than {most} tokens, which a row may have; as the model's chat template "
+            "writes it, it is not cut: shorten it",
             number,
         )
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tpray.chat import Chat
 from tpray.errors import DeadlineError
 from tpray.serving.codec import LARGE_CHARS
-from tpray.tokenizer import Encoded, Item
+from tpray.tokenizer import Encoded, Item, Tokens
 
 INLINE_CHARS = 2048
 """Longer input is tokenised on a thread, and all of it by a tokenizer that is not compiled: it would hold up the event
@@ -52,4 +52,6 @@ def characters_in(item: Item) -> int:
     """Of all its texts."""
     if isinstance(item, str):
         return len(item)
+    if isinstance(item, Tokens):
+        return 0
     return item.characters if isinstance(item, Chat) else len(item[0]) + len(item[1])

@@ -6,8 +6,16 @@ renders.
 
 from __future__ import annotations
 
-from tpray.serving.dialects import cohere, tei, tei_rerank, token_classification
+from tpray.serving.dialects import cohere, infinity, tei, tei_rerank, token_classification, vllm, vllm_score
 from tpray.serving.dialects.base import Dialect
 
-DIALECTS: tuple[Dialect, ...] = (tei.DIALECT, tei_rerank.DIALECT, cohere.DIALECT, token_classification.DIALECT)
+DIALECTS: tuple[Dialect, ...] = (
+    tei.DIALECT,
+    tei_rerank.DIALECT,
+    cohere.DIALECT,
+    vllm.DIALECT,
+    vllm_score.DIALECT,
+    infinity.DIALECT,
+    token_classification.DIALECT,
+)
 """The first also words the errors of routes that do not exist."""

@@ -12,16 +12,18 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from tpray.errors import InputError
 from tpray.serving.answers import Ranking
 from tpray.serving.chunks import Chunks
 from tpray.serving.dialects import tei
 from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, Way, as_response, body_of
+from tpray.serving.dialects.openai_errors import check_keys
+from tpray.serving.dialects.vllm_options import Options
 from tpray.serving.scores import Scoring
 
 PATHS = ("/v1/rerank", "/v2/rerank")
@@ -33,11 +35,10 @@ class Document(BaseModel):
     text: str
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(Options):
     """The body of ``POST /v1/rerank`` and ``/v2/rerank``."""
 
     model_config = ConfigDict(
-        extra="allow",
         json_schema_extra={
             "examples": [
                 {"query": "What is Paris?", "documents": ["Paris is a capital.", "Apples are bad."], "top_n": 1}
@@ -47,13 +48,19 @@ class RerankRequest(BaseModel):
 
     query: str
     documents: list[str | Document] = Field(description="texts, or objects with a text")
-    model: str | None = Field(None, description="one that is served; null: the one that there is")
     top_n: int | None = Field(None, ge=1, description="how many of the best; null: all")
     return_documents: bool | None = Field(None, description="repeat each document; null: no")
     chunks: Chunks | StrictBool | None = Field(None, description=tei.CHUNKS)
     max_chunks_per_doc: int | None = Field(
         None, ge=1, le=256, description="read documents in so many chunks at most: the same as {max_chunks}; null: no"
     )
+    max_tokens_per_doc: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="of each document no more tokens are read; null: as many as there is room for"
+    )
+    truncation: StrictBool | None = Field(
+        None, description="Jina's: whether long documents are cut; null: that is done"
+    )
+    raw_scores: StrictBool | None = Field(None, description="Infinity's: logits, as use_activation false gives them")
 
 
 class Result(BaseModel):
@@ -89,6 +96,19 @@ def _chunks(asked: RerankRequest) -> Chunks | None:
     return Chunks(max_chunks=most)
 
 
+def _scoring(asked: RerankRequest) -> Scoring:
+    scoring = asked.scoring()
+    if asked.raw_scores and asked.use_activation:
+        raise InputError("`raw_scores` asks for logits, and `use_activation` for none: give one of them")
+    return Scoring("none" if asked.raw_scores else scoring.activation, asked.top_n)
+
+
+def _truncate(asked: RerankRequest) -> bool:
+    if asked.truncation is False and asked.truncate_prompt_tokens is not None:
+        raise InputError("`truncation` is false, and `truncate_prompt_tokens` says how to cut: give one of them")
+    return asked.truncation is not False
+
+
 def render(ranking: Ranking, texts: list[str], documents: bool, model: str) -> bytes:
     """The body of a successful answer."""
     results = [
@@ -112,24 +132,30 @@ def render_error(error: Exception) -> Rendered:
     return answer._replace(body=ErrorResponse(message=json.loads(answer.body)["error"]).model_dump_json().encode())
 
 
+async def rank(
+    answering: Answering, body: bytearray, deadline: float, worth: Callable[[], None]
+) -> tuple[RerankRequest, list[str], Ranking]:
+    """The request in ``body``, its documents, and their ranking."""
+    engine, most = answering.engine, answering.engine.config.max_concurrent_requests
+    asked = tei.read(RerankRequest, body, most, '{"query": "a question", "documents": ["an answer"]}')
+    check_keys(asked)
+    answering.names.check(asked.model)
+    texts = [each if isinstance(each, str) else each.text for each in asked.documents]
+    scoring, cut, chunks = _scoring(asked), _truncate(asked), _chunks(asked)
+    length = asked.most_tokens(engine.codec.max_length)
+    worth()
+    ranking = await engine.rerank(
+        asked.query, texts, scoring, cut, asked.direction, deadline, chunks, length, asked.max_tokens_per_doc
+    )
+    return asked, texts, ranking
+
+
 def way(answering: Answering) -> Way:
     """How these requests are answered, and their errors."""
-    engine, names = answering.engine, answering.names
 
     async def rerank(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
-        most = engine.config.max_concurrent_requests
-        asked = tei.read(RerankRequest, body, most, '{"query": "a question", "documents": ["an answer"]}')
-        unknown = [name for name, value in (asked.model_extra or {}).items() if value is not None]
-        if unknown:
-            known = ", ".join(RerankRequest.model_fields)
-            raise InputError(f"`{unknown[0]}` is not known here: leave it out; there are {known}")
-        names.check(asked.model)
-        texts = [each if isinstance(each, str) else each.text for each in asked.documents]
-        worth()
-        ranking = await engine.rerank(
-            asked.query, texts, Scoring(top_k=asked.top_n), deadline=deadline, chunks=_chunks(asked)
-        )
-        answer = render(ranking, texts, bool(asked.return_documents), names.listed[0])
+        asked, texts, ranking = await rank(answering, body, deadline, worth)
+        answer = render(ranking, texts, bool(asked.return_documents), answering.names.listed[0])
         return Rendered(200, answer, tei.timing_headers(ranking))
 
     return Way(rerank, DIALECT.answer_error)

@@ -143,12 +143,12 @@ def parse(body: bytes | bytearray, max_items: int) -> PredictRequest:
     return read(PredictRequest, body, max_items, '{"inputs": "some text"}')
 
 
-def read(form: type[R], body: bytes | bytearray, max_items: int, example: str) -> R:
+def read(form: type[R], body: bytes | bytearray, max_items: int, example: str, item_values: int = 8) -> R:
     """The request in ``body``.
 
     Args:
         max_items: how many items it may have; with many more values than those need, it is not read.
-        example: of a body.
+        example: of a body. item_values: how many values an item may have; a pair has 2 strings, 1 bracket and 2 commas.
 
     Raises:
         InputError: it is not JSON, or not of the form; the message says where.
@@ -157,7 +157,7 @@ def read(form: type[R], body: bytes | bytearray, max_items: int, example: str) -
     """
     if not body or body.isspace():
         raise EmptyInputError(f"the body is empty: send JSON such as {example}")
-    most = OTHER_VALUES + 8 * max_items  # a pair has 2 strings, 1 bracket and 2 commas
+    most = OTHER_VALUES + item_values * max_items
     if len(body) > most and has_more_values(body, most + _for_messages(body, max_items)):
         raise PayloadTooLargeError(
             f"the body has too many values for the limit of {max_items} items: send smaller batches"
