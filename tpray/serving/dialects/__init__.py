@@ -6,7 +6,16 @@ renders.
 
 from __future__ import annotations
 
-from tpray.serving.dialects import cohere, infinity, tei, tei_rerank, token_classification, vllm, vllm_score
+from tpray.serving.dialects import (
+    cohere,
+    infinity,
+    open_inference,
+    tei,
+    tei_rerank,
+    token_classification,
+    vllm,
+    vllm_score,
+)
 from tpray.serving.dialects.base import Dialect
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -17,5 +26,6 @@ DIALECTS: tuple[Dialect, ...] = (
     vllm_score.DIALECT,
     infinity.DIALECT,
     token_classification.DIALECT,
+    open_inference.DIALECT,
 )
 """The first also words the errors of routes that do not exist."""

@@ -108,7 +108,7 @@ def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def as_response(answer: Rendered) -> Response:
-    """An answer for FastAPI."""
+    """An answer for FastAPI; JSON, unless its headers say otherwise."""
     return Response(answer.body, answer.status, dict(answer.headers), media_type="application/json")
 
 
