@@ -10,22 +10,32 @@ from typing import Any
 
 import pytest
 
+from tpray.serving.haproxy import grpc_options
 from tpray.serving.haproxy_start import Rules, rewrite
 
 
-def serves_configuration(folder: Path, *replicas: str) -> str:
+def serves_configuration(folder: Path, *replicas: str, grpc_port: int | None = None) -> str:
     """As Serve's manager of HAProxy makes it; without replicas, and without backends, where none are named."""
     from ray.serve._private import haproxy
-    from ray.serve.config import HTTPOptions
+    from ray.serve._private.common import RequestProtocol
+    from ray.serve.config import HTTPOptions, gRPCOptions
 
     module: Any = haproxy
     config = module.HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=18000), socket_path=f"{folder}/admin")
+    if grpc_port is not None:
+        config.grpc_options = gRPCOptions.model_validate(grpc_options(grpc_port))
     api = module.HAProxyApi(cfg=config, config_file_path=str(folder / "haproxy.cfg"))
     servers = [module.ServerConfig(name=name, host="127.0.0.1", port=20002 + i) for i, name in enumerate(replicas)]
     proxy = module.ServerConfig(name="SERVE_PROXY_ACTOR-fallback", host="127.0.0.1", port=20000)
     if replicas:
         backend = module.BackendConfig(name="http-tpray", path_prefix="/", servers=servers, fallback_server=proxy)
-        api.set_backend_configs({"http-tpray": backend})
+        backends = {"http-tpray": backend}
+        if grpc_port is not None:
+            backends["grpc-tpray"] = module.BackendConfig(
+                name="grpc-tpray", path_prefix="/", app_name="tpray", servers=servers, fallback_server=proxy,
+                protocol=RequestProtocol.GRPC,
+            )  # fmt: skip
+        api.set_backend_configs(backends)
     api._generate_config_file_internal()
     return (folder / "haproxy.cfg").read_text()
 
@@ -72,6 +82,22 @@ def test_with_a_certificate_http_and_grpc_are_encrypted(tmp_path: Path, rules: R
     assert " ssl " not in plain
     assert "x-forwarded-proto" not in plain
     assert "bind 127.0.0.1:9000 proto h2" in plain
+
+
+@pytest.mark.parametrize("replicas", [(), ("SERVE_REPLICA_a", "SERVE_REPLICA_b")])
+def test_grpc_is_shown_to_replicas_with_the_token_and_unavailable_without_them(
+    replicas: tuple[str, ...], tmp_path: Path, rules: Rules
+) -> None:
+    changed = rewrite(serves_configuration(tmp_path, *replicas, grpc_port=18001), rules)
+    file = tmp_path / "changed.cfg"
+    file.write_text(changed)
+    checked = subprocess.run([rules.binary, "-c", "-f", str(file)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert changed.count("x-tpray-server a-token") == 2
+    assert "SERVE_PROXY_ACTOR" not in changed
+    assert changed.count('grpc-status 14 hdr grpc-message "no replica can answer now') == (1 if replicas else 2)
+    assert changed.count("server none ") == (2 if replicas else 0)
+    assert "Application metadata not set" not in changed
 
 
 def test_a_configuration_of_another_form_is_refused(tmp_path: Path, rules: Rules) -> None:

@@ -40,6 +40,7 @@ from tpray.commands.flags import (
     words_of,
 )
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
+from tpray.errors import ConfigError
 from tpray.group.phases import PhaseReport, process_started
 
 
@@ -63,6 +64,16 @@ def serve(
     lnc: LogicalCores = None,
     host: Annotated[str, typer.Option(envvar="TPRAY_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, envvar="TPRAY_PORT", help="Port to listen on.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            envvar="TPRAY_GRPC_PORT",
+            help="Port for gRPC, the Open Inference Protocol's.",
+            show_default="none",
+        ),
+    ] = None,
     api_keys: ApiKeys = None,
     api_key: ApiKey = None,
     open_routes: OpenRoutes = OPEN_ROUTES,
@@ -99,6 +110,8 @@ def serve(
     """Serve a classifier over HTTP until Ctrl-C."""
     from tpray.runtime.buckets import parse
 
+    if grpc_port == port:
+        raise ConfigError(f"--grpc-port and --port are both {port}: choose another --grpc-port")
     config = ServeConfig(
         model=ModelConfig(
             source=model,
@@ -141,7 +154,7 @@ def serve(
                 show_phase(report)
             show_progress(status, f"Starting {named}", report)
 
-        with launch.Server(config, host, port, show, drain_timeout, process_started(), tls) as server:
+        with launch.Server(config, host, port, show, drain_timeout, process_started(), tls, grpc_port) as server:
             status.stop()
             print_ready(server.entrance.url, named, server.config, str(server.ask_info()["task"]))
             server.wait()

@@ -29,6 +29,23 @@ def keep_replica_on_loopback() -> None:
     private.add_port_to_grpc_server = lambda server, _: bind(server, "127.0.0.1:0")
 
 
+def keep_grpc_on_loopback() -> list[Any]:
+    """In a process of Serve: have its gRPC server listen on loopback, where HAProxy looks for it.
+
+    Serve 2.60 binds it on all addresses. It calls this, which ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names,
+    before its proxy and its replicas listen; returned are no middlewares.
+    """
+    from ray.serve._private import default_impl
+
+    private: Any = default_impl
+
+    def bind(server: Any, address: str) -> None:
+        server.add_insecure_port(address.replace("[::]", "127.0.0.1"))
+
+    private.add_grpc_address = bind
+    return []
+
+
 def stay_on_loopback() -> None:
     """Have Ray take 127.0.0.1 for this machine's address.
 

@@ -35,7 +35,9 @@ from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.keys import KeyRing
 from tpray.serving.metrics import BACKLOG_TOKENS
+from tpray.serving.model_names import ModelNames
 from tpray.serving.model_router import Asked, ask_app
+from tpray.serving.oip.service import OpenInferenceService
 from tpray.serving.one_write import join_writes
 from tpray.serving.scores import Activation, Scoring
 from tpray.serving.tagging import Tagging, tag
@@ -63,7 +65,7 @@ class FromCommand:
     before: tuple[PhaseReport, ...] = ()
 
 
-class Classifier:
+class Classifier(OpenInferenceService):
     """One replica: one group, its queue, and the routes."""
 
     # Serve awaits an async constructor; the language does not know that.
@@ -85,12 +87,14 @@ class Classifier:
         spans.end("replica")
         try:
             self._access = Access.of(config.access, told.key_digest)
-            await _check_host(config.access, self._access.keys)
+            await _check_host(config.access, self._access.keys, own_ports=told.token is not None)
             # Of this machine, which need not be the one where the application was built.
             executor = RayExecutor(Topology.of(config.parallel, why=why), told.spares)
             group = ClassifierGroup(config.model, executor, config.batch.step_timeout_s, report.phase, task)
             self._engine = Engine(group, config.batch)
             await self._engine.start()
+            names = ModelNames(config.served_model_name, self._engine.codec.record.source)
+            self.open_service(self._engine, self._gate, names, self._access)
             report.phase(self._engine.startup[-1])
             self._engine.startup = (*before, *spans.reports, *self._engine.startup)
         except Exception as e:
@@ -201,8 +205,11 @@ class Classifier:
             await engine.stop()
 
 
-async def _check_host(config: AccessConfig, keys: KeyRing) -> None:
+async def _check_host(config: AccessConfig, keys: KeyRing, own_ports: bool) -> None:
     """Refuse to answer others on the network without a key, wherever Serve listens.
+
+    Args:
+        own_ports: `tpray serve` has seen to the addresses; of its own accord Serve's gRPC listens on all of them.
 
     Source: ray/serve/_private/controller.py of Ray 2.60; where there is no controller, there is no HTTP.
 
@@ -217,12 +224,15 @@ async def _check_host(config: AccessConfig, keys: KeyRing) -> None:
         return
     http: Any = await controller.get_http_config.remote()
     where: Any = await controller.get_proxy_location.remote()
+    grpc: Any = await controller.get_grpc_config.remote()
+    remedy = (
+        "set TPRAY_API_KEY on every node, or `access: {keys_file: FILE}` among the application's args; or, if "
+        "whoever reaches the port may ask, `access: {insecure_no_key: true}`"
+    )
     if http.host is not None and where != serve.config.ProxyLocation.Disabled:
-        remedy = (
-            "set TPRAY_API_KEY on every node, or `access: {keys_file: FILE}` among the application's args; or, if "
-            "whoever reaches the port may ask, `access: {insecure_no_key: true}`"
-        )
         check_host(http.host, config, keys, "http_options.host", remedy)
+    if not own_ports and grpc.port > 0 and grpc.grpc_servicer_functions:
+        check_host("::", config, keys, "grpc_options, for which Serve listens on", remedy)
 
 
 def build(args: ServeConfig) -> serve.Application:

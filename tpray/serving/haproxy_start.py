@@ -53,7 +53,8 @@ def rewrite(config: str, rules: Rules) -> str:
     - Serve's replica does not listen for whether a client leaves, which costs two tasks a request: ours does;
     - without a replica HAProxy answers 503 itself, where Serve's own proxy would keep the request until there is one.
       It has a server of its own for that, always up: the answer of a server is passed on, whereas an error of HAProxy's
-      own drops a client's connection without a word if the replica's was used before.
+      own drops a client's connection without a word if the replica's was used before;
+    - so it is for gRPC, where there is one, with UNAVAILABLE.
 
     Raises:
         ValueError: a line that is to be changed is not there: Serve writes it in another way.
@@ -86,6 +87,18 @@ def rewrite(config: str, rules: Rules) -> str:
         conditions = [f"srv_is_up({found[2]}/{replica})" for replica in replicas] or ["always_false"]
         return "\n".join(f"{found[1]} {condition}" for condition in conditions)
 
+    grpc_none = f"{rules.folder}/none-grpc.sock"
+    grpc_arrival = (
+        "    backlog 4096\n"
+        f"    http-request set-header {TOKEN_HEADER} {rules.token}\n"
+        "    http-request del-header multiplexed_model_id\n"
+        "    http-request del-header request_id if { req.hdr(request_id) -m reg [^\\ -~] }\n"
+    )
+    with_grpc = re.search(r"^frontend grpc_frontend$", config, re.MULTILINE) is not None
+    last = f"listen none\n    bind unix@{none}\n{_UNAVAILABLE}"
+    if with_grpc:
+        last += f"listen none_grpc\n    bind unix@{grpc_none} proto h2\n{_GRPC_UNAVAILABLE}"
+
     # What is looked for, what it becomes, and whether it must be there.
     changes: tuple[tuple[str, str | Callable[[re.Match[str]], str], bool], ...] = (
         (r"^ *bind :\d+$", f"    bind unix@{rules.folder}/prometheus.sock", True),
@@ -98,7 +111,10 @@ def rewrite(config: str, rules: Rules) -> str:
         (r"^( *acl \S+_server_up) nbsrv\((\S+)\) ge 1$", is_up, False),
         (r"^ *server SERVE_PROXY_ACTOR\S* .* backup\n", "", False),
         (r"^( *# Servers in this backend\n)", rf"\1    server none unix@{none} backup no-check\n", False),
-        (r"\Z", f"listen none\n    bind unix@{none}\n{_UNAVAILABLE}", True),
+        (r"^(frontend grpc_frontend\n(?: *#.*\n)* *bind .*\n)", rf"\1{grpc_arrival}", with_grpc),
+        (_GRPC_UNKNOWN, rf"\1{_GRPC_UNAVAILABLE}", False),
+        (_GRPC_SERVERS, rf"\1    server none unix@{grpc_none} proto h2 backup no-check\n", False),
+        (r"\Z", last, True),
     )
     for pattern, replacement, needed in changes:
         config, found = re.subn(pattern, replacement, config, flags=re.MULTILINE)
@@ -108,6 +124,12 @@ def rewrite(config: str, rules: Rules) -> str:
 
 
 _UNAVAILABLE = "    http-request return status 503 default-errorfiles\n"
+_GRPC_UNAVAILABLE = (
+    "    http-request return status 200 content-type application/grpc hdr grpc-status 14"
+    ' hdr grpc-message "no replica can answer now: try again later"\n'
+)
+_GRPC_UNKNOWN = r"^(backend default_grpc_backend\n)(?:.*\n)*?(?: *http-request return .*\n){2}"
+_GRPC_SERVERS = r"^( *# `proto h2` makes HAProxy speak HTTP/2 cleartext to backend gRPC servers\.\n)"
 
 
 def main() -> None:

@@ -73,6 +73,7 @@ class Server:
     Args:
         config: what to serve.
         host, port: where HTTP listens. tls: with which certificate; None: unencrypted.
+        grpc_port: where gRPC listens, on the same host and with the same certificate; None: nowhere.
         show: called with each start-up phase of the (first) group.
         drain_s: how long the end waits for requests, seconds.
         started: when what the user waits for has begun, `time.monotonic`; default: now.
@@ -90,8 +91,9 @@ class Server:
         drain_s: float = DRAIN_S,
         started: float | None = None,
         tls: TlsConfig | None = None,
+        grpc_port: int | None = None,
     ) -> None:
-        self.config, self.entrance = config, Entrance(host, port, tls)
+        self.config, self.entrance = config, Entrance(host, port, tls, grpc_port)
         self._show, self._drain_s = show, drain_s
         self._spans = Spans(show, started)
         self._ports: Lease | None = None
@@ -144,7 +146,8 @@ class Server:
         timeout_s = self.config.batch.request_timeout_s
         set_variables(self.entrance.places(folder, self._ports.ids, timeout_s))
         set_variables({API_KEY: None})  # it is among the configuration's, and no other process needs it
-        set_default_variables(haproxy.settings(timeout_s))
+        at, most = self.entrance, self.config.batch.payload_limit_bytes
+        set_default_variables(haproxy.settings(timeout_s) | haproxy.grpc_settings(at.grpc_port, most))
         start_ray(cpus, folder, self._ports)
         connect_only_when_told()
         catch_signals()  # Ray has put a handler of its own in their place
@@ -169,7 +172,11 @@ class Server:
         at = self.entrance
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
         try:
-            serve.start(proxy_location="HeadOnly", http_options={"host": at.host, "port": at.port})
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": at.host, "port": at.port},
+                grpc_options=haproxy.grpc_options(at.grpc_port),
+            )
         except Exception as e:  # of Ray's actors, or of Serve's own checks of them
             raise GroupError(f"Ray Serve did not start: {str(e).strip().splitlines()[0]}") from e
         finally:

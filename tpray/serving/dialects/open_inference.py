@@ -26,6 +26,7 @@ from tpray.errors import (
     OverloadedError,
     PayloadTooLargeError,
     StoppingError,
+    UnauthorizedError,
     UnknownModelError,
     UnsupportedTaskError,
 )
@@ -80,6 +81,7 @@ ERRORS: tuple[tuple[type[Exception], int], ...] = (
     (PayloadTooLargeError, 413),
     (InputError, 400),
     (MisdirectedError, 421),
+    (UnauthorizedError, 401),
     (OverloadedError, 429),
     (StoppingError, 503),
     (GroupError, 503),
