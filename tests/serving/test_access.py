@@ -259,6 +259,18 @@ def test_tokens_are_charged_as_soon_as_they_are_known(with_fake_engine: WithEngi
     with_fake_engine(work)
 
 
+def test_the_openapi_document_says_that_a_key_is_asked_for(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        for who, said in ((access(), [{"key": []}]), (Access(), None)):
+            async with client(engine, who) as http:
+                found = (await http.get("/openapi.json")).json()
+                assert found.get("security") == said
+                schemes = found["components"].get("securitySchemes")
+                assert schemes == ({"key": {"type": "http", "scheme": "bearer"}} if said else None)
+
+    with_fake_engine(work)
+
+
 def test_a_page_of_another_origin_may_ask_with_a_key(with_fake_engine: WithEngine) -> None:
     preflight = {"origin": PAGE, "access-control-request-method": "POST",
                  "access-control-request-headers": "authorization,content-type"}  # fmt: skip

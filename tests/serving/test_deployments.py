@@ -143,9 +143,6 @@ def test_a_file_that_lets_others_in_needs_a_key(deploy: Callable[[dict[str, Any]
     args = config["applications"][0]["args"]
     with pytest.raises(AssertionError, match=r"http_options.host 0.0.0.0 lets others on the network ask"):
         deploy(config)
-    args["access"] = {"keys_file": str(tmp_path / "absent")}
-    with pytest.raises(AssertionError, match=r"the file of keys \S+ cannot be read"):
-        deploy(config)
     args["access"] = {"keys_file": str(tmp_path / "keys")}
     (tmp_path / "keys").write_text("alice: alice-0123456789\n")
     url, body = deploy(config), {"inputs": "a b c"}
@@ -155,8 +152,6 @@ def test_a_file_that_lets_others_in_needs_a_key(deploy: Callable[[dict[str, Any]
     (tmp_path / "keys").write_text("bob: bob-0123456789\n")
     time.sleep(LOOK_EVERY_S)
     assert httpx.post(f"{url}/predict", json=body, headers=shown, timeout=30).status_code == 401
-    args["access"] = {"insecure_no_key": True}
-    assert httpx.post(f"{deploy(config)}/predict", json=body, timeout=30).status_code == 200
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ class Access:
         caller = self.admit(shown[0] if len(shown) == 1 else None)
         assert caller is not None, "keys are asked for"
         scope.setdefault("state", {})["key"] = caller.name
-        log.info("%s: %s %s", caller.name, scope.get("method", "websocket"), scope["path"])
+        log.info("%s: %s %r", caller.name, scope.get("method", "websocket"), scope["path"])
 
     def admit(self, authorization: bytes | None) -> Caller | None:
         """Let a call in, by what a client sends as ``authorization``, over HTTP or gRPC; None: no keys are asked for.

@@ -34,6 +34,8 @@ class Entrance:
         """What HAProxy shows the replicas; see `tpray.serving.gate`."""
         self.key = secrets.token_hex(32)
         """With which this process asks its own server."""
+        self.key_names: tuple[str, ...] = ()
+        """The names of the keys that others may ask with, once `check` has looked; none: no key is asked for."""
         self._certificate: tls.Certificate | None = None
 
     @property
@@ -54,6 +56,7 @@ class Entrance:
                 certificate are none.
         """
         keys = KeyRing.of(access)
+        self.key_names = keys.names
         remedy = "give --api-keys FILE or TPRAY_API_KEY; or, if whoever reaches the port may ask, --insecure-no-key"
         check_host(self.host, access, keys, "--host", remedy)
         if self._files is None and keys and not on_loopback(self.host):

@@ -97,8 +97,21 @@ def make_app(
             app.include_router(router)
         handlers |= answering
         spoken.append((dialect, [route for router in routers for route in router.routes]))
+    if access is not None and access.keys:
+        _document_key(app)
     kind = SharedDoor if access is not None and access.origins else Door
     return kind(app, handlers, gate or Gate(), spoken, access or Access())
+
+
+def _document_key(app: FastAPI) -> None:
+    """Say in the OpenAPI document that a key is asked for, so that whoever reads it at ``/docs`` can give one there."""
+
+    def openapi() -> dict[str, Any]:
+        found = FastAPI.openapi(app)
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        return found | {"security": [{"key": []}]}
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to change it
 
 
 def describe(engine: Engine) -> dict[str, Any]:
