@@ -73,7 +73,7 @@ def next_word_logits(directory: Path, rows: list[list[int]], words: list[int]) -
         return torch.stack([model(torch.tensor([row])).logits[0, -1, words] for row in rows]).double().numpy()
 
 
-def reranked(directory: Path, words: tuple[str, ...], template: Path, raw: bool) -> list[float]:
+def reranked(directory: Path, words: tuple[str, ...], template: Path | None, raw: bool) -> list[float]:
     async def run() -> list[float]:
         model = ModelConfig(source=str(directory), dtype="float32", classifier_from_token=words, chat_template=template)
         engine = Engine(ClassifierGroup(model, ThreadExecutor(2)), BatchConfig())
@@ -119,6 +119,60 @@ def test_bge_reranker_gemma_is_scored_by_its_recipe(make_checkpoint: Callable[..
     (yes,) = tokenizer("Yes", add_special_tokens=False)["input_ids"]
     expected = next_word_logits(tmp_path / "m", rows, [yes])[:, 0]
     found = reranked(tmp_path / "m", ("Yes",), TEMPLATES / "bge-reranker-gemma.jinja", raw=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()), rtol=0)
+
+
+def test_mxbai_rerank_v2_is_scored_by_its_recipe(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Source: mixedbread-ai/mxbai-rerank, mxbai_rerank_v2.py: by how much the logit of 1 is greater than that of 0.
+
+    It tokenises the parts by themselves, which is the same where none ends in a mark that the tokenizer joins with the
+    end of the line.
+    """
+    tokenizer = language_model(make_checkpoint, tmp_path / "m", "qwen2", [], True)
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    prefix = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+    task = (
+        "You are a search relevance expert who evaluates how well documents match search queries. For each "
+        "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
+        "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:"
+    )
+    parts = [
+        [prefix, f"query: {QUERY}", "\n", f"document: {document}", "\n", task, "<|im_end|>\n<|im_start|>assistant\n"]
+        for document in DOCUMENTS
+    ]
+    rows = [[token for part in row for token in ids(part)] for row in parts]
+    logits = next_word_logits(tmp_path / "m", rows, [ids("0")[0], ids("1")[0]])
+    expected = logits[:, 1] - logits[:, 0]
+    found = reranked(tmp_path / "m", ("0", "1"), TEMPLATES / "mxbai-rerank-v2.jinja", raw=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()), rtol=0)
+
+
+def test_a_language_model_that_cross_encoder_saved_has_its_scores(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With its module LogitScore, its activation, its own template and its prompt: so Qwen's and mixedbread's are."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.cross_encoder.modules import LogitScore
+
+    tokenizer = language_model(make_checkpoint, tmp_path / "base", "qwen3", ["yes", "no"], True)
+    tokenizer.chat_template = (TEMPLATES / "qwen3-reranker.jinja").read_text()
+    tokenizer.save_pretrained(tmp_path / "base")
+    no, yes = (tokenizer.convert_tokens_to_ids(word) for word in ("no", "yes"))
+    whole = Transformer(str(tmp_path / "base"), transformer_task="text-generation", model_kwargs={"dtype": "float32"})
+    stock = CrossEncoder(
+        modules=[whole, LogitScore(true_token_id=yes, false_token_id=no)], device="cpu",
+        activation_fn=torch.nn.Identity(), prompts={"own": "find the firm"},
+        default_prompt_name="own",
+    )  # fmt: skip
+    stock.save_pretrained(str(tmp_path / "m"))
+    expected = stock.predict([(QUERY, document) for document in DOCUMENTS])
+    found = reranked(tmp_path / "m", ("no", "yes"), None, raw=False)
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()), rtol=0)
 
 

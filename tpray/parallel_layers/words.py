@@ -46,8 +46,8 @@ def describe_head(config: Any, tokenizer: Any, words: Sequence[str]) -> None:
     config.num_labels = len(words)
     config.id2label = dict(enumerate(words))
     config.label2id = {word: number for number, word in enumerate(words)}
-    # The head finds the last token by it, and a language model's answer stands behind any token: best is one that no text
-    # has, of those that fill a vocabulary up to a round number.
+    # The head finds the last token by it, and a language model's answer stands behind any token: best is one that no
+    # text has, of those that fill a vocabulary up to a round number.
     if max(tokenizer.get_vocab().values()) < config.vocab_size - 1:
         config.pad_token_id = config.vocab_size - 1
     elif config.pad_token_id is None:

@@ -8,6 +8,7 @@ base/modules/transformer.py):
   the length of a row. Of other folders only config.json counts.
 - The score of a single label is its logit's sigmoid, unless the activation is Identity:
   ``sentence_transformers.activation_fn``, or as versions before 4 wrote it ``sbert_ce_default_activation_function``.
+  Behind a language model the module ``LogitScore`` makes one score of a word's logit, or of the difference of two.
 - Where the tokenizer's chat template carries messages of the roles ``query`` and ``document``, a pair is that
   conversation, with the prompt as its system message.
 
@@ -44,13 +45,16 @@ log = logging.getLogger(__name__)
 
 ROLES = ("query", "document")
 _SIGMOID, _IDENTITY = "Sigmoid", "Identity"
+_OF_WORDS = "LogitScore"
+"""CrossEncoder's module behind a language model, which is served by the words whose logits it takes."""
 
 
 @dataclass(frozen=True)
 class Relevance:
     """How one model scores documents for a query.
 
-    labels: 1 or 2. activation: its class in torch, of a single label. prompt: before each query. max_length: tokens of
+    labels: 1 or 2. activation: its class in torch, of a single label, or of the difference between two words where
+    CrossEncoder saved it. prompt: before each query. max_length: tokens of
     a row. chat: a pair is a conversation.
     """
 
@@ -83,8 +87,7 @@ class Relevance:
         own = stored("config_sentence_transformers.json")
         saved = (directory / "modules.json").is_file() and own.get("model_type") == "CrossEncoder"
         own, bert = (own, stored("sentence_bert_config.json")) if saved else ({}, {})
-        if saved:
-            _check_modules(stored("modules.json"), record)
+        of_words = saved and _check_modules(stored("modules.json"), record)
         if bert.get("do_lower_case") and not codec.ignores_case:
             raise UnsupportedTaskError(
                 f"{record.source} has do_lower_case in sentence_bert_config.json and a tokenizer that heeds case: give "
@@ -93,7 +96,7 @@ class Relevance:
         prompt = _default_prompt(own, record)
         return cls(
             labels,
-            _activation(own, stored("config.json"), record) if labels == 1 else "",
+            _activation(own, stored("config.json"), record) if labels == 1 or of_words else "",
             prompt,
             min(codec.max_length, int(bert.get("max_seq_length") or codec.max_length)),
             _is_chat(codec, prompt, bert.get("modality_config") if saved else None),
@@ -192,14 +195,22 @@ def _some(labels: Sequence[str]) -> str:
     return ", ".join(labels[:4]) + (", ..." if len(labels) > 4 else "")
 
 
-def _check_modules(modules: Any, record: ModelRecord) -> None:
+def _check_modules(modules: Any, record: ModelRecord) -> bool:
+    """Whether the score is the logit of a word, or by how much it is greater than another's, which is the head here.
+
+    Raises:
+        UnsupportedTaskError: the folder has further modules.
+    """
     kinds = [str(each.get("type")) for each in modules]
-    if len(kinds) != 1 or not kinds[0].endswith(".Transformer"):
+    names = [kind.rpartition(".")[2] for kind in kinds]
+    of_words = names == ["Transformer", _OF_WORDS]
+    if names != ["Transformer"] and not of_words:
         further = ", ".join(kind for kind in kinds if not kind.endswith(".Transformer"))
         raise UnsupportedTaskError(
             f"{record.source} computes its scores with modules of sentence-transformers' behind the model "
             f"(modules.json: {further}), which tpray does not run: reranking takes a classifier's own head"
         )
+    return of_words
 
 
 def _activation(own: dict[str, Any], config: dict[str, Any], record: ModelRecord) -> str:
