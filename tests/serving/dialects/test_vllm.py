@@ -144,6 +144,8 @@ WRONG: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"input": "a", "messages": TALK}, 400, None, "`input` and `messages` exclude each other"),
     ({"messages": []}, 400, None, "`messages` is a conversation without messages"),
     ({"messages": [{"content": "x"}]}, 400, None, "`messages` has a message 0 without a role"),
+    ({"messages": TALK * 40}, 400, None, "`messages` has "),
+    ({"messages": [{"role": "user"}]}, 400, None, "`messages` is refused by the model's chat template"),
     ({"messages": "x"}, 400, "messages", "`messages`: input should be a valid array"),
     ({"messages": TALK, "add_special_tokens": True}, 400, None, "the chat template writes those of `messages` itself"),
     ({"input": "a", "add_generation_prompt": True}, 400, None, "`add_generation_prompt` goes with `messages`"),

@@ -190,7 +190,7 @@ async def classify(answering: Answering, asked: ClassifyRequest, deadline: float
     except ItemError as e:
         if asked.messages is None or e.item is None:
             raise
-        raise type(e)(f"the conversation in `messages` {e.message}") from e
+        raise type(e)(f"`messages` {e.message}") from e
 
 
 def by_label(scores: Sequence[Score]) -> list[float]:
