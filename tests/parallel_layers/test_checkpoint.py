@@ -168,7 +168,9 @@ def test_a_rotary_embedding_that_transformers_does_not_know_is_refused(
     file = directory / "config.json"
     own = {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 10000.0}}
     file.write_text(json.dumps(json.loads(file.read_text()) | own))
-    with pytest.raises(UnsupportedModelError, match="of the type nonsense .* and transformers has default, dynamic, li"):
+    with pytest.raises(
+        UnsupportedModelError, match="of the type nonsense .* and transformers has default, dynamic, li"
+    ):
         find_checkpoint(directory).check_classifier()
 
 
