@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
-.PHONY: serve test test-all test-xla test-device bench soak check clean
+.PHONY: serve chromium test test-all test-xla test-device bench soak check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,10 +15,18 @@ serve: .venv/serve.stamp
 # Two at a time; those with Ray one after another. What the slow ones find, `make test-all` adds.
 PYTEST = $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
-test: .venv/dev.stamp
+# The browser that tests/clients/test_page.py drives, from Debian or its kin. Only root can install it: for others, and
+# where that fails, these tests are skipped and say why.
+chromium:
+	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  timeout 120 apt-get update -qq && timeout 600 apt-get install -qq --no-install-recommends chromium fonts-dejavu-core \
+	    >/dev/null || echo "chromium could not be installed: the tests of the page are skipped" >&2; }
+
+test: .venv/dev.stamp chromium
 	$(PYTEST) -m "not slow and not xla"
 
-test-all: .venv/dev.stamp
+test-all: .venv/dev.stamp chromium
 	$(PYTEST) -m "slow and not xla"
 
 # The programs of neuron-xla on the real torch-xla, in an environment of their own (8 GB; two minutes to make).

@@ -242,11 +242,11 @@ def test_the_limit_of_a_step_counts_from_when_those_before_it_were_answered(with
 
 def test_the_rank_that_is_behind_is_named_and_not_those_that_wait_for_it(with_group: WithGroup) -> None:
     async def work(group: PlainGroup, executor: FakeExecutor) -> None:
-        assert group._channel._memory is not None
+        assert group.channel._memory is not None
         for rank, count in ((0, 8), (1, 7), (2, 8)):
-            os.pwrite(group._channel._memory, struct.pack("q", count), rank * LINE)
+            os.pwrite(group.channel._memory, struct.pack("q", count), rank * LINE)
             executor.hang(rank)
-        os.ftruncate(group._channel._memory, 3 * LINE)
+        os.ftruncate(group.channel._memory, 3 * LINE)
         with pytest.raises(StepTimeoutError) as caught:
             await group.step(INPUTS)
         assert str(caught.value) == (

@@ -84,7 +84,7 @@ def test_a_group_that_restarts_between_parts_forgets_the_step_and_says_so(
             result = await step(*arguments)  # type: ignore[arg-type]
             sent.append(result)
             if len(sent) == 2:
-                group._channel.on_failure(RankError("rank 1 died"))
+                group.channel.on_failure(RankError("rank 1 died"))
                 while group.lifecycle.state is not State.READY:
                     await asyncio.sleep(0.01)
             return result

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tpray.errors import CollectiveError
 from tpray.parallel_layers.collective import Collective
-from tpray.parallel_layers.counters import furthest_behind, read_counters
+from tpray.parallel_layers.counters import furthest_behind, read_counters, read_waits_s
 from tpray.parallel_layers.gloo import GlooCollective
 from tpray.parallel_layers.rendezvous import Rendezvous, join
 from tpray.parallel_layers.shared_memory import SharedMemoryCollective
@@ -129,9 +129,14 @@ def test_the_owner_of_the_memory_sees_who_is_behind() -> None:
             time.sleep(0.001)
         assert furthest_behind(read_counters(memory, 3), {0, 1, 2}) == [1]
         assert furthest_behind(read_counters(memory, 3), {0, 2}) == [], "of those that have not answered"
+        time.sleep(0.2)
+        before = read_waits_s(memory, 3)
         members[1].all_gather(torch.ones(2), 0)
         for each in waiting:
             assert each.result(10).shape == (6,)
+    waited = [after - begun for after, begun in zip(read_waits_s(memory, 3), before, strict=True)]
+    assert min(waited[0], waited[2]) > max(0.2, waited[1])
+    assert waited[1] > 0
 
 
 @pytest.mark.slow

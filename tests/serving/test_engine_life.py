@@ -332,7 +332,7 @@ def test_logits_that_are_not_finite_are_their_rows_error(value: float, with_fake
             await engine.classify(["fine", "bad"])
         assert caught.value.item == 1
         assert (await good).scores
-        assert engine.rows_not_finite == 1
+        assert engine.load.rows_not_finite == 1
         ids = np.array([[5, 6], [bad, 6]])
         with pytest.raises(LogitsError, match="item 1"):
             await engine.logits([ids, ids * 0 + 1, ids * 0])

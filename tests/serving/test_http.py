@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -138,10 +137,6 @@ def test_what_the_server_says_of_itself(with_fake_engine: WithEngine) -> None:
             assert set(info["metrics"]) == {metric.name for metric in METRICS}
             assert [phase["phase"] for phase in info["startup"]][:2] == ["resolve", "place"]
             assert len(info["ranks"]) == 2
-            page = (await http.get("/docs")).text
-            assert not re.search(r"(src|href)=\"(https?:)?//", page)  # nothing from somebody else's host
-            for asset in re.findall(r"\"(docs/assets/[^\"]+)\"", page):
-                assert (await http.get(f"/{asset}")).status_code == 200
             assert "/predict" in (await http.get("/openapi.json")).json()["paths"]
 
     with_fake_engine(work)

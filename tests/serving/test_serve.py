@@ -21,6 +21,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from tests.served import Running, assert_all_gone, children_of, processes_of, sessions_of, start
 from tpray.platforms import lease
 from tpray.platforms.cores import core_count
+from tpray.serving import live
 
 pytestmark = pytest.mark.ray
 
@@ -64,10 +65,10 @@ def test_service_routes(server: Running) -> None:
     assert info["restarts"] == 0
     spans = {p["phase"] for p in info["startup"]}
     assert spans > {"import", "find", "Ray", "Serve", "replica", "resolve", "load", "check", "warm up", "tokenizer"}
-    page = httpx.get(f"{server.url}/docs").text
-    assert not re.search(r"(src|href)=\"(https?:)?//", page)  # nothing from somebody else's host
-    for asset in re.findall(r"\"(docs/assets/[^\"]+)\"", page):
-        assert httpx.get(f"{server.url}/{asset}").status_code == 200
+    for path, assets in (("/", 3), ("/docs", 4)):
+        found = re.findall(r"(?:src|href)=\"([^\"]+\.\w+)\"", httpx.get(f"{server.url}{path}").text)
+        assert len(found) == assets
+        assert {httpx.get(f"{server.url}/{asset}").status_code for asset in found} == {200}
     assert "/predict" in httpx.get(f"{server.url}/openapi.json").json()["paths"]
 
 
@@ -230,6 +231,24 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running
 def slow(*values: float) -> Any:
     """Parameters of a test that `make test` leaves to `make test-all`."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.slow
+def test_a_stream_of_the_group_passes_haproxy_and_ends_with_the_server(
+    free_port: Callable[[], int], tmp_path: Path
+) -> None:
+    """Once a second, to its end; and a server that stops does not wait for it."""
+    server = start(free_port(), tmp_path, "--tp", "2", "--drain-timeout", "60")
+    with httpx.stream("GET", f"{server.url}{live.PATH}", timeout=10) as stream:
+        assert sum(line == "event: load" for line in stream.iter_lines()) > live.STREAM_S / 2
+    began = time.monotonic()
+    with httpx.stream("GET", f"{server.url}{live.PATH}", timeout=10) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "event: info"
+        server.process.send_signal(signal.SIGINT)
+        assert "event: load" in list(lines)
+    assert time.monotonic() - began < live.STREAM_S / 2
+    assert server.process.wait(60) == 0
 
 
 @pytest.mark.slow

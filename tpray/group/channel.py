@@ -14,7 +14,7 @@ from typing import cast
 from tpray.errors import GroupError, RankError, StepError, StepTimeoutError
 from tpray.group.pace import Limits
 from tpray.group.wire import Array, Frame, FrameParser, Kind
-from tpray.parallel_layers.counters import furthest_behind, read_counters
+from tpray.parallel_layers.counters import furthest_behind, read_counters, read_waits_s
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,11 @@ class Channel:
         """A socket was closed by its other end."""
         if link in self._links:
             self.on_failure(RankError(f"rank {rank} died"))
+
+    @property
+    def waits_s(self) -> list[float]:
+        """How long each rank has waited for others in collectives since it came up; []: that is not known."""
+        return read_waits_s(self._memory, len(self._links)) if self._memory is not None else []
 
     @property
     def _oldest(self) -> _Step | None:

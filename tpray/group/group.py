@@ -67,7 +67,7 @@ class Group(ABC):
         self._pace = Pace()
         self._progress = progress
         self._supervisor = Supervisor(self)
-        self._channel = Channel(self._fail, self._on_report)
+        self.channel = Channel(self._fail, self._on_report)
         self._current: CurrentPhase | None = None
         self._ended = 0.0  # the last phase, by `time.monotonic`: the next one is counted from there
         self._failure: asyncio.Future[None] | None = None  # of a start that is under way
@@ -200,7 +200,7 @@ class Group(ABC):
         ceiling_s = min(self.step_timeout_s, timeout_s or self.step_timeout_s)
         limits = self._pace.limits(size if known else None, ceiling_s)
         # Shielded: a caller that leaves must not take away the future that the answer will come to.
-        result = await asyncio.shield(self._channel.send(inputs, limits, kind))
+        result = await asyncio.shield(self.channel.send(inputs, limits, kind))
         if size is not None:
             self._pace.measure(size, result.total_s)
         return result
@@ -355,7 +355,7 @@ class Group(ABC):
             wait_s = self.step_timeout_s + limit_s
             joining = self.executor.connect(listener.address, listener.token, limit_s, wait_s)
             sockets = (await asyncio.gather(asyncio.shield(accepting), joining))[0]
-            await self._channel.open(sockets, os.dup(memory))
+            await self.channel.open(sockets, os.dup(memory))
         finally:
             listener.close()
             # The next attempt may be given the same numbers for its descriptors: the thread must use them no longer.
@@ -387,7 +387,7 @@ class Group(ABC):
         if self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
             self._failure.exception()  # marks it seen: the phase may end by itself
-        self._channel.fail(error if isinstance(error, GroupError) else GroupError(str(error)))
+        self.channel.fail(error if isinstance(error, GroupError) else GroupError(str(error)))
 
     async def _tear_down(self) -> None:
         async with self._ending:
@@ -395,4 +395,4 @@ class Group(ABC):
                 # Killed first: a rank that exits by itself when its wire closes looks like a crash to Ray.
                 await self.executor.kill()
             finally:
-                self._channel.close()
+                self.channel.close()

@@ -18,11 +18,11 @@ class SharedMemoryCollective:
     """Processes of one machine over memory that they all have mapped; the fastest there is on CPU cores.
 
     The memory is a memfd that every rank was handed: it has no name, and goes with the last rank.
-    Its descriptor becomes the collective's own. Every rank has two slots there, used in turn, and a counter of what it
-    has written, which the group's owner can read too (`counters`). A collective is: copy into the own slot, count up,
-    wait until every rank has counted up, read. Two slots suffice: who writes its next but one has seen all others count
-    the next, which they do after reading this one. A step that raises at one point on all ranks leaves them at one
-    count, so that the next step goes on from there.
+    Its descriptor becomes the collective's own. Every rank has two slots there, used in turn, a counter of what it has
+    written, and the time that it has waited, which the group's owner can read too (`counters`). A collective is: copy
+    into the own slot, count up, wait until every rank has counted up, read. Two slots suffice: who writes its next but
+    one has seen all others count the next, which they do after reading this one. A step that raises at one point on all
+    ranks leaves them at one count, so that the next step goes on from there.
 
     With more than two ranks an all-reduce is a reduce-scatter and an all-gather: each rank sums its own part of the
     tensor, so that the total of the additions does not grow with N (Thakur et al. 2005, doi:10.1177/1094342005051521).
@@ -50,7 +50,8 @@ class SharedMemoryCollective:
             os.close(fd)
         memory = torch.frombuffer(self._map, dtype=torch.uint8)
         self._slots = memory[size * LINE :].view(2, size, slot_bytes)
-        self._counters = memoryview(self._map).cast("q")[:: LINE // 8][:size]
+        words, line = memoryview(self._map).cast("q"), LINE // 8
+        self._counters, self._waits_ns = words[::line][:size], words[1::line][:size]
         self._others = [other for other in range(size) if other != rank]
         self._views: dict[tuple[torch.Size, torch.dtype], list[list[Tensor]]] = {}  # of the even slots, of the odd ones
         self.begun = 0
@@ -77,8 +78,13 @@ class SharedMemoryCollective:
 
     def _meet(self) -> None:
         """Say that this rank has written, and wait until the others have."""
+        self._counters[self.rank] = self.begun
+        came_ns = time.perf_counter_ns()
+        self._wait()
+        self._waits_ns[self.rank] += time.perf_counter_ns() - came_ns
+
+    def _wait(self) -> None:
         counters, target = self._counters, self.begun
-        counters[self.rank] = target
         spins = 0
         for other in self._others:
             while counters[other] < target and spins < self._SPINS:
@@ -137,5 +143,6 @@ class SharedMemoryCollective:
 
     def close(self) -> None:
         self._counters.release()
+        self._waits_ns.release()
         self._views.clear()
         del self._slots, self._map  # the last of them unmaps the memory

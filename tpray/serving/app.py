@@ -15,7 +15,7 @@ from ray import serve
 
 from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
-from tpray.config import AccessConfig, BatchConfig, ServeConfig, log_level, stay_quiet
+from tpray.config import AUTO, AccessConfig, BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.nodes import STRATEGY, has_room, wait_for_node
 from tpray.group.phases import PhaseReport, Spans
@@ -101,7 +101,8 @@ class Classifier(OpenInferenceService):
             report.failed(e)
             raise
         address = ray.get_runtime_context().gcs_address
-        self._door = make_app(self._engine, self._gate, address, config.served_model_name, self._access)
+        groups = config.replicas if config.autoscaling is None and config.replicas != AUTO else None
+        self._door = make_app(self._engine, self._gate, address, config.served_model_name, self._access, groups)
 
     def __serve_build_asgi_app__(self) -> Door:
         """Serve's hook: the routes, once the constructor is done."""

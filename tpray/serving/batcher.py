@@ -42,6 +42,7 @@ from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket
+from tpray.serving.load import Load
 from tpray.serving.row_queue import SHORT_SHARE, Lane, RowQueue
 from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
@@ -101,6 +102,7 @@ class Batcher:
         packs_rows: whether padding costs the group nothing.
         buckets: the shapes that the group takes; none: any.
         parts: into how many pieces it can cut a step of long rows, so that short ones need not wait for all of it.
+        load: takes note of what is done.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Batcher:
         packs_rows: bool = False,
         buckets: Sequence[Bucket] = (),
         parts: int = 1,
+        load: Load | None = None,
     ) -> None:
         self._group, self._config, self._pad_id = group, config, pad_id
         self._packs_rows, self._buckets, self._parts = packs_rows, buckets, parts
@@ -125,7 +128,7 @@ class Batcher:
         self._rate = WorkRate()
         self._queue: RowQueue[QueuedRow] = RowQueue(_wanted, self._long_tokens)
         self._waiting = Waiting()
-        self.rows_not_finite = 0
+        self._load = load or Load()
         group.lifecycle.watch(self._on_group)
 
     @property
@@ -320,6 +323,7 @@ class Batcher:
             for row in rows:
                 _fail(row, e)
             return
+        self._load.add(len(rows), tokens_in(rows), result.compute_s)
         if len(result.logits) != len(rows):
             for row in rows:  # to answer some of them would be to guess whose answer is whose
                 _fail(row, GroupError(f"a step of {len(rows)} rows was answered with {len(result.logits)}"))
@@ -329,7 +333,7 @@ class Batcher:
         answer = StepAnswer(np.nan_to_num(result.logits) if wrong else result.logits, result.compute_s)
         for i, row in enumerate(rows):
             if i in wrong:
-                self.rows_not_finite += 1
+                self._load.rows_not_finite += 1
                 log.error("a row of %d tokens has logits that are not finite: %s", len(row), result.logits[i])
                 _fail(row, LogitsError(NOT_FINITE))
             elif not row.future.done():

@@ -287,6 +287,11 @@ class TextCodec:
         upper, lower = self._tokens(["THE FIRM", "the firm"])
         return upper == lower
 
+    @property
+    def takes_conversations(self) -> bool:
+        """Whether there is a chat template."""
+        return self._chat is not None
+
     def _render(self, chat: Chat, number: int, deadline: float) -> Rendered:
         if self._chat is None:
             raise InputError(NO_TEMPLATE, number)

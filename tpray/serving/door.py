@@ -31,6 +31,7 @@ class Door:
         spoken: the routes of each dialect, which words the errors of requests to these that are not let in; the first
             words those of others.
         access: who may ask.
+        streams: answer ``GET``, by path, until the gate is closed; so they are not waited for then.
     """
 
     def __init__(
@@ -40,11 +41,14 @@ class Door:
         gate: Gate,
         spoken: Sequence[tuple[Dialect, Sequence[Any]]],
         access: Access,
+        streams: Mapping[str, ASGIApp],
     ) -> None:
         self._app, self._handlers, self._gate, self._spoken, self._access = app, handlers, gate, spoken, access
+        self._streams = streams
         # Serve asks for these, to name the route of each request in its metrics; the first that matches is it.
         self.router = app.router
-        self.routes: list[Any] = [*(Route(path, app, methods=["POST"]) for path in handlers), *app.routes]
+        own = [*((path, "POST") for path in handlers), *((path, "GET") for path in self._streams)]
+        self.routes: list[Any] = [*(Route(path, app, methods=[method]) for path, method in own), *app.routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -59,6 +63,9 @@ class Door:
                 await send({"type": "websocket.close", "code": 1008})  # a policy is violated: RFC 6455
             else:
                 await send_answer(self._refusal(scope, e), send)
+            return
+        if scope.get("method") == "GET" and (stream := self._streams.get(scope["path"])) is not None:
+            await stream(scope, receive, send)
             return
         with inside:
             handler = self._handlers.get(scope["path"]) if scope.get("method") == "POST" else None

@@ -36,6 +36,7 @@ from tpray.serving.chunked_items import encode_chunks
 from tpray.serving.chunks import WHOLE, Chunks, numbered
 from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.keys import charge
+from tpray.serving.load import Load
 from tpray.serving.relevance import Relevance
 from tpray.serving.rows import RowResult
 from tpray.serving.scores import OWN, Ranked, Score, Scoring, activated, labelled, own_activation, ranked
@@ -57,6 +58,7 @@ class Engine:
         self.group, self.config = group, config
         self._codec: TextCodec | None = None
         self._batcher: Batcher | None = None
+        self.load = Load()
         self.startup: tuple[PhaseReport, ...] = ()
         """The spans of the first start: what came before the group, the group's phases, the tokenizer."""
         self._checked = float("-inf")
@@ -84,6 +86,7 @@ class Engine:
             self.group.packs_rows,
             self.group.buckets,
             self.group.parts,
+            self.load,
         )
         self._watch.start(self.config.canary_interval_s)
 
@@ -116,11 +119,6 @@ class Engine:
     def tokens_per_s(self) -> float:
         """How many tokens the group computes a second when rows wait for it; 0: that is not known."""
         return self._batcher.tokens_per_s if self._batcher is not None else 0.0
-
-    @property
-    def rows_not_finite(self) -> int:
-        """How many rows got logits that are NaN or infinite."""
-        return self._batcher.rows_not_finite if self._batcher is not None else 0
 
     @property
     def restarts(self) -> int:

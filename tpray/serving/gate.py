@@ -23,7 +23,7 @@ class Gate:
 
     def __init__(self, token: str | None = None) -> None:
         self._token = None if token is None else token.encode()
-        self._closed = False
+        self._closed = asyncio.Event()
         self._empty = asyncio.Event()
         self.under_way = 0
         """How many requests were let in and not answered yet."""
@@ -34,7 +34,7 @@ class Gate:
         Raises:
             StoppingError: the gate is closed.
         """
-        if self._closed:
+        if self._closed.is_set():
             raise StoppingError("this server is stopping and takes no new requests: send it to another one")
         return self
 
@@ -43,7 +43,7 @@ class Gate:
 
     def __exit__(self, *_: object) -> None:
         self.under_way -= 1
-        if self._closed and not self.under_way:
+        if self._closed.is_set() and not self.under_way:
             self._empty.set()
 
     def check(self, scope: MutableMapping[str, Any]) -> None:
@@ -54,9 +54,13 @@ class Gate:
         if not hmac.compare_digest(shown, self._token):
             raise MisdirectedError("this request was meant for another server: send it to the address of this one")
 
+    async def until_closed(self) -> None:
+        """Wait until nothing is let in any more."""
+        await self._closed.wait()
+
     async def close(self, limit_s: float) -> int:
         """Let nothing in any more, and wait until nothing is under way; how many requests were left at the limit."""
-        self._closed = True
+        self._closed.set()
         if self.under_way:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), limit_s)

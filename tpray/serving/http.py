@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from os import getpid
+from socket import gethostname
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from swagger_ui_bundle import swagger_ui_path
 
+from tpray.serving import live
+from tpray.serving.accepted import accepted_inputs
 from tpray.serving.access import Access
 from tpray.serving.dialects import DIALECTS
 from tpray.serving.dialects.base import Answering, Handler, as_response
@@ -17,6 +18,7 @@ from tpray.serving.door import Door, SharedDoor
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.metrics import read_metrics
+from tpray.serving.web import add_pages
 from tpray.version import __version__
 
 JSON: dict[str, Any] = {"application/json": {}}
@@ -28,6 +30,7 @@ def make_app(
     ray_address: str | None = None,
     served: tuple[str, ...] = (),
     access: Access | None = None,
+    groups: int | None = 1,
 ) -> Door:
     """The routes of an engine that has started; all requests come through ``gate``.
 
@@ -35,32 +38,33 @@ def make_app(
         access: who may ask; None: everybody.
         ray_address: of the Ray that this runs on, for `tpray.connect`.
         served: what requests may call the model; see `ModelNames`.
+        groups: how many the server has, each with an app of its own; None: that changes.
     """
     app = FastAPI(
         title="tpray",
         version=__version__,
         summary="Classification of texts and tokens on a tensor-parallel group.",
-        docs_url=None,  # FastAPI's own page loads its script from a CDN; ours carries it
+        docs_url=None,  # FastAPI's own page loads its script from a CDN
         redoc_url=None,
     )
-    app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path), name="docs-assets")
+    add_pages(app)
     own = DIALECTS[0]
+
+    gate, accepted = gate or Gate(), accepted_inputs(engine.codec, engine.group.artifact.model_directory)
+
+    def whole() -> dict[str, Any]:
+        now = engine.load.now
+        return describe(engine) | {
+            "inputs": accepted,
+            "group": {"host": gethostname(), "pid": getpid(), "groups": groups},
+            "load": live.load_of(engine, gate, now - live.RECENT_S, now),
+            "ray_address": ray_address,
+        }
 
     @app.exception_handler(Exception)
     @app.exception_handler(HTTPException)
     async def on_error(request: Request, error: Exception) -> Response:
         return as_response(own.answer_error(error))
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        """The interactive documentation."""
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title="tpray",
-            swagger_js_url="docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="docs/assets/swagger-ui.css",
-            swagger_favicon_url="docs/assets/favicon-32x32.png",
-        )
 
     @app.get(
         "/health",
@@ -85,7 +89,7 @@ def make_app(
     @app.get("/info")
     async def info() -> dict[str, Any]:
         """The model, how it is split, the limits, the load, and how the group came up."""
-        return describe(engine) | {"ray_address": ray_address}
+        return whole()
 
     made, handlers, spoken = Answering(engine, served), dict[str, Handler](), []
     for dialect in DIALECTS:
@@ -100,7 +104,8 @@ def make_app(
     if access is not None and access.keys:
         _document_key(app)
     kind = SharedDoor if access is not None and access.origins else Door
-    return kind(app, handlers, gate or Gate(), spoken, access or Access())
+    streams = {live.PATH: live.Live(engine, gate, whole, own)}
+    return kind(app, handlers, gate, spoken, access or Access(), streams)
 
 
 def _document_key(app: FastAPI) -> None:

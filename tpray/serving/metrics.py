@@ -25,7 +25,7 @@ BACKLOG_TOKENS = Metric("tpray_backlog_tokens", "tokens that wait for a step", l
 METRICS: tuple[Metric, ...] = (
     BACKLOG_TOKENS,
     Metric("tpray_tokens_per_s", "tokens computed a second while rows waited; 0: not known", lambda e: e.tokens_per_s),
-    Metric("tpray_rows_not_finite", "rows whose logits were NaN or infinite", lambda e: float(e.rows_not_finite)),
+    Metric("tpray_rows_not_finite", "rows whose logits were NaN or infinite", lambda e: float(e.load.rows_not_finite)),
     Metric("tpray_group_restarts", "how often the group came back since the start", lambda e: float(e.restarts)),
 )
 
