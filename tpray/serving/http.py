@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -131,6 +132,7 @@ def describe(engine: Engine) -> dict[str, Any]:
         "artifact": str(group.artifact.directory),
         "traced_now": group.traced,
         "state": group.lifecycle.state.value,
+        "uptime_s": round(time.monotonic() - engine.startup[-1].ended, 1),
         "restarts": engine.restarts,
         "metrics": read_metrics(engine),
         "ranks": [
