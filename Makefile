@@ -9,6 +9,10 @@ INSTALL = $(BIN)/pip install --disable-pip-version-check -q -c deployments/const
 
 ARGS ?= --tp 2
 
+# A sentence instead of what pip says of it.
+CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "tpray needs Python 3.10 or \
+newer, and $(PYTHON) is %d.%d: name another, as in: make PYTHON=python3.12 $(MAKECMDGOALS)" % (v[0], v[1]))'
+
 serve: .venv/serve.stamp
 	$(BIN)/tpray serve $(ARGS)
 
@@ -53,6 +57,7 @@ check: .venv/dev.stamp
 	$(BIN)/lint-imports
 
 .venv/serve.stamp: $(SOURCES)
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) -e .
@@ -69,6 +74,7 @@ check: .venv/dev.stamp
 # torch 2.9, torch-xla and torch-neuronx belong together; jax brings the XLA that executes the programs.
 XLA := .venv-xla/bin
 .venv-xla/stamp: $(SOURCES)
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv-xla
 	grep -v '^torch==' deployments/constraints.txt > .venv-xla/constraints.txt
 	$(XLA)/pip install --disable-pip-version-check -q torch==2.9.1 torch-xla==2.9.0

@@ -260,10 +260,10 @@ def log_level() -> str:
     Raises:
         ConfigError: there is no such level.
     """
-    level = os.environ.get("TPRAY_LOG", "WARNING").upper()
-    if level not in LOG_LEVELS:
-        raise ConfigError(f"TPRAY_LOG={level} is not a level: use {', '.join(LOG_LEVELS)}")
-    return level
+    given = os.environ.get("TPRAY_LOG", "WARNING")
+    if given.upper() not in LOG_LEVELS:
+        raise ConfigError(f"TPRAY_LOG={given} is not a level: use one of {', '.join(LOG_LEVELS)}")
+    return given.upper()
 
 
 def set_up_logging(level: str | None = None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tpray.artifacts.folder import Artifact
+from tpray.artifacts.resolve import find_files
 from tpray.config import ModelConfig
 from tpray.errors import ArtifactError, ConfigError
 from tpray.group.classifier import ClassifierGroup
@@ -95,3 +96,17 @@ def test_a_graph_that_calls_anything_else_is_refused(model: ModelConfig) -> None
         path.write_text(whole.replace("aten.layer_norm.default", name, 1))
         with pytest.raises(ArtifactError, match=f"calls {re.escape(name)}, which"):
             load_graphs(artifact.rank_directory(0))
+
+
+def test_cut_and_missing_files_are_named_before_anything_starts(model: ModelConfig, tmp_path: Path) -> None:
+    """Of a folder that the user names; what is in them is each rank's to check."""
+    start(model, out=tmp_path / "a")
+    named, topology = ModelConfig(source=str(tmp_path / "a")), ThreadExecutor(2).topology
+    find_files(named, topology)
+    file = tmp_path / "a/rank_01/weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"rank_01/weights\.safetensors is damaged or was changed"):
+        find_files(named, topology)
+    file.unlink()
+    with pytest.raises(ArtifactError, match=r"rank_01/weights\.safetensors is missing: trace it again"):
+        find_files(named, topology)

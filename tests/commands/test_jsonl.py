@@ -12,34 +12,23 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tpray.commands import jsonl
-from tpray.commands.jsonl import Counts, check_files, classify_file, partial_file
-from tpray.config import BatchConfig, ModelConfig
+from tpray.commands import classify_file as module
+from tpray.commands.classify_file import Counts, How, classify_file
+from tpray.commands.records import Columns, check_source, check_target, partial_file
 from tpray.errors import ConfigError
-from tpray.group.classifier import ClassifierGroup
 from tpray.group.fake_executor import FakeExecutor, fake_logits
 from tpray.group.wire import Frame, Kind
 from tpray.serving.chunks import Chunks
 from tpray.serving.local import LocalClassifier
 
 
-@pytest.fixture
-def executor() -> FakeExecutor:
-    return FakeExecutor(2)
-
-
-@pytest.fixture
-def classifier(executor: FakeExecutor) -> Iterator[LocalClassifier]:
-    with LocalClassifier(ClassifierGroup(ModelConfig(dtype="float32"), executor), BatchConfig()) as started:
-        yield started
-
-
 def run(classifier: LocalClassifier, folder: Path, text: str | bytes, **options: Any) -> tuple[list[Any], Counts]:
     source, target = folder / "in.jsonl", folder / "out.jsonl"
     source.write_bytes(text if isinstance(text, bytes) else text.encode())
-    check_files(source, target, options.get("resume", False))
-    counts = classify_file(classifier, source, target, False, False, Console(stderr=True), **options)
-    assert not partial_file(target).exists()
+    check_source(str(source), Columns())
+    check_target(str(source), str(target), options.get("resume", False))
+    counts = classify_file(classifier, str(source), str(target), Console(stderr=True), How(**options))
+    assert not partial_file(str(target)).exists()
     return [json.loads(line) if line else None for line in target.read_text().split("\n")[:-1]], counts
 
 
@@ -98,7 +87,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
 ) -> None:
     """Nothing is lost, classified twice or put in another place, and the partial file is named."""
     text = "".join(json.dumps({"id": i, "text": f"text {i}"}) + "\n" for i in range(200))
-    answers, done = jsonl._answers, 0
+    answers, done = module._answers, 0
 
     def interrupted(*args: Any) -> Iterator[Any]:
         nonlocal done
@@ -108,7 +97,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
             done += 1
             yield answer
 
-    monkeypatch.setattr(jsonl, "_answers", interrupted)
+    monkeypatch.setattr(module, "_answers", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(classifier, tmp_path, text)
     partial = tmp_path / ".out.jsonl.partial"
@@ -116,7 +105,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     with pytest.raises(ConfigError, match=r"\.out\.jsonl\.partial is left from a run that was interrupted"):
         run(classifier, tmp_path, text)
     partial.write_bytes(partial.read_bytes() + b'{"id": 120, "te')  # what a kill -9 leaves
-    monkeypatch.setattr(jsonl, "_answers", answers)
+    monkeypatch.setattr(module, "_answers", answers)
     records, counts = run(classifier, tmp_path, text, resume=True)
     assert [record["id"] for record in records] == list(range(200))
     assert (counts.kept, counts.classified) == (120, 80)
@@ -137,9 +126,7 @@ def test_an_empty_file_is_no_error(classifier: LocalClassifier, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.csv", "text,label\nthe firm,1\n", "looks like a table"),
-        ("a.tsv", "id\ttext\n1\tthe firm\n", "looks like a table"),
-        ("a.jsonl", "id;text\n1;the firm\n", "looks like a table"),
+        ("a.jsonl", "id;text\n1;the firm\n", "looks like a table: give a CSV file a name that ends in .csv"),
         ("absent.jsonl", None, "there is no file"),
     ],
 )
@@ -149,12 +136,12 @@ def test_what_cannot_be_read_is_named_before_anything_starts(
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=words):
-        check_files(tmp_path / name, None, False)
+        check_source(str(tmp_path / name), Columns())
 
 
 def test_standard_input_cannot_be_resumed() -> None:
     with pytest.raises(ConfigError, match="reads its input again"):
-        check_files(Path("-"), Path("out.jsonl"), True)
+        check_target("-", "out.jsonl", True)
     assert sys.stdin is not None
 
 

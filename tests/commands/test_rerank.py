@@ -68,10 +68,10 @@ def test_more_documents_than_a_request_may_have() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["a"], "name documents to rank, or a JSONL file with --in, and not both"),
+        (["a"], "name documents to rank, or a file of them with --in, and not both"),
         (["a", "b", "--max-chunks", 3], "--max-chunks is a setting of --chunks: give that too"),
         (["a", "b", "--chunks", "--stride", -1], "chunks.stride: input should be greater than or equal to 0"),
-        (["a", "--in", "FILE"], 'line 2 is a pair or a conversation, and a document is a "text" alone'),
+        (["a", "--in", "FILE"], "line 2 is a pair or a conversation, and a document is a text alone"),
     ],
 )
 def test_what_cannot_be_ranked_is_refused_before_a_start(

@@ -298,7 +298,7 @@ def test_conversations_over_http(make_checkpoint: Callable[..., Path], tmp_path:
 def test_jsonl_lines_may_be_conversations(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     from rich.console import Console
 
-    from tpray.commands.jsonl import classify_file
+    from tpray.commands.classify_file import How, classify_file
 
     save(make_checkpoint("bert"), tmp_path / "m", *KINDS["gemma"])
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -312,7 +312,7 @@ def test_jsonl_lines_may_be_conversations(make_checkpoint: Callable[..., Path], 
     file = tmp_path / "t.jinja"
     file.write_text(GEMMA.replace("bos_token", "'[CLS]'"))
     with load(tmp_path / "m", dtype="float32", executor=ThreadExecutor(2), chat_template=file) as classifier:
-        counts = classify_file(classifier, source, target, False, True, Console(quiet=True))
+        counts = classify_file(classifier, str(source), str(target), Console(quiet=True), How(truncate=True))
     made = [json.loads(line) for line in target.read_text().splitlines()]
     assert (counts.classified, counts.refused) == (2, [3, 4])
     assert made[0] | {"label": 0, "score": 0, "scores": 0} == lines[0] | {"label": 0, "score": 0, "scores": 0}

@@ -146,6 +146,8 @@ def test_a_handle_from_another_process(server: Running) -> None:
         "long, mean = 'a firm ' * 200, {'aggregate': 'mean'}\n"
         "print('chunks', len(handle.classify.remote(long, chunks=mean).result()),\n"
         "      len(handle.rerank.remote('a', ['b', long], chunks=True).result()))\n"
+        "try:\n    handle.classify.remote(['a', '']).result()\n"
+        "except tpray.errors.EmptyInputError as e:\n    print(e, e.__cause__, e.__suppress_context__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     noted.unlink()
@@ -153,6 +155,8 @@ def test_a_handle_from_another_process(server: Running) -> None:
     assert done.stdout.count("not_paraphrase") == 2
     assert "[1, 0]" in done.stdout, done.stderr
     assert "chunks 2 2" in done.stdout, done.stderr
+    assert "item 1 is empty: send some text None True" in done.stdout, "the error itself, and not Ray's of it"
+    assert done.stderr == ""
 
 
 def test_the_readmes_examples(server: Running) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tests.serving.conftest import WithEngine
 from tests.text_kinds import WORDS
-from tpray.commands.jsonl import check_files, classify_file
+from tpray.commands.classify_file import classify_file
 from tpray.config import BatchConfig, ModelConfig
 from tpray.errors import InputError, InputTooLongError, UnsupportedTaskError
 from tpray.group.classifier import ClassifierGroup
@@ -166,8 +166,7 @@ def test_each_line_of_a_file_gets_its_entities(labeller: LocalClassifier, tmp_pa
     source.write_text(
         '{"text": "the firm is in Paris"}\n{"text": "a", "text_pair": "b"}\n{"text": "x", "entities": 1}\n'
     )
-    check_files(source, target, False)
-    counts = classify_file(labeller, source, target, False, False, Console(stderr=True))
+    counts = classify_file(labeller, str(source), str(target), Console(stderr=True))
     first, pair, last = (json.loads(line) for line in target.read_text().splitlines())
     assert first["entities"] == labeller.classify_tokens("the firm is in Paris", "simple")
     assert pair["error"] == "line 2 is no text: tokens are labelled in single texts"

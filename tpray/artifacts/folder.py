@@ -54,6 +54,19 @@ class _Folder:
         """
         self._check_files(rank_folder(rank), self._ranks[rank].files)
 
+    def check_sizes(self) -> None:
+        """See whether all files of the ranks are there, and whole; their contents are each rank's to check.
+
+        Raises:
+            ArtifactError: one is missing or of another size; it is named.
+        """
+        for rank, record in enumerate(self._ranks):
+            for name, file in record.files.items():
+                path = self.rank_directory(rank) / name
+                if not path.is_file() or path.stat().st_size != file.size_bytes:
+                    what = "damaged or was changed after tracing" if path.is_file() else "missing"
+                    raise ArtifactError(f"{path} is {what}: trace it again")
+
     def _check_files(self, folder: str, files: dict[str, FileRecord]) -> None:
         for name, record in files.items():
             path = self.directory / folder / name

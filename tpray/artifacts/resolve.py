@@ -182,10 +182,9 @@ def find_files(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
                     f"{directory} is traced already, and keeps its {name}: trace the model again with another"
                 )
         if model.store is not None:
-            raise ConfigError(
-                f"{name} is traced already: a store is for what is traced from a checkpoint; leave it out"
-            )
+            raise ConfigError(f"{directory} is traced already: a store is for what is traced from a checkpoint")
         artifact = Artifact.open(directory)
+        artifact.check_sizes()  # what is cheap to see is said before anything starts
         _check_agrees(artifact.manifest, model, topology)
         check_memory(artifact.manifest.weight_bytes, str(directory))
         return artifact

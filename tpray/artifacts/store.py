@@ -34,8 +34,12 @@ from tpray.artifacts.folder import is_artifact
 from tpray.artifacts.manifest import MANIFEST_FILE
 from tpray.config import cache_dir
 from tpray.errors import ConfigError, ModelNotFoundError, StoreError, TprayError
+from tpray.installation import install_command
 
 log = logging.getLogger(__name__)
+
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""The extra of tpray for URLs of a kind."""
 
 POLL_S = 1.0
 RENEW_S = 10.0
@@ -55,7 +59,7 @@ def fetch(url: str) -> Path:
         StoreError: the URL cannot be reached or read now.
         ConfigError: fsspec lacks a package for such URLs.
     """
-    files, path = _open(url)
+    files, path = file_system(url)
     with _asking(url):
         try:
             manifest: bytes = files.cat_file(f"{path}/{MANIFEST_FILE}")
@@ -84,7 +88,7 @@ class SharedStore:
         if not is_url(url):
             raise ConfigError(f"{url!r} is not the URL of a store: give s3://, gs:// or file://, and a folder")
         self._url = url.rstrip("/")
-        self._files, self._path = _open(self._url)
+        self._files, self._path = file_system(self._url)
 
     def url_of(self, key: str) -> str:
         """Where the artifact called ``key`` is, or will be."""
@@ -265,12 +269,21 @@ def _copy_once(files: Any, path: str, target: Path, url: str) -> None:
         log.info("fetched %s in %.2f s", url, time.perf_counter() - started)
 
 
-def _open(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path there.
+
+    Raises:
+        ConfigError: fsspec lacks a package for such URLs, or does not know them.
+    """
     import fsspec
 
     try:
         # No listings are kept: what another machine has written since would not be in them.
         files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except (ImportError, ValueError) as e:
+    except ImportError as e:
+        extra = EXTRAS.get(url.partition("://")[0])
+        mend = f"{e}" if extra is None else install_command(extra)
+        raise ConfigError(f"{url} needs another package: {mend}") from e
+    except ValueError as e:
         raise ConfigError(f"{url} cannot be opened: {e}") from e
     return files, str(path).rstrip("/")

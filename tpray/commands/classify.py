@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from tpray.commands.flags import (
     Family,
     FromToken,
     InChunks,
+    InputFile,
     Layout,
     LogicalCores,
     MaxChunks,
@@ -24,6 +24,7 @@ from tpray.commands.flags import (
     Revision,
     Runtime,
     Stride,
+    TextColumn,
     Tp,
     chunks_of,
     lnc_number,
@@ -54,16 +55,16 @@ def classify(
     neuron_layout: Layout = AUTO,
     lnc: LogicalCores = None,
     pair: Annotated[bool, typer.Option("--pair", help="The two texts are one pair.")] = False,
-    input_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--in",
-            help='JSONL to read: {"text": ...}, {"text": ..., "text_pair": ...} or {"messages": [...]} a line; - is '
-            "standard input.",
-        ),
-    ] = None,
+    input_file: InputFile = None,
     output_file: Annotated[
-        Path | None, typer.Option("--out", help="JSONL to write; standard output without it.")
+        str | None, typer.Option("--out", help="File or URL to write, of the same kind; standard output without it.")
+    ] = None,
+    text_column: TextColumn = "text",
+    pair_column: Annotated[
+        str | None,
+        typer.Option(
+            "--pair-column", help="What the second text of a pair is called.", show_default="text_pair, if any"
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the output file of a run that was interrupted.")
@@ -76,19 +77,22 @@ def classify(
     max_chunks: MaxChunks = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
-    """Classify texts, or a JSONL file, without a server."""
-    from tpray.commands import jsonl
+    """Classify texts, or a file of them, without a server."""
+    from tpray.commands.classify_file import How, classify_file
     from tpray.commands.loading import load_with_progress
+    from tpray.commands.records import Columns, check_source, check_target
 
     if bool(texts) == (input_file is not None):
-        raise ConfigError("name texts to classify, or a JSONL file with --in, and not both")
+        raise ConfigError("name texts to classify, or a file of them with --in, and not both")
     if pair and (texts is None or len(texts) != 2):
-        raise ConfigError("--pair takes exactly two texts; in a JSONL file a pair has a text_pair")
+        raise ConfigError("--pair takes exactly two texts; in a file a pair has a text_pair, or see --pair-column")
     if input_file is None and (output_file is not None or resume):
-        raise ConfigError("--out and --resume go with a JSONL file: name it with --in, or use --json for texts")
+        raise ConfigError("--out and --resume go with a file: name it with --in, or use --json for texts")
     read = chunks_of(chunks, stride, aggregate, max_chunks)
+    columns = Columns(text_column, pair_column)
     if input_file is not None:
-        jsonl.check_files(input_file, output_file, resume)
+        check_source(input_file, columns)
+        check_target(input_file, output_file, resume)
     with load_with_progress(
         model,
         revision=revision,
@@ -105,9 +109,12 @@ def classify(
         in_process=input_file is None,  # a file may take hours, and its ranks are brought back
     ) as classifier:
         if input_file is not None:
-            done = jsonl.classify_file(classifier, input_file, output_file, raw_scores, truncate, err, resume, read)
+            how = How(columns, raw_scores, truncate, read, resume)
+            done = classify_file(classifier, input_file, output_file, err, how)
             if not done.classified and not done.refused and not done.kept:
-                err.print(f"{input_file} has no lines: there was nothing to classify", highlight=False, soft_wrap=True)
+                err.print(
+                    f"{input_file} has no {done.unit}s: there was nothing to classify", highlight=False, soft_wrap=True
+                )
             else:
                 err.print(str(done), highlight=False, soft_wrap=True)
             raise typer.Exit(1 if done.refused else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -20,7 +21,7 @@ from tpray.config import (
     TlsConfig,
 )
 from tpray.errors import ConfigError
-from tpray.platforms import PLATFORMS
+from tpray.platforms import PLATFORMS, platform_for
 
 if TYPE_CHECKING:
     from tpray.serving.chunks import Chunks
@@ -45,6 +46,29 @@ def _count(value: str) -> int | Literal["auto"]:
     if not value.isdecimal() or int(value) < 1:
         raise typer.BadParameter(f"{value!r} is neither a number from 1 nor {AUTO}")
     return int(value)
+
+
+def _runtime(value: str) -> str:
+    """A runtime that there is, or auto."""
+    if value != AUTO:
+        _parsed(platform_for, value)
+    return value
+
+
+def _buckets(value: str) -> str:
+    """Shapes, as `tpray.runtime.buckets.parse` reads them."""
+    from tpray.runtime.buckets import parse
+
+    _parsed(parse, value)
+    return value
+
+
+def _parsed(read: Callable[[str], object], value: str) -> None:
+    """Have the sentence of a setting's own parser name the flag or the variable."""
+    try:
+        read(value)
+    except ConfigError as e:
+        raise typer.BadParameter(str(e)) from e
 
 
 Count = int | Literal["auto"]
@@ -105,6 +129,17 @@ ServedNames = Annotated[
         show_default="any name",
     ),
 ]
+InputFile = Annotated[
+    str | None,
+    typer.Option(
+        "--in",
+        help="File or URL to read: JSON lines, CSV (.csv, .tsv) or Parquet; - is standard input, JSON lines.",
+        show_default="none",
+    ),
+]
+TextColumn = Annotated[
+    str, typer.Option("--text-column", help="What the text is called: a key of JSON lines, or a table's column.")
+]
 InChunks = Annotated[
     bool, typer.Option("--chunks", help="Read texts that are too long in overlapping chunks, not as an error.")
 ]
@@ -119,9 +154,11 @@ MaxChunks = Annotated[
     int | None, typer.Option("--max-chunks", help="A text of more chunks is too long.", show_default="16")
 ]
 Buckets = Annotated[
-    str | None,
+    Any,
     typer.Option(
         "--buckets",
+        parser=_buckets,
+        metavar="TEXT",
         envvar="TPRAY_BUCKETS",
         help="Shapes to trace one program each for, BATCHxLENGTH: 1x128,8x32,8x128.",
         show_default="any shape, in one program",
@@ -137,8 +174,13 @@ Store = Annotated[
     ),
 ]
 Runtime = Annotated[
-    str,
-    typer.Option(envvar="TPRAY_RUNTIME", help="The kind of core.", metavar=f"[{'|'.join([AUTO, *sorted(PLATFORMS)])}]"),
+    Any,
+    typer.Option(
+        envvar="TPRAY_RUNTIME",
+        parser=_runtime,
+        help="The kind of core.",
+        metavar=f"[{'|'.join([AUTO, *sorted(PLATFORMS)])}]",
+    ),
 ]
 CoresPerRank = Annotated[
     int | None,

@@ -24,6 +24,7 @@ import aiohttp
 import numpy as np
 
 from tpray.errors import ConfigError, InputError, TprayError
+from tpray.installation import install_command
 
 OUTSTANDING = 2000
 """Most requests that an open loop has on their way at once; more are counted as an error of their own."""
@@ -293,4 +294,4 @@ def check_plots(path: Path) -> None:
     if path.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"--plot {path}: give a file whose name ends in .png or .svg")
     if find_spec("matplotlib") is None:
-        raise ConfigError("a plot needs matplotlib: pip install 'tpray[bench]'")
+        raise ConfigError(f"a plot needs matplotlib: {install_command('bench')}")

@@ -20,6 +20,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from tpray.commands.check import Check
+from tpray.installation import install_command
 from tpray.platforms import PLATFORMS
 from tpray.platforms.neuron import DEVICES, DMI, NEURON_XLA, PIP_REPOSITORY, STACKS, instance_family, stack_of
 
@@ -98,8 +99,8 @@ def _packages(found: Mapping[str, str | None]) -> Generator[Check, None, str | N
             )  # fmt: skip
     main = found["torch-neuronx"]
     if main is None:
-        extras = "'tpray[neuron-xla]' on Inf2 and Trn1, 'tpray[neuron]' on Trn2"
-        yield Check("torch-neuronx", "missing", f"install it from {PIP_REPOSITORY}: pip install {extras}")
+        commands = f"{install_command('neuron-xla')} on Inf2 and Trn1, {install_command('neuron')} on Trn2"
+        yield Check("torch-neuronx", "missing", f"install it from {PIP_REPOSITORY}: {commands}")
         return None
     stack: str | None = stack_of(main)
     if stack is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ from tpray.commands.flags import (
     Family,
     FromToken,
     InChunks,
+    InputFile,
     Layout,
     LogicalCores,
     MaxChunks,
@@ -24,6 +24,7 @@ from tpray.commands.flags import (
     Revision,
     Runtime,
     Stride,
+    TextColumn,
     Tp,
     chunks_of,
     lnc_number,
@@ -48,9 +49,8 @@ def rerank(
     instance_family: Family = None,
     neuron_layout: Layout = AUTO,
     lnc: LogicalCores = None,
-    input_file: Annotated[
-        Path | None, typer.Option("--in", help='JSONL to read: {"text": ...} a line; - is standard input.')
-    ] = None,
+    input_file: InputFile = None,
+    text_column: TextColumn = "text",
     top_n: Annotated[
         int | None, typer.Option("--top-n", min=1, help="How many of the best to print.", show_default="all")
     ] = None,
@@ -65,16 +65,18 @@ def rerank(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
     """Rank documents by how relevant they are for a query, the best first, without a server."""
-    from tpray.commands import jsonl
+    from tpray.commands.classify_file import read_texts
     from tpray.commands.loading import load_with_progress
+    from tpray.commands.records import Columns, check_source
 
     if bool(documents) == (input_file is not None):
-        raise ConfigError("name documents to rank, or a JSONL file with --in, and not both")
+        raise ConfigError("name documents to rank, or a file of them with --in, and not both")
     read = chunks_of(chunks, stride, aggregate, max_chunks)
-    lines = list(enumerate(documents or ()))
+    unit, lines = "document", list(enumerate(documents or ()))
     if input_file is not None:
-        jsonl.check_files(input_file, None, resume=False)
-        lines = jsonl.read_texts(input_file)
+        columns = Columns(text_column)
+        check_source(input_file, columns)
+        unit, lines = read_texts(input_file, columns)
     texts = [text for _, text in lines]
     with load_with_progress(
         model,
@@ -94,6 +96,5 @@ def rerank(
         try:
             ranking = classifier.rerank(query, texts, top_n, True, raw_scores, truncate, read)
         except ItemError as e:
-            where = "document" if input_file is None else "line"
-            raise type(e)(e.said_of(f"{where} {lines[e.item or 0][0]}")) from e
+            raise type(e)(e.said_of(f"{unit} {lines[e.item or 0][0]}")) from e
         print_ranking(ranking, as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tpray.commands.console import err, print_ready, show_phase, show_progress, spinner
+from tpray.commands.console import ROUTES, err, print_ready, show_phase, show_progress, spinner
 from tpray.commands.flags import (
     OPEN_ROUTES,
     ApiKey,
@@ -39,6 +39,7 @@ from tpray.commands.flags import (
     tls_of,
     words_of,
 )
+from tpray.commands.try_it import curl, present
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError
 from tpray.group.phases import PhaseReport, process_started
@@ -145,9 +146,11 @@ def serve(
     )
     tls = tls_of(tls_cert, tls_key)
     from tpray.serving import launch
+    from tpray.serving.keys import KeyRing
+    from tpray.serving.signals import stopping_on_signals
 
     named = model or "the embedded demo"
-    with launch.stopping_on_signals(), spinner(f"Starting {named}") as status:
+    with stopping_on_signals(), spinner(f"Starting {named}") as status:
 
         def show(report: PhaseReport) -> None:
             if report.done:
@@ -156,7 +159,10 @@ def serve(
 
         with launch.Server(config, host, port, show, drain_timeout, process_started(), tls, grpc_port) as server:
             status.stop()
-            print_ready(server.entrance.url, named, server.config, str(server.ask_info()["task"]))
+            at = server.entrance
+            names = KeyRing.of(server.config.access).names
+            example = curl(at.url, server.info, keyed=bool(names))
+            print_ready(at.url, named, server.config, example, present(at, ROUTES), names)
             server.wait()
             err.print("Stopping: what is under way is answered first; Ctrl-C again ends at once")
     err.print("Stopped")

@@ -25,6 +25,8 @@ from tpray.local_ray import private, watchdog
 from tpray.local_ray.preflight import check_machine
 from tpray.platforms.lease import Lease
 
+log = logging.getLogger(__name__)
+
 
 def ensure_ray(cpus: int) -> bool:
     """Connect to the Ray that this process or ``RAY_ADDRESS`` names, or start one with ``cpus`` CPUs.
@@ -144,3 +146,17 @@ def join_ray(address: str | None = None) -> None:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as e:
         raise ConfigError("no Ray runs on this machine: start a server with `tpray serve` first") from e
+
+
+def connected_to() -> str | None:
+    """The address of the Ray that this process is connected to; None: to none."""
+    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
+
+
+def leave_ray() -> None:
+    """End the connection of this process to a Ray that has ended."""
+    try:
+        ray.shutdown()
+    except Exception as e:  # noqa: BLE001  # of a Ray that is gone; the next connection starts from nothing
+        log.info("the connection to a Ray that is gone did not end well: %r", e)
+    private.forget_serve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,23 @@ def dead_processes() -> list[str]:
     """The kinds of those of Ray's processes that this process started and that have ended."""
     node: Any = ray._private.worker._global_node
     return [] if node is None else [kind for kind, _ in node.dead_processes()]
+
+
+def forget_serve() -> None:
+    """Have Serve look for its controller again.
+
+    It keeps the one that it knows as long as the job's id is the same; and the first of each Ray is the same.
+    """
+    from ray.serve import context
+
+    private: Any = context
+    private._disconnect()
+
+
+def quiet_logs() -> None:
+    """Have Ray and Serve tell of errors only; Serve sets its own level when it is first asked."""
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def find_running_ray(address: str | None = None) -> None:

@@ -27,5 +27,8 @@ def platform_for(name: str) -> Platform:
         return next(platform for platform in PLATFORMS.values() if platform.is_here())
     if name not in PLATFORMS:
         known = ", ".join([AUTO, *sorted(PLATFORMS)])
-        raise ConfigError(f"there is no runtime {name!r}: use one of {known}")
+        raise ConfigError(
+            f"there is no runtime {name!r}: use one of {known}; tpray runs on CPU cores and on AWS NeuronCores, and "
+            "serves no GPUs or TPUs"
+        )
     return PLATFORMS[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from os import getpid
 from socket import gethostname
 from typing import Annotated, Any
@@ -149,6 +150,7 @@ def describe(engine: Engine) -> dict[str, Any]:
         "artifact": str(group.artifact.directory),
         "traced_now": group.traced,
         "state": group.lifecycle.state.value,
+        "uptime_s": round(time.monotonic() - engine.startup[-1].ended, 1),
         "restarts": engine.restarts,
         "metrics": read_metrics(engine),
         "ranks": [

@@ -8,12 +8,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
-from contextlib import contextmanager
 from functools import partial
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from tpray.artifacts.resolve import Found, locate, recall_or_find
 from tpray.artifacts.settle import settle
@@ -29,35 +28,13 @@ from tpray.serving import haproxy
 from tpray.serving.client import get
 from tpray.serving.entrance import Entrance
 from tpray.serving.progress import Receiver
+from tpray.serving.servers import Announcement, ServerRecord
+from tpray.serving.signals import catch_signals, end_at_once_if_asked_again
 
 if TYPE_CHECKING:
     from tpray.group.spares import Spares
 
 log = logging.getLogger(__name__)
-
-
-def catch_signals() -> dict[signal.Signals, Any]:
-    """Have SIGTERM and SIGINT raise KeyboardInterrupt; the handlers that were there are returned."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    return {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Within the block SIGTERM and SIGINT raise KeyboardInterrupt in the main thread.
-
-    SIGINT too, because a shell starts a background job with it ignored.
-    """
-
-    before = catch_signals()
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 QUICK_S = 0.3
@@ -94,10 +71,12 @@ class Server:
         grpc_port: int | None = None,
     ) -> None:
         self.config, self.entrance = config, Entrance(host, port, tls, grpc_port)
+        self.info: dict[str, Any] = {}  # what /info said once the server was up
         self._show, self._drain_s = show, drain_s
         self._spans = Spans(show, started)
         self._ports: Lease | None = None
         self._spares: Spares | None = None
+        self._announcement: Announcement | None = None
         self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
 
     def __enter__(self) -> Server:
@@ -129,6 +108,7 @@ class Server:
             if not at_once:
                 self._spans.end("find", "the model")
             self._deploy(topology, settled.replicas, found)
+            self._announce()
         except BaseException:
             self._shut_down()
             raise
@@ -169,20 +149,7 @@ class Server:
             spares.prepare_to_trace()
         from tpray.serving.app import APP_NAME, FromCommand, application
 
-        at = self.entrance
-        logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
-        try:
-            serve.start(
-                proxy_location="HeadOnly",
-                http_options={"host": at.host, "port": at.port},
-                grpc_options=haproxy.grpc_options(at.grpc_port),
-            )
-        except Exception as e:  # of Ray's actors, or of Serve's own checks of them
-            raise GroupError(f"Ray Serve did not start: {str(e).strip().splitlines()[0]}") from e
-        finally:
-            logging.disable(logging.NOTSET)
-        for name in ("ray", "ray.serve"):  # Serve has just configured them; the rest is in their files
-            logging.getLogger(name).setLevel(logging.ERROR)
+        self._start_serve()
         self._spans.end("Serve")
         task = None if described is None else answer(described)
         if task is not None:
@@ -191,7 +158,9 @@ class Server:
         receiver = Receiver()
         try:
             spans = tuple(self._spans.reports)
-            told = FromCommand(receiver.address, at.token, at.key_digest, spares.names, task, spans)
+            told = FromCommand(
+                receiver.address, self.entrance.token, self.entrance.key_digest, spares.names, task, spans
+            )
             app = application(self.config, topology, told)
             # Not blocking, so that Ctrl-C need not wait until a large model is up.
             serve.run_many(
@@ -216,12 +185,31 @@ class Server:
         finally:
             receiver.close()
 
+    def _start_serve(self) -> None:
+        from ray import serve
+
+        from tpray.local_ray.private import quiet_logs
+
+        at = self.entrance
+        logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
+        try:
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": at.host, "port": at.port},
+                grpc_options=haproxy.grpc_options(at.grpc_port),
+            )
+        except Exception as e:  # of Ray's actors, or of Serve's own checks of them
+            raise GroupError(f"Ray Serve did not start: {str(e).strip().splitlines()[0]}") from e
+        finally:
+            logging.disable(logging.NOTSET)
+        quiet_logs()  # the rest is in their files
+
     def _wait_until_reachable(self, timeout_s: float = 30.0) -> None:
         """HAProxy learns of the replica a moment after Serve has it running."""
         give_up = time.monotonic() + timeout_s
         while True:
             try:
-                self.ask_info(timeout_s)
+                self.info = self.ask_info(timeout_s)
                 return
             except (OSError, ValueError) as e:
                 if time.monotonic() > give_up:
@@ -254,6 +242,12 @@ class Server:
             self._spans.take(message)
         else:
             self._show(message)
+
+    def _announce(self) -> None:
+        """Say to whoever asks on this machine where this server is; see `tpray.connect`."""
+        named = self.config.model.source or "the embedded demo"
+        address = str(self.info.get("ray_address"))
+        self._announcement = Announcement(ServerRecord(self.entrance.url, address, named, os.getpid()))
 
     def wait(self) -> None:
         """Block until Ctrl-C or SIGTERM.
@@ -308,7 +302,9 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _end_at_once_if_asked_again()
+        end_at_once_if_asked_again()
+        if self._announcement is not None:
+            self._announcement.close()
         if not isinstance(error, TprayError):
             self._drain()
         self._shut_down()
@@ -342,7 +338,7 @@ class Server:
             log.warning("%d requests were not answered within %g s", sum(left), self._drain_s)
 
     def _shut_down(self) -> None:
-        _end_at_once_if_asked_again()
+        end_at_once_if_asked_again()
         from tpray.local_ray.local import stop_ray
 
         # The whole Ray is ours and goes: taking Serve down first only takes longer, and complains about it.
@@ -354,12 +350,6 @@ class Server:
 def _import_routes() -> None:
     """While Ray starts, import what the application needs of others than Ray."""
     import tpray.serving.http  # noqa: F401
-
-
-def _end_at_once_if_asked_again() -> None:
-    """From now on Ctrl-C and SIGTERM end this process without waiting for anything; the watchdog ends the rest."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(130))
 
 
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")

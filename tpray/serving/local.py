@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 
 from tpray.artifacts.resolve import recall_or_find
 from tpray.artifacts.settle import cheapest_degree
 from tpray.config import AUTO, BatchConfig, DtypeName, InstanceFamily, ModelConfig, NeuronLayout, ParallelConfig
-from tpray.errors import ConfigError, GroupError, ItemError
+from tpray.errors import ConfigError, ItemError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.executor import Executor
 from tpray.group.loop_thread import LoopThread
@@ -30,8 +30,10 @@ from tpray.serving.chunked_items import encode_chunks
 from tpray.serving.chunks import Chunks
 from tpray.serving.engine import Engine
 from tpray.serving.entities import Strategy
+from tpray.serving.many import in_parts, raised, wait_for
 from tpray.serving.scores import OWN, Activation, Ranked, Scoring
 from tpray.serving.tagging import Tagging, tag
+from tpray.serving.typed import Entity, LabelScore, Pair, RankedDocument, Texts, in_order
 from tpray.tokenizer import Item, as_item, as_items
 
 T = TypeVar("T")
@@ -71,6 +73,23 @@ class LocalClassifier:
         """What the model does; see `tpray.parallel_layers.tasks`."""
         return self.group.artifact.manifest.model.task
 
+    # fmt: off
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a text is no batch of its letters
+        self, inputs: str | Pair | Mapping[str, Any], raw_scores: bool = ..., truncate: bool = ..., chunks: Any = ...,
+        activation: Activation | None = ..., top_k: int | None = ...,
+    ) -> list[LabelScore]: ...
+    @overload
+    def classify(
+        self, inputs: Texts, raw_scores: bool = ..., truncate: bool = ..., chunks: Any = ...,
+        activation: Activation | None = ..., top_k: int | None = ...,
+    ) -> list[list[LabelScore]]: ...
+    @overload
+    def classify(
+        self, inputs: Any, raw_scores: bool = ..., truncate: bool = ..., chunks: Any = ...,
+        activation: Activation | None = ..., top_k: int | None = ...,
+    ) -> list[Any]: ...
+    # fmt: on
     def classify(
         self,
         inputs: Any,
@@ -101,9 +120,21 @@ class LocalClassifier:
         """
         items, single = as_items(inputs)
         scoring = Scoring.of(raw_scores, activation, top_k)
-        rows = list(_raised(self.classify_each(items, scoring, truncate, chunks))) if items else []
+        rows = list(raised(self.classify_each(items, scoring, truncate, chunks))) if items else []
         return rows[0] if single else rows
 
+    # fmt: off
+    @overload
+    def classify_tokens(
+        self, texts: str, aggregation_strategy: Strategy = ..., ignore_labels: Sequence[str] = ...,
+        raw_scores: bool = ..., truncate: bool = ...,
+    ) -> list[Entity]: ...
+    @overload
+    def classify_tokens(
+        self, texts: list[str] | tuple[str, ...], aggregation_strategy: Strategy = ...,
+        ignore_labels: Sequence[str] = ..., raw_scores: bool = ..., truncate: bool = ...,
+    ) -> list[list[Entity]]: ...
+    # fmt: on
     def classify_tokens(
         self,
         texts: str | Sequence[str],
@@ -130,7 +161,7 @@ class LocalClassifier:
         """
         single = isinstance(texts, str)
         how = Tagging(aggregation_strategy, ignore_labels, raw_scores, truncate)
-        answers = list(_raised(self.tag_each([texts] if isinstance(texts, str) else texts, how)))
+        answers = list(raised(self.tag_each([texts] if isinstance(texts, str) else texts, how)))
         return answers[0] if single else answers
 
     def rerank(
@@ -142,7 +173,7 @@ class LocalClassifier:
         raw_scores: bool = False,
         truncate: bool = True,
         chunks: Any = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[RankedDocument]:
         """Score how relevant each document is for a query; see `Engine.rerank`, and for ``chunks`` `classify`.
 
         There may be any number of documents.
@@ -160,12 +191,18 @@ class LocalClassifier:
         for start in range(0, max(1, len(documents)), size):
             part = documents[start : start + size]
             try:
-                ranking = _wait(self._submit(self._engine.rerank(query, part, scoring, truncate, chunks=read)))
+                ranking = wait_for(self._submit(self._engine.rerank(query, part, scoring, truncate, chunks=read)))
             except ItemError as e:
                 raise type(e)(e.message, None if e.item is None else e.item + start) from e
             ranked += [Ranked(each.index + start, each.score) for each in ranking.documents]
         ranked.sort(key=lambda each: (-each.score, each.index))
-        return rendered(scoring.chosen(ranked), documents if return_documents else None)
+        return cast(list[RankedDocument], rendered(scoring.chosen(ranked), documents if return_documents else None))
+
+    def score(
+        self, query: str, documents: Sequence[str], raw_scores: bool = False, truncate: bool = True, chunks: Any = None
+    ) -> list[float]:
+        """How relevant each document is for a query, in the order of the documents; see `rerank`."""
+        return in_order(self.rerank(query, documents, raw_scores=raw_scores, truncate=truncate, chunks=chunks))
 
     def _items_at_once(self, chunks: Any) -> tuple[int, Chunks | None]:
         """How many items may be asked for at once, and how they are read."""
@@ -177,7 +214,7 @@ class LocalClassifier:
     ) -> Iterator[list[dict[str, Any]]]:
         """The same for an iterable that need not fit in memory: answers come in order, as they are ready."""
         known = (as_item(item, number) for number, item in enumerate(items))
-        yield from _raised(self.classify_each(known, Scoring.of(raw_scores), truncate, chunks))
+        yield from raised(self.classify_each(known, Scoring.of(raw_scores), truncate, chunks))
 
     def classify_each(
         self, items: Iterable[Item], scoring: Scoring = OWN, truncate: bool = False, chunks: Any = None
@@ -195,37 +232,7 @@ class LocalClassifier:
     ) -> Iterator[list[dict[str, Any]] | ItemError]:
         """most: how many items may be under way at once."""
         size = max(1, min(self._engine.config.max_client_batch_size, most // 2))
-        ahead: list[tuple[list[Asked], Future[Answer | Tagged]]] = []
-        part: list[Asked] = []
-        limit = max(1, most // size - 1)
-
-        def submit() -> None:
-            own = list(part)
-            ahead.append((own, self._submit(ask(own))))
-            part.clear()
-
-        def rows(own: list[Asked], future: Future[Answer | Tagged]) -> Iterator[list[dict[str, Any]] | ItemError]:
-            try:
-                answer = _wait(future)
-            except ItemError as e:
-                if len(own) == 1:
-                    yield e
-                    return
-                for item in own:  # which of them are at fault shows one by one
-                    yield from rows([item], self._submit(ask([item])))
-                return
-            yield from answer.rendered()
-
-        for item in items:
-            part.append(item)
-            if len(part) == size:
-                submit()
-            if len(ahead) > limit:
-                yield from rows(*ahead.pop(0))
-        if part:
-            submit()
-        for own, future in ahead:
-            yield from rows(own, future)
+        return in_parts(items, lambda part: self._submit(ask(part)), size, max(1, most // size - 1))
 
     def check(self, item: Item, truncate: bool = False, chunks: Chunks | None = None) -> None:
         """Raise `InputError` if ``item`` cannot be classified."""
@@ -252,7 +259,7 @@ class LocalClassifier:
         arrays = rest | given
         if ids.ndim != 2 or any(array.shape != ids.shape for array in arrays.values()):
             raise ConfigError("logits() takes arrays of one shape [batch, sequence]")
-        return _wait(self._submit(self._engine.logits([arrays[name] for name in INPUT_NAMES])))
+        return wait_for(self._submit(self._engine.logits([arrays[name] for name in INPUT_NAMES])))
 
     def close(self) -> None:
         """Stop the group, and Ray if `load` started it; threads that wait get an error. Safe to repeat."""
@@ -285,21 +292,6 @@ class LocalClassifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _raised(answers: Iterable[list[dict[str, Any]] | ItemError]) -> Iterator[list[dict[str, Any]]]:
-    """The answers, until one is an error."""
-    for number, answer in enumerate(answers):
-        if isinstance(answer, ItemError):
-            raise type(answer)(answer.message, None if answer.item is None else number)
-        yield answer
-
-
-def _wait(future: Future[T]) -> T:
-    try:
-        return future.result()
-    except CancelledError as e:  # what was under way when the loop was stopped
-        raise GroupError("this classifier was closed meanwhile") from e
 
 
 def load(

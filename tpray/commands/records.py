@@ -1,0 +1,275 @@
+"""Files of records to classify: JSON lines, tables as CSV and as Parquet; on this machine or at a URL.
+
+A kind of file is a `Reader` and a `Writer`. What is written goes to a partial file first, which takes the target's
+name, or is copied to its URL, when it is complete. A run that was interrupted goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Container, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Protocol
+
+from tpray.artifacts.store import file_system, is_url
+from tpray.chat import Chat
+from tpray.config import cache_dir
+from tpray.errors import ConfigError, InputError, StoreError, TprayError
+from tpray.tokenizer import Item
+
+STANDARD_INPUT = "-"
+ADDED = ("label", "score", "scores", "entities", "error")
+"""What a record is given. Where it has one of these already, all of them get the prefix ``tpray_``."""
+
+KINDS = {
+    ".jsonl": "JSON lines", ".ndjson": "JSON lines", ".json": "JSON lines",
+    ".csv": "CSV", ".tsv": "CSV",
+    ".parquet": "Parquet", ".pq": "Parquet",
+}  # fmt: skip
+"""By the end of a file's name; another name is that of JSON lines."""
+
+Record = dict[str, Any] | InputError | None
+"""One record; or why it cannot be read; or None, a blank line."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the texts are called: keys of JSON lines, columns of tables. pair: None is ``text_pair``, if any."""
+
+    text: str = "text"
+    pair: str | None = None
+
+    def item(self, record: dict[str, Any]) -> Item:
+        """What is to be classified of a record.
+
+        Raises:
+            InputError: it has no text.
+        """
+        if "messages" in record and self.text not in record:
+            return Chat.of(record["messages"], 0)
+        text, second = record.get(self.text), record.get(self.pair or "text_pair")
+        missing = self.pair is not None and second is None
+        if not isinstance(text, str) or not isinstance(second, str | None) or missing:
+            has = "has" if self.pair else "may have"
+            raise InputError(
+                f'needs a "{self.text}", and {has} a "{self.pair or "text_pair"}", both strings; or "messages", which '
+                "are a conversation",
+                0,
+            )
+        return text if second is None else (text, second)
+
+    def check(self, there: list[str], source: str) -> None:
+        """Refuse a table without the columns that are read.
+
+        Raises:
+            ConfigError: one is not among those that are ``there``.
+        """
+        for flag, name in (("--text-column", self.text), ("--pair-column", self.pair)):
+            if name is not None and name not in there and not (name == "text" and "messages" in there):
+                known = ", ".join(there) or "none"
+                raise ConfigError(f"{source} has no column {name!r}, but {known}: name one with {flag}")
+
+
+class RowError(InputError):
+    """A row that is not as its table's header says. cells: what it has."""
+
+    def __init__(self, message: str, cells: list[str]) -> None:
+        super().__init__(message, 0)
+        self.cells = cells
+
+
+def prefix_of(names: Container[str]) -> str:
+    """What the names of `ADDED` get so that none is among ``names``."""
+    prefix = ""
+    while any(prefix + name in names for name in ADDED):
+        prefix += "tpray_"
+    return prefix
+
+
+class Reader(Protocol):
+    """The records of a file, in order. unit: what one is called, line or row."""
+
+    unit: str
+
+    def __iter__(self) -> Iterator[Record]: ...
+
+    def share(self) -> float | None:
+        """How much of the file was read, from 0 to 1; None: that is not known."""
+
+
+class Writer(Protocol):
+    """Writes the same kind, to the partial file or to standard output."""
+
+    def resume(self, records: Iterator[Record]) -> int:
+        """How many records an earlier run has written; so many are taken from ``records``.
+
+        Raises:
+            ConfigError: it was another input's.
+        """
+
+    def write(self, record: Record, added: dict[str, Any], number: int) -> None:
+        """A record with what it is given; ``number`` is its own, from 1."""
+
+    def finish(self) -> Path | None:
+        """What was written is complete; the file that has it, if it is one."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of a file, by its name."""
+    return KINDS.get(PurePosixPath(name).suffix.lower(), "JSON lines")
+
+
+def partial_file(target: str) -> Path:
+    """Where the records for ``target`` are until it is complete: beside it; in the cache, if it is at a URL."""
+    if is_url(target):
+        digest = hashlib.sha256(target.encode()).hexdigest()[:16]
+        return cache_dir() / "unfinished" / f"{digest}-{PurePosixPath(target).name}"
+    return Path(target).with_name(f".{Path(target).name}.partial")
+
+
+def check_source(source: str, columns: Columns) -> None:
+    """Refuse, before anything is started, what cannot be read.
+
+    Raises:
+        ConfigError: there is no such file or column. StoreError: a URL cannot be reached.
+    """
+    if source == STANDARD_INPUT:
+        return
+    if not _exists(source):
+        raise ConfigError(f"there is no file {source}")
+    with ExitStack() as stack:
+        next(iter(open_reader(source, columns, stack)), None)
+
+
+def check_target(source: str, target: str | None, resume: bool) -> None:
+    """Refuse, before anything is started, what cannot be written.
+
+    Raises:
+        ConfigError: there is no such folder, the kinds differ, or an earlier run was interrupted.
+    """
+    kind = kind_of(source)
+    if target is None:
+        if resume:
+            raise ConfigError("--resume goes on with the file that --out names: name it")
+        if kind == "Parquet":
+            raise ConfigError("Parquet is not for a terminal: name a file to write with --out")
+        return
+    if kind_of(target) != kind:
+        raise ConfigError(f"--in {source} is {kind}, and --out {target} {kind_of(target)}: name files of one kind")
+    if is_url(target):
+        file_system(target)
+    elif not Path(target).absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {Path(target).absolute().parent} to write {Path(target).name} in")
+    partial = partial_file(target)
+    if partial.exists() and not resume:
+        raise ConfigError(
+            f"{partial} is left from a run that was interrupted: go on with it with --resume, or remove it"
+        )
+    if resume and source == STANDARD_INPUT:
+        raise ConfigError("--resume reads its input again from the start: name a file with --in")
+
+
+def _exists(source: str) -> bool:
+    if not is_url(source):
+        return Path(source).is_file()
+    files, path = file_system(source)
+    try:
+        return bool(files.isfile(path))
+    except TprayError:
+        raise
+    except Exception as e:
+        raise StoreError(f"{source} cannot be read: {type(e).__name__}: {e}") from e
+
+
+def open_bytes(source: str, stack: ExitStack) -> IO[bytes]:
+    """The bytes of a file, of one at a URL or of standard input; open as long as ``stack`` is."""
+    if source == STANDARD_INPUT:
+        return sys.stdin.buffer
+    if not is_url(source):
+        return stack.enter_context(Path(source).open("rb"))
+    files, path = file_system(source)
+    try:
+        opened: IO[bytes] = stack.enter_context(files.open(path, "rb"))
+    except Exception as e:
+        raise StoreError(f"{source} cannot be read: {type(e).__name__}: {e}") from e
+    return opened
+
+
+def share_of(file: IO[bytes], size: int | None) -> float | None:
+    """How much of a file of ``size`` bytes was read."""
+    return None if not size else min(1.0, file.tell() / size)
+
+
+def size_of(file: IO[bytes]) -> int | None:
+    """Bytes of an open file; None: nobody knows, as of standard input."""
+    if not file.seekable():
+        return None
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def open_reader(source: str, columns: Columns, stack: ExitStack) -> Reader:
+    """The reader of a file, by its kind.
+
+    Raises:
+        ConfigError: it cannot be read as that kind, or lacks a column.
+    """
+    kind = kind_of(source)
+    if kind == "CSV":
+        from tpray.commands.csv_files import CsvReader
+
+        return CsvReader(open_bytes(source, stack), source, columns)
+    if kind == "Parquet":
+        from tpray.commands.parquet_files import ParquetReader
+
+        return ParquetReader(open_bytes(source, stack), source, columns)
+    from tpray.commands.jsonl import JsonlReader
+
+    return JsonlReader(open_bytes(source, stack), source)
+
+
+def open_writer(reader: Reader, target: str | None, stack: ExitStack) -> Writer:
+    """The writer of the kind that ``reader`` reads."""
+    from tpray.commands.csv_files import CsvReader, CsvWriter
+    from tpray.commands.jsonl import JsonlWriter
+    from tpray.commands.parquet_files import ParquetReader, ParquetWriter
+
+    partial = None if target is None else partial_file(target)
+    if partial is not None:
+        partial.parent.mkdir(mode=0o700, exist_ok=True)
+    if isinstance(reader, CsvReader):
+        return CsvWriter(reader, partial, stack)
+    if isinstance(reader, ParquetReader):
+        assert partial is not None, "checked before"
+        return ParquetWriter(reader, partial)
+    return JsonlWriter(partial, stack)
+
+
+def deliver(complete: Path, target: str) -> None:
+    """Give the complete file its name, or copy it to its URL; nothing else of the run stays.
+
+    Raises:
+        StoreError: it cannot be written there.
+    """
+    partial = partial_file(target)
+    if is_url(target):
+        files, path = file_system(target)
+        try:
+            files.put_file(str(complete), path)
+        except Exception as e:
+            raise StoreError(
+                f"{target} cannot be written ({type(e).__name__}: {e}): all answers are in {partial}; try again with "
+                "--resume"
+            ) from e
+    else:
+        os.replace(complete, target)
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink(missing_ok=True)
