@@ -17,6 +17,7 @@ import uvicorn
 from tpray.config import BatchConfig, ModelConfig
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.thread_executor import ThreadExecutor
+from tpray.serving.access import Access
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
@@ -34,7 +35,11 @@ class Loopback:
 
 @contextmanager
 def loopback(
-    directory: Path | None = None, tp: int = 2, wrap: Callable[[Any], Any] = lambda app: app, **limits: Any
+    directory: Path | None = None,
+    tp: int = 2,
+    wrap: Callable[[Any], Any] = lambda app: app,
+    access: Access | None = None,
+    **limits: Any,
 ) -> Iterator[Loopback]:
     """Serve the model in ``directory``, or the demo, in float32. wrap: puts something in front of the application."""
     listener = socket.create_server(("127.0.0.1", 0))
@@ -48,7 +53,7 @@ def loopback(
         engine, gate = Engine(group, BatchConfig.model_validate(limits)), Gate()
         await engine.start()
         try:
-            server.config.app = wrap(make_app(engine, gate))
+            server.config.app = wrap(make_app(engine, gate, access=access))
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             running.append(Loopback(url, engine, gate, asyncio.get_running_loop()))
             ready.set()

@@ -20,7 +20,9 @@ import torch
 
 from tests.clients.loopback import Loopback, loopback
 from tests.serving.test_chat import CHATML, KINDS, save
-from tpray.config import DEMO_DIR
+from tpray.config import DEMO_DIR, AccessConfig
+from tpray.serving.access import Access
+from tpray.serving.keys import KeyRing, parse
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the extra `clients` is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -291,33 +293,21 @@ def test_where_there_is_no_stream_the_page_asks_again_and_again(browser: Any) ->
         assert page.get_attribute("#state", "data-state") == "ready"
 
 
-def asks_for_a_key(app: Any) -> Any:
-    """An application that answers 401, but for the page itself, unless it is shown a key."""
-
-    async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        shown = dict(scope.get("headers", [])).get(b"authorization")
-        if shown == b"Bearer right" or scope["path"] == "/" or scope["path"].startswith(("/page/", "/docs")):
-            await app(scope, receive, send)
-        else:
-            await send({"type": "http.response.start", "status": 401, "headers": []})
-            await send({"type": "http.response.body", "body": b'{"error": "a key is needed", "error_type": "x"}'})
-
-    return guarded
-
-
 def test_a_key_is_asked_for_and_sent(browser: Any) -> None:
-    with loopback(wrap=asks_for_a_key) as server, opened(browser, server.url, refused=True) as page:
+    key = "right-" * 6
+    access = Access(AccessConfig(), KeyRing(parse([f"alice: {key}"], "this test")))
+    with loopback(access=access) as server, opened(browser, server.url, refused=True) as page:
+        said = httpx.get(f"{server.url}/info", headers={"authorization": "Bearer wrong"}).json()["error"]
         page.get_by_label("Key").fill("wrong")
         page.get_by_role("button", name="Use it").click()
-        page.wait_for_selector("#key-form:visible")
-        assert page.text_content("#key-said") == "a key is needed"
-        page.get_by_label("Key").fill("right")
+        playwright.expect(page.locator("#key-said")).to_have_text(said)
+        page.get_by_label("Key").fill(key)
         page.keyboard.press("Enter")
         page.get_by_role("button", name="A paraphrase").click()
         assert bars(page)[0][0] == "paraphrase"
         page.wait_for_selector("#state[data-state=ready]")
         assert "Bearer $TPRAY_API_KEY" in page.text_content("#curl")
-        assert "right" not in page.text_content("#request")
+        assert key not in page.content()
         page.goto(f"{server.url}/docs")
         page.wait_for_selector("text=/predict")
 
