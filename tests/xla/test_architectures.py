@@ -78,8 +78,7 @@ SERVED = [
 """Of the architectures that it can lower, those that differ from the others: all would take too long."""
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("tp", [2, 3])
+@pytest.mark.parametrize(("tp", "dtype"), [(2, "float32"), (3, "float32"), (3, "bfloat16")])
 @pytest.mark.parametrize("model_type", SERVED)
 def test_the_programs_are_whole_and_give_the_stock_models_logits(
     model_type: str, tp: int, dtype: DtypeName, make_checkpoint: Callable[..., Path], loaded_programs: Path,
