@@ -97,7 +97,14 @@ class BatchConfig(Frozen):
     step_timeout_s: float = Field(
         60.0, gt=0, description="the most; once steps were measured, their limit is far below"
     )
+    auto_truncate: bool = Field(
+        True, description="cut texts that are too long where a request does not say; TEI's and Hugging Face's dialects"
+    )
     canary_interval_s: float = Field(60.0, ge=0, description="how often an idle group checks its answers; 0: never")
+
+    def cuts(self, asked: bool | None) -> bool:
+        """Whether a request that says ``truncate``, or nothing, has texts that are too long cut."""
+        return self.auto_truncate if asked is None else asked
 
 
 class AutoscalingConfig(Frozen):

@@ -34,4 +34,4 @@ def test_a_line_of_each_dialect_is_answered(line: str, url: str, monkeypatch: py
 
 
 def test_there_is_a_line_of_each_dialect() -> None:
-    assert len(LINES) >= 3
+    assert len(LINES) >= 5

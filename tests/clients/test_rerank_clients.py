@@ -95,7 +95,7 @@ def test_litellm(model: str, url: str, expected: list[tuple[int, float]], monkey
 
 def test_llama_indexs_reranker(url: str, expected: list[tuple[int, float]]) -> None:
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-    from llama_index.postprocessor.tei_rerank import TextEmbeddingInference  # type: ignore[import-untyped]
+    from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 
     nodes = [NodeWithScore(node=TextNode(text=text, id_=str(n))) for n, text in enumerate(DOCUMENTS)]
     found = TextEmbeddingInference(base_url=url, top_n=4).postprocess_nodes(nodes, QueryBundle(QUERY))

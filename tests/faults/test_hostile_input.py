@@ -127,14 +127,14 @@ CUT = {"truncate": True}
 BODIES: dict[str, tuple[bytes, int, str]] = {
     "a pair of which much is cut": (body([WORDS, WORDS], **CUT), 200, ""),
     "the same from the left": (body([WORDS, WORDS], **CUT, truncation_direction="Left"), 200, ""),
-    "a pair too long": (body([WORDS, WORDS]), 422, "more than 128 tokens"),
+    "a pair too long": (body([WORDS, WORDS], truncate=False), 422, "more than 128 tokens"),
     "pairs of all that is allowed": (body([["a " * 14_000, "b " * 14_000]] * 32, **CUT), 200, ""),
-    "marks": (body("!" * MUCH), 422, "more than 128 tokens"),
+    "marks": (body("!" * MUCH, truncate=False), 422, "more than 128 tokens"),
     "marks, cut": (body("!" * MUCH, **CUT), 200, ""),
     "two texts of marks, cut": (body(["!" * (MUCH // 2), "?" * (MUCH // 2)], **CUT), 200, ""),
     "one word": (body("a" * MUCH), 200, ""),
     "one word, cut": (body("a" * MUCH, **CUT), 200, ""),
-    "words without an end": (body("ab " * (MUCH // 3)), 422, "more than 128 tokens"),
+    "words without an end": (body("ab " * (MUCH // 3), truncate=False), 422, "more than 128 tokens"),
     "spaces between two words": (body("a" + " " * MUCH + "b"), 200, ""),
     "Chinese": (body("你好" * (MUCH // 6), **CUT), 200, ""),
     "marks above a letter": (body("a" + "\u0301" * (MUCH // 2)), 200, ""),
@@ -145,6 +145,7 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
     "many tiny items": (body([["a"]] * (MUCH // 7)), 413, "too many values"),
     "a few items too many": (body([["a"]] * 33), 413, "has 33 items and the limit is 32"),
     "many keys": (b"{" + b",".join(b'"%d":1' % i for i in range(MUCH // 11)) + b"}", 413, "too many values"),
+    "a key of many letters": (b'{"inputs": "a", "' + b"k" * MUCH + b'": 1}', 422, "is not known here"),
     "deep lists": (b'{"inputs": ' + b"[" * MUCH, 413, "too many values"),
     "less deep lists": (b'{"inputs": ' + b"[" * 1000, 422, "not valid JSON: recursion limit"),
     "a number of many digits": (b'{"inputs": ' + b"1" * MUCH + b"}", 422, "not valid JSON: number out of range"),
@@ -188,7 +189,7 @@ def test_bodies_are_bounded_together(start_server: Callable[..., Server]) -> Non
 def test_what_is_held_is_given_back(start_server: Callable[..., Server]) -> None:
     server = start_server()
     for _ in range(20):  # more than may be held at once
-        assert server.ask(body("!" * MUCH))[0] == 422
+        assert server.ask(body("!" * MUCH, truncate=False))[0] == 422
         server.send(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1900000\r\n\r\n" + b" " * (MUCH // 2))
     deadline = time.monotonic() + 5
     while (status := server.ask(body("a" + " " * MUCH))[0]) == 429 and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes up from the server's own OpenAPI schema: every answer is of a kind that it names."""
+"""Requests that schemathesis makes up from the server's own OpenAPI document: answers are of a kind that it names."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from tests.faults.test_hostile_input import Server, start_server
 
 __all__ = ["start_server"]  # a fixture
 
-CHECKS = ",".join(
-    f"{what}_conformance" for what in ("status_code", "content_type", "response_headers", "response_schema")
-)
-"""Not those of data: a number for a Boolean is taken, as pydantic takes it, and an empty text is refused."""
+NOT_PROMISED = "not_a_server_error,positive_data_acceptance"
+"""Checks that are not made: a deadline of nothing is answered with 504, and an empty text is refused."""
 
 
 @pytest.mark.slow
 def test_every_route_answers_as_its_schema_says(start_server: Callable[..., Server], tmp_path: Path) -> None:
-    """What is no text, what no client of ours sends, in each header and body: no status but those that are named."""
+    """What is no text, what no client of ours sends, in each header and body: no status but those that are named.
+
+    Statuses, headers, forms of answers; and what the document forbids is refused, other methods too.
+    """
     server = start_server()
+    document = f"http://127.0.0.1:{server.port}/openapi.json"
     command = [
-        str(Path(sys.executable).parent / "schemathesis"), "run", f"http://127.0.0.1:{server.port}/openapi.json",
-        "--checks", CHECKS, "--max-examples", "100", "--seed", "1", "--request-timeout", "30",
+        str(Path(sys.executable).parent / "schemathesis"), "run", document, "--exclude-checks", NOT_PROMISED,
+        "--max-examples", "50", "--seed", "1", "--request-timeout", "30",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
-    paths = httpx.get(f"http://127.0.0.1:{server.port}/openapi.json").json()["paths"]
+    paths = httpx.get(document).json()["paths"]
     assert f"Tested: {sum(map(len, paths.values()))}" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -42,7 +43,12 @@ def test_forms_of_an_answer(with_fake_engine: WithEngine) -> None:
     ("body", "status", "kind", "words"),
     [
         ({"inputs": [["a"], [""]]}, 400, "Empty", "`inputs`: item 1 is empty: send some text"),
-        ({"inputs": "word " * 300}, 422, "Validation", "`inputs`: item 0 has 602 tokens and this model takes 128"),
+        (
+            {"inputs": "word " * 300, "truncate": False},
+            422,
+            "Validation",
+            "`inputs`: item 0 has 602 tokens and this model takes 128",
+        ),
         ({"inputs": [["a"]] * 9}, 413, "Validation", "`inputs` has 9 items and the limit is 8: send smaller batches"),
         ({"inputs": "x" * 3000}, 413, "Validation", "the body is larger than 2048 bytes"),
     ],
@@ -57,6 +63,23 @@ def test_errors_name_the_item_in_the_dialects_words(
             assert words in answer.json()["error"]
 
     with_fake_engine(work, max_client_batch_size=8, payload_limit_bytes=2048)
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_the_server_says_whether_texts_are_cut_where_a_request_does_not(
+    auto: bool, with_fake_engine: WithEngine
+) -> None:
+    """As in TEI, whose default it is."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            for truncate, status in ((None, 200 if auto else 422), (True, 200), (False, 422)):
+                answer = await http.post("/predict", json={"inputs": "word " * 300, "truncate": truncate})
+                assert answer.status_code == status, answer.text
+            assert (await http.post("/predict", json={"inputs": "word " * 300})).is_success == auto
+            assert (await http.get("/info")).json()["auto_truncate"] == auto
+
+    with_fake_engine(work, **({} if auto else {"auto_truncate": False}))
 
 
 @pytest.mark.parametrize("value", ["soon", "", "0", "-1", "nan", "1 s"])
@@ -112,7 +135,10 @@ def test_the_time_to_send_the_body_counts(with_fake_engine: WithEngine) -> None:
 def test_a_group_that_restarts_is_unhealthy_and_says_so(with_fake_engine: WithEngine) -> None:
     async def work(engine: Engine, executor: FakeExecutor) -> None:
         async with client(engine) as http:
-            assert (await http.get("/health")).status_code == 200
+            for method in ("GET", "HEAD"):
+                for path in ("/health", "/ping"):
+                    well = await http.request(method, path)
+                    assert (well.status_code, well.content) == (200, b"")
             hold = executor.block("connect")
             executor.die(0)
             await engine.group.lifecycle.until(State.STARTING)
@@ -132,12 +158,41 @@ def test_what_the_server_says_of_itself(with_fake_engine: WithEngine) -> None:
         async with client(engine) as http:
             info = (await http.get("/info")).json()
             assert (info["tp_degree"], info["state"], info["restarts"]) == (2, "ready", 0)
+            names = {"0": "not_paraphrase", "1": "paraphrase"}
+            numbers = {"not_paraphrase": 0, "paraphrase": 1}
+            assert info["model_type"] == {"classifier": {"id2label": names, "label2id": numbers}}  # in TEI's form
             assert info["chosen"] is None
             assert (info["layout"], info["layout_failure"]) == ("process-per-rank", None)
             assert set(info["metrics"]) == {metric.name for metric in METRICS}
             assert [phase["phase"] for phase in info["startup"]][:2] == ["resolve", "place"]
             assert len(info["ranks"]) == 2
             assert "/predict" in (await http.get("/openapi.json")).json()["paths"]
+
+    with_fake_engine(work)
+
+
+def test_every_body_is_documented_with_examples_that_are_answered(with_fake_engine: WithEngine) -> None:
+    """Each with 200, or, where the model does not do that, with what the document names; errors have a form."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine) as http:
+            paths, found = (await http.get("/openapi.json")).json()["paths"], dict[str, set[int]]()
+            for path, methods in paths.items():
+                if "post" not in methods:
+                    continue
+                documented = methods["post"]["responses"]
+                for status in ("400", "429", "503"):
+                    assert documented[status]["content"]["application/json"]["schema"], (path, status)
+                schema = methods["post"]["requestBody"]["content"]["application/json"]["schema"]
+                statuses = set()
+                for form in schema.get("anyOf", [schema]):
+                    for example in form.get("examples", ()):
+                        answer = await http.post(re.sub(r"{\w+}", "mine", path), json=example)
+                        statuses.add(answer.status_code)
+                        assert str(answer.status_code) in documented
+                found[path] = statuses
+            own = [path for path in found if not path.startswith("/v2/models/")]  # its examples are in its own test
+            assert {path for path in own if 200 not in found[path]} == {"/token_classification"}, found
 
     with_fake_engine(work)
 
@@ -171,7 +226,7 @@ def test_waiting_to_be_tokenised_is_part_of_the_deadline(with_fake_engine: WithE
         async with client(engine) as http:
             free = threading.Event()
             for _ in range(TOKENIZER_THREADS):
-                engine._tokenizing.usual.submit(free.wait)
+                engine.tokenizing.usual.submit(free.wait)
             late = await http.post("/predict", json={"inputs": "a " * 5000, "truncate": True})
             assert (late.status_code, late.json()["error_type"]) == (504, "Backend")
             assert late.json()["error"] == "the request was not answered within 0.5 s"

@@ -34,6 +34,25 @@ def test_another_model_than_the_served_ones_is_refused(with_fake_engine: WithEng
     with_fake_engine(work)
 
 
+def test_a_path_may_name_the_model(with_fake_engine: WithEngine) -> None:
+    """Hugging Face's, whose error it is then."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        async with client(engine, "mine", "org/yours") as http:
+            for path, status in (
+                ("/", 200),
+                ("/models/mine", 200),
+                ("/models/org/yours/", 200),
+                ("/models/yours", 404),
+            ):
+                answer = await http.post(path, json={"inputs": "a"})
+                assert answer.status_code == status, path
+            words = "the model `yours` does not exist here: ask for `mine` or `org/yours`"
+            assert answer.json() == {"error": words}
+
+    with_fake_engine(work)
+
+
 def test_without_served_names_any_will_do(with_fake_engine: WithEngine) -> None:
     async def work(engine: Engine, executor: FakeExecutor) -> None:
         async with client(engine) as http:

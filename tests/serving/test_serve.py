@@ -93,7 +93,7 @@ def test_only_the_ranks_import_torch_on_a_first_start(server: Running) -> None:
         (b'{"inputs": "a\\u0000b"}', 422, "Validation"),
         (b'{"inputs": "\\ud800"}', 422, "Validation"),
         (b'{"inputs": [' + b'["a"],' * 40 + b'["a"]]}', 413, "Validation"),
-        (b'{"inputs": "' + b"word " * 300 + b'"}', 422, "Validation"),
+        (b'{"truncate": false, "inputs": "' + b"word " * 300 + b'"}', 422, "Validation"),
         (b'{"inputs": "' + b"x" * 2_000_000 + b'"}', 413, "Validation"),
     ],
 )
@@ -104,8 +104,14 @@ def test_bad_input_is_refused_and_the_server_goes_on(server: Running, body: byte
     assert server.predict({"inputs": "still there"}).status_code == 200
 
 
-def test_too_long_is_cut_when_asked(server: Running) -> None:
-    assert server.predict({"inputs": "word " * 300, "truncate": True}).status_code == 200
+def test_too_long_is_cut(server: Running) -> None:
+    assert server.predict({"inputs": "word " * 300}).status_code == 200
+
+
+def test_paths_of_other_dialects_come_through_haproxy(server: Running) -> None:
+    for method, path in (("POST", "/"), ("POST", "/models/me/mine"), ("POST", "/predict/"), ("HEAD", "/ping")):
+        answer = httpx.request(method, f"{server.url}{path}", json={"inputs": "a text"})
+        assert answer.status_code == 200, (path, answer.text)
 
 
 def test_many_clients_get_their_own_answers(server: Running) -> None:

@@ -156,7 +156,10 @@ def test_a_model_does_its_own_task(labeller: LocalClassifier, with_fake_engine: 
             assert answer.status_code == 424
             assert "labels texts and not their tokens: ask for /predict" in answer.json()["error"]
             answer = await http.post("/token_classification", json={"inputs": "a", "parameters": {"stride": 3}})
-            assert (answer.status_code, "'stride' is not known here" in answer.json()["error"]) == (422, True)
+            assert (answer.status_code, "`parameters.stride` is not known here" in answer.json()["error"]) == (
+                422,
+                True,
+            )
 
     with_fake_engine(work)
 

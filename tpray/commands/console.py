@@ -181,7 +181,7 @@ def status_table(info: dict[str, Any], healthy: bool) -> Table:
     table.add_row("[bold]health[/]", "[green]healthy[/]" if healthy else "[red]unhealthy[/]")
     for name, said in _load(info).items():
         table.add_row(f"[bold]{name}[/]", escape(said))
-    for key in ("model_id", "model_type", "model_dtype", "tp_degree", "runtime", "labels", "restarts", "version"):
+    for key in ("model_id", "architecture", "model_dtype", "tp_degree", "runtime", "labels", "restarts", "version"):
         table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(str(info.get(key))))
     if info.get("layout"):
         why = f" ({info['layout_failure']})" if info.get("layout_failure") else ""

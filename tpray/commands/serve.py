@@ -103,6 +103,14 @@ def serve(
     payload_limit: Annotated[
         int, typer.Option(min=1024, envvar="TPRAY_PAYLOAD_LIMIT", help="Bytes in one request body.")
     ] = BatchConfig().payload_limit_bytes,
+    auto_truncate: Annotated[
+        bool,
+        typer.Option(
+            "--auto-truncate/--no-auto-truncate",
+            envvar="TPRAY_AUTO_TRUNCATE",
+            help="Cut texts that are too long where a request does not say; else they are an error.",
+        ),
+    ] = BatchConfig().auto_truncate,
     drain_timeout: Annotated[
         float,
         typer.Option(min=0, envvar="TPRAY_DRAIN_TIMEOUT", help="Seconds that the end waits for requests under way."),
@@ -138,6 +146,7 @@ def serve(
             max_client_batch_size=max_client_batch_size,
             payload_limit_bytes=payload_limit,
             max_queue_s=max_queue_s,
+            auto_truncate=auto_truncate,
         ),
         goal=goal,
         replicas=replicas,

@@ -26,7 +26,7 @@ STRIDE_SHARE = 8
 class Chunks(BaseModel):
     """How long texts are read in chunks. A text that fits is one chunk, and has the scores that it has without."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     stride: int | None = Field(
         None, ge=0, description="tokens that a chunk shares with the one before; null: an eighth of what a chunk holds"

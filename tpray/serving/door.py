@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Match, Route
+from starlette.routing import Match, Route, compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tpray.errors import MisdirectedError, RateLimitError, StoppingError, UnauthorizedError
@@ -27,7 +27,7 @@ class Door:
 
     Args:
         app: answers what has no handler.
-        handlers: answer ``POST``, by path.
+        handlers: answer ``POST``, by path, with or without a slash at its end; ``{name}`` in one is as in starlette's.
         spoken: the routes of each dialect, which words the errors of requests to these that are not let in; the first
             words those of others.
         access: who may ask.
@@ -43,7 +43,9 @@ class Door:
         access: Access,
         streams: Mapping[str, ASGIApp],
     ) -> None:
-        self._app, self._handlers, self._gate, self._spoken, self._access = app, handlers, gate, spoken, access
+        self._app, self._gate, self._spoken, self._access = app, gate, spoken, access
+        self._handlers = {path: handler for path, handler in handlers.items() if "{" not in path}
+        self._patterns = [(compile_path(path)[0], handler) for path, handler in handlers.items() if "{" in path]
         self._streams = streams
         # Serve asks for these, to name the route of each request in its metrics; the first that matches is it.
         self.router = app.router
@@ -68,11 +70,23 @@ class Door:
             await stream(scope, receive, send)
             return
         with inside:
-            handler = self._handlers.get(scope["path"]) if scope.get("method") == "POST" else None
+            handler = self._handler_of(scope["path"], scope) if scope.get("method") == "POST" else None
             if handler is None:
                 await self._app(scope, receive, send)
             else:
                 await send_answer(await handler(scope, receive), send)
+
+    def _handler_of(self, path: str, scope: Scope) -> Handler | None:
+        """The handler of a path, whose parameters come into ``path_params`` of the scope."""
+        if (handler := self._handlers.get(path)) is not None:
+            return handler
+        if path.endswith("/") and path != "/":  # starlette would redirect, and not every client sends its body again
+            return self._handler_of(path.rstrip("/") or "/", scope)
+        for pattern, handler in self._patterns:
+            if (found := pattern.match(path)) is not None:
+                scope["path_params"] = found.groupdict()
+                return handler
+        return None
 
     def _refusal(self, scope: Scope, error: Exception) -> Rendered:
         """In the words of the dialect whose route it is, with whatever method."""

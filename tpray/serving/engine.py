@@ -64,7 +64,7 @@ class Engine:
         self._checked = float("-inf")
         self._relevance: Relevance | None = None  # read when the first query comes
         self._watch = CanaryWatch(group, lambda: self._batcher is None or self._batcher.idle)
-        self._tokenizing = TokenizerThreads()
+        self.tokenizing = TokenizerThreads()
 
     async def start(self) -> None:
         """Start the group, load the tokenizer, open the queue."""
@@ -139,7 +139,7 @@ class Engine:
         if self._batcher is not None:
             await self._batcher.close(GroupError("this classifier is being closed"))
         await self.group.stop()
-        self._tokenizing.close()
+        self.tokenizing.close()
 
     @property
     def codec(self) -> TextCodec:
@@ -278,7 +278,7 @@ class Engine:
             deadline = time.monotonic() + self.config.request_timeout_s
         # Before any work: what is refused must cost little.
         self._batcher.check_room(count, deadline - time.monotonic())
-        rows = encode(deadline) if characters is None else await self._tokenizing.run(encode, characters, deadline)
+        rows = encode(deadline) if characters is None else await self.tokenizing.run(encode, characters, deadline)
         charge(sum(map(len, rows)))
         tokenized = time.perf_counter()
         try:

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
 
+from tpray.artifacts.manifest import ModelRecord
+from tpray.parallel_layers.tasks import TOKEN
 from tpray.serving import live
 from tpray.serving.accepted import accepted_inputs
 from tpray.serving.access import Access
@@ -19,6 +21,7 @@ from tpray.serving.door import Door, SharedDoor
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.metrics import read_metrics
+from tpray.serving.tokenizer_threads import TOKENIZER_THREADS
 from tpray.serving.web import add_pages
 from tpray.version import __version__
 
@@ -67,11 +70,14 @@ def make_app(
     async def on_error(request: Request, error: Exception) -> Response:
         return as_response(own.answer_error(error))
 
-    @app.get(
-        "/health",
-        response_class=Response,  # without a body
-        responses={503: {"description": "a rank does not answer, or the group restarts", "content": JSON}},
-    )
+    ill: dict[int | str, dict[str, Any]] = {
+        503: {"description": "a rank does not answer, or the group restarts", "content": JSON}
+    }
+
+    @app.head("/health", include_in_schema=False)
+    @app.head("/ping", include_in_schema=False)
+    @app.get("/health", response_class=Response, responses=ill)  # without a body
+    @app.get("/ping", response_class=Response, responses=ill)
     async def health(
         deep: Annotated[
             str | None, Query(description="also compare the logits of a fixed input; `?deep` will do")
@@ -121,15 +127,17 @@ def _document_key(app: FastAPI) -> None:
 
 
 def describe(engine: Engine) -> dict[str, Any]:
-    """What ``GET /info`` says."""
+    """What ``GET /info`` says: TEI's fields, `model_type` among them, and others."""
     group, limits = engine.group, engine.config
     manifest = group.artifact.manifest
     model = manifest.model
+    by_number = dict(enumerate(model.labels))
     return {
         "model_id": model.source,
         "model_sha": model.revision,
         "model_digest": model.digest,
-        "model_type": model.model_type,
+        "model_type": {_kind(model): {"id2label": by_number, "label2id": {label: n for n, label in by_number.items()}}},
+        "architecture": model.model_type,
         "task": model.task,
         "problem_type": model.problem_type,
         "labels": model.labels,
@@ -143,6 +151,9 @@ def describe(engine: Engine) -> dict[str, Any]:
         "max_batch_tokens": limits.max_batch_tokens,
         "max_concurrent_requests": limits.max_concurrent_requests,
         "max_client_batch_size": limits.max_client_batch_size,
+        "max_batch_requests": None,
+        "auto_truncate": limits.auto_truncate,
+        "tokenization_workers": TOKENIZER_THREADS,
         "payload_limit": limits.payload_limit_bytes,
         "version": __version__,
         "versions": manifest.versions,
@@ -166,3 +177,10 @@ def describe(engine: Engine) -> dict[str, Any]:
         ],
         "startup": [{"phase": p.name, "seconds": round(p.seconds, 3), "note": p.note} for p in engine.startup],
     }
+
+
+def _kind(model: ModelRecord) -> str:
+    """TEI's name for what the model does: with one label it is a reranker. (TEI has no classifiers of tokens.)"""
+    if model.task == TOKEN:
+        return "token_classifier"
+    return "reranker" if len(model.labels) == 1 else "classifier"

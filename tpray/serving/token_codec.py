@@ -11,6 +11,7 @@ from tpray.artifacts.manifest import ModelRecord
 from tpray.errors import InputError, UnsupportedTaskError
 from tpray.parallel_layers.tasks import TEXT, TOKEN
 from tpray.serving.codec import Direction, TextCodec
+from tpray.serving.spelling import compiled_half, read_places
 from tpray.tokenizer import Encoded
 
 _INSTEAD = {
@@ -48,10 +49,8 @@ class TokenCodec(TextCodec):
 
     @cached_property
     def _half(self) -> Any:
-        """The tokenizer's compiled half, whether it is asked for rows or not; None: it is written in Python."""
-        if self._compiled is not None:
-            return self._compiled
-        return self._stock.backend_tokenizer if self._stock.is_fast else None
+        """See `compiled_half`."""
+        return compiled_half(self)
 
     @property
     def knows_words(self) -> bool:
@@ -72,7 +71,7 @@ class TokenCodec(TextCodec):
         Raises:
             InputError: they are not found in it.
         """
-        ids, offsets = self._read(text)
+        ids, offsets = read_places(self, text)
         template = self._templates[0] if self._templates else None
         kept = len(row) - template.added if template else -1
         cut = max(0, len(ids) - kept) if (direction or self._own_side) == "Left" else 0
@@ -86,17 +85,6 @@ class TokenCodec(TextCodec):
             self._token(first + i, token_id, text, None if places is None else places[i])
             for i, token_id in enumerate(ids[cut : cut + kept])
         ]
-
-    def _read(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """The ids of a text's tokens, and their characters."""
-        if self._compiled is not None:
-            made = self._compiled.encode(text, add_special_tokens=False)
-            return made.ids, made.offsets
-        with self._lock:
-            made = self._stock(
-                text, add_special_tokens=False, return_offsets_mapping=self._stock.is_fast, verbose=False
-            )
-        return list(made["input_ids"]), made.get("offset_mapping")
 
     def _token(self, index: int, token_id: int, text: str, place: tuple[int, int] | None) -> Token:
         if place is None:

@@ -6,11 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from tpray.chat import Chat
 from tpray.errors import DeadlineError
 from tpray.serving.codec import LARGE_CHARS
-from tpray.tokenizer import Encoded, Item, Tokens
+from tpray.tokenizer import Item, Tokens
+
+T = TypeVar("T")
 
 INLINE_CHARS = 2048
 """Longer input is tokenised on a thread, and all of it by a tokenizer that is not compiled: it would hold up the event
@@ -27,7 +30,7 @@ class TokenizerThreads:
         self.usual = ThreadPoolExecutor(TOKENIZER_THREADS, "tpray-tokenizer")
         self._large = ThreadPoolExecutor(1, "tpray-large")
 
-    async def run(self, encode: Callable[[float], list[Encoded]], characters: int, deadline: float) -> list[Encoded]:
+    async def run(self, encode: Callable[[float], T], characters: int, deadline: float) -> T:
         """What ``encode`` makes of so many characters; it stops at ``deadline`` or one part of a text later.
 
         Raises:

@@ -19,6 +19,15 @@ def test_forms_of_inputs(inputs: object, items: list[object], batch: bool) -> No
     assert tei.items_of(tei.parse(json.dumps({"inputs": inputs}).encode(), 32)) == (items, batch)
 
 
+def test_options_may_be_null_and_a_direction_in_any_case() -> None:
+    options = ("raw_scores", "truncate", "truncation_direction", "chunks")
+    asked = tei.parse(json.dumps({"inputs": "a"} | dict.fromkeys(options)).encode(), 32)
+    assert [getattr(asked, option) for option in options] == [None] * 4
+    for direction in ("left", "Left", "LEFT"):
+        body = json.dumps({"inputs": "a", "truncation_direction": direction})
+        assert tei.parse(body.encode(), 32).truncation_direction == "Left"
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
@@ -34,7 +43,20 @@ def test_forms_of_inputs(inputs: object, items: list[object], batch: bool) -> No
         (b'{"inputs": "\\ud800"}', 422, "not valid JSON"),
         (b'{"text": "a"}', 422, "`inputs` is missing"),
         (b'{"inputs": "a", "truncate": "maybe"}', 422, "`truncate`"),
-        (b'{"inputs": "a", "truncation_direction": "Up"}', 422, "`truncation_direction`"),
+        (b'{"inputs": "a", "truncate": 1}', 422, "`truncate`: input should be a valid boolean"),
+        (b'{"inputs": "a", "truncation_direction": "Up"}', 422, "`truncation_direction`: input should be 'Left' or"),
+        (
+            b'{"inputs": "a", "raw_score": true}',
+            422,
+            "`raw_score` is not known here: leave it out; there are inputs",
+        ),
+        (
+            b'{"inputs": "a", "chunks": {"strides": 3}}',
+            422,
+            "`chunks.strides` is not known here: leave it out",
+        ),
+        (b'{"inputs": "a", "' + b"k" * 9000 + b'": 1}', 422, "kkk...` is not known here"),
+        (b'{"inputs": "a", "chunks": {"stride": "b"}}', 422, "`chunks.stride`: input should be a valid integer"),
     ],
 )
 def test_mistakes_are_explained(body: bytes, status: int, words: str) -> None:

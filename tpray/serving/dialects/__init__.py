@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from tpray.serving.dialects import (
     cohere,
+    hugging_face,
     infinity,
     open_inference,
     tei,
     tei_rerank,
+    tei_tokens,
     token_classification,
     vllm,
     vllm_score,
@@ -21,6 +23,8 @@ from tpray.serving.dialects.base import Dialect
 DIALECTS: tuple[Dialect, ...] = (
     tei.DIALECT,
     tei_rerank.DIALECT,
+    tei_tokens.DIALECT,
+    hugging_face.DIALECT,
     cohere.DIALECT,
     vllm.DIALECT,
     vllm_score.DIALECT,

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from tpray.errors import DeadlineError, InputError, OverloadedError, PayloadTooLargeError
+from tpray.serving.codec import Direction
 from tpray.serving.engine import Engine
 from tpray.serving.haproxy_start import RENAMED_TIMEOUT_HEADER, TIMEOUT_HEADER
 from tpray.serving.model_names import ModelNames
@@ -24,6 +25,36 @@ _TIMEOUT_HEADER, _RENAMED_TIMEOUT_HEADER = TIMEOUT_HEADER.encode(), RENAMED_TIME
 
 SOONER_S = 0.1
 """Where Serve reads it, as in a cluster, it answers 408 in words of its own at that time: we answer so much sooner."""
+
+
+class Form(BaseModel):
+    """A body, or an object in one. A key that it has not is refused by name, and not ignored; an option may be null.
+
+    Values have the types of the schema: "1" is no number, and 1 is not true.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+Flag = bool | None
+"""An option that is true or false; null: what its description says, or else false."""
+
+
+def _capital(value: Any) -> Any:
+    return value.capitalize() if isinstance(value, str) else value
+
+
+End = Annotated[
+    Direction | None,
+    BeforeValidator(_capital),
+    WithJsonSchema({"anyOf": [{"type": "string", "enum": ["Left", "Right", "left", "right"]}, {"type": "null"}]}),
+]
+"""Which end is cut, in upper or lower case."""
+
+CUT = (
+    "cut texts that are longer than the model takes; null: as the server's --auto-truncate says, auto_truncate in /info"
+)
+CUT_FROM = "which end is cut, in upper or lower case; null: Right"
 
 
 class Rendered(NamedTuple):

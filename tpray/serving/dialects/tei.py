@@ -9,12 +9,12 @@ an item may be a conversation, long texts are read in ``chunks`` if that is aske
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from tpray.chat import Chat
@@ -38,11 +38,15 @@ from tpray.errors import (
 )
 from tpray.serving.answers import Answer, Timing
 from tpray.serving.chunks import Chunks
-from tpray.serving.codec import Direction
 from tpray.serving.dialects.base import (
     ANSWERS_UNTIL,
+    CUT,
+    CUT_FROM,
     Answering,
     Dialect,
+    End,
+    Flag,
+    Form,
     Handler,
     Rendered,
     Way,
@@ -88,7 +92,7 @@ CHUNKS = "read texts that are too long in overlapping chunks, and aggregate thei
 Message = dict[str, Any]
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(Form):
     """The body of ``POST /predict``."""
 
     model_config = ConfigDict(
@@ -115,10 +119,10 @@ class PredictRequest(BaseModel):
             "one conversation; a list of lists: a batch of texts ([a]), pairs ([a, b]) and conversations",
         ),
     ]
-    raw_scores: bool = Field(False, description="logits instead of probabilities")
-    truncate: bool = Field(False, description="cut texts that are longer than the model takes")
-    truncation_direction: Direction = Field("Right", description="which end is cut")
-    chunks: Chunks | StrictBool = Field(False, description=CHUNKS)
+    raw_scores: Flag = Field(None, description="logits instead of probabilities")
+    truncate: Flag = Field(None, description=CUT)
+    truncation_direction: End = Field(None, description=CUT_FROM)
+    chunks: Chunks | Flag = Field(None, description=CHUNKS)
 
 
 class Prediction(BaseModel):
@@ -137,18 +141,31 @@ class ErrorResponse(BaseModel):
 
 R = TypeVar("R", bound=BaseModel)
 
+LONGEST_NAME = 64
+"""Of a key that is not known, so many characters are repeated."""
+
+NOWHERE: Mapping[str, str] = {}
+
 
 def parse(body: bytes | bytearray, max_items: int) -> PredictRequest:
     """The request for `PREDICT` in ``body``; see `read`."""
     return read(PredictRequest, body, max_items, '{"inputs": "some text"}')
 
 
-def read(form: type[R], body: bytes | bytearray, max_items: int, example: str, item_values: int = 8) -> R:
+def read(
+    form: type[R],
+    body: bytes | bytearray,
+    max_items: int,
+    example: str,
+    item_values: int = 8,
+    elsewhere: Mapping[str, str] = NOWHERE,
+) -> R:
     """The request in ``body``.
 
     Args:
         max_items: how many items it may have; with many more values than those need, it is not read.
         example: of a body. item_values: how many values an item may have; a pair has 2 strings, 1 bracket and 2 commas.
+        elsewhere: for keys that are known to belong elsewhere, what is said of them.
 
     Raises:
         InputError: it is not JSON, or not of the form; the message says where.
@@ -165,7 +182,7 @@ def read(form: type[R], body: bytes | bytearray, max_items: int, example: str, i
     try:
         return form.model_validate_json(body)
     except ValidationError as e:
-        raise InputError(_explain(e, form)) from e
+        raise InputError(_explain(e, form, elsewhere)) from e
 
 
 def _for_messages(body: bytes | bytearray, max_items: int) -> int:
@@ -262,19 +279,47 @@ def _body(text: str, kind: str) -> bytes:
     return ErrorResponse(error=text, error_type=kind).model_dump_json().encode()
 
 
-def _explain(error: ValidationError, form: type[BaseModel]) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+def _explain(error: ValidationError, form: type[BaseModel], elsewhere: Mapping[str, str]) -> str:
+    first, *others = error.errors(include_url=False, include_context=False, include_input=False)
     if first["type"] == "json_invalid":
         return f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
-    where = str(first["loc"][0]) if first["loc"] else "the body"
-    if where == "inputs" and form is PredictRequest:
+    where = first["loc"]
+    if not where:
+        return "the body must be a JSON object"
+    unknown = next((each["loc"] for each in (first, *others) if each["type"] == "extra_forbidden"), None)
+    if unknown is not None and first["type"] != "missing":
+        name = str(unknown[-1])
+        path, known = _path(unknown[:-1], form)
+        named = ".".join([*path, name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."])
+        return elsewhere.get(name) or f"`{named}` is not known here: leave it out; there are {', '.join(known)}"
+    if where[0] == "inputs" and form is PredictRequest:
         wrong = "is missing" if first["type"] == "missing" else "has the wrong type"
         return f"`inputs` {wrong}: send a text, a pair [a, b], a batch [[a], [b, c]], or messages [{{role, content}}]"
-    if len(first["loc"]) > 2 and all(isinstance(part, str) for part in first["loc"]):
-        where += f".{first['loc'][-1]}"  # a field of an object: between them is its class
-    return (
-        f"`{where}`: {first['msg'][:1].lower()}{first['msg'][1:]}" if first["loc"] else "the body must be a JSON object"
-    )
+    field = form.model_fields.get(str(where[0]))
+    if (
+        field is not None and field.is_required() and others and first["type"].endswith("_type")
+    ):  # none of several forms
+        return f"`{where[0]}` has the wrong type: send {field.description}"
+    item = next((f": item {part}" for part in where if isinstance(part, int)), "")
+    return f"`{'.'.join(_path(where, form)[0])}`{item}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _path(where: Sequence[int | str], form: type[BaseModel]) -> tuple[list[str], Iterable[str]]:
+    """The names of the fields on the way to a place, without the classes that pydantic names too; those at its end."""
+    path, fields = list[str](), form.model_fields
+    for part in where:
+        if isinstance(part, str) and part in fields:
+            path.append(part)
+            inner = next(_forms_in(fields[part].annotation), None)
+            fields = {} if inner is None else inner.model_fields
+    return path, fields
+
+
+def _forms_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _forms_in(part)
 
 
 def handlers(answering: Answering) -> dict[str, Handler]:
@@ -291,8 +336,8 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         answer = await engine.classify(
             items,
             RAW if asked.raw_scores else OWN,
-            asked.truncate,
-            asked.truncation_direction,
+            engine.config.cuts(asked.truncate),
+            asked.truncation_direction or "Right",
             deadline,
             Chunks.of(asked.chunks),
         )

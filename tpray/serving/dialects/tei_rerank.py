@@ -1,9 +1,10 @@
 """The TEI dialect: ``POST /rerank``.
 
 Source: https://huggingface.github.io/text-embeddings-inference (RerankRequest, Rank). Deliberate differences: more
-texts than ``max_client_batch_size`` are taken; only texts are cut, and never the query; a model with two labels is a
-reranker too; scores follow the checkpoint's activation. Cohere's clients and others send theirs to ``/rerank`` as well:
-a body with ``documents`` and without ``texts`` is answered as `cohere` does.
+texts than ``max_client_batch_size`` are taken; ``top_n`` and ``chunks`` are options; a key that is not known is refused
+by name; only texts are cut, and never the query; a model with two labels is a reranker too; scores follow the
+checkpoint's activation. Cohere's clients and others send theirs to ``/rerank`` as well: a body with ``documents`` and
+without ``texts`` is answered as `cohere` does.
 """
 
 from __future__ import annotations
@@ -13,15 +14,28 @@ import re
 from collections.abc import Callable, Mapping
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field
 
 from tpray.serving.answers import Ranking
 from tpray.serving.chunks import Chunks
-from tpray.serving.codec import Direction
 from tpray.serving.dialects import cohere
-from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, Way, as_response, body_of
+from tpray.serving.dialects.base import (
+    ANSWERS_UNTIL,
+    CUT,
+    CUT_FROM,
+    Answering,
+    Dialect,
+    End,
+    Flag,
+    Form,
+    Handler,
+    Rendered,
+    Way,
+    as_response,
+    body_of,
+)
 from tpray.serving.dialects.tei import CHUNKS, ERRORS, ErrorResponse, read, render_error, timing_headers
-from tpray.serving.scores import OWN, RAW
+from tpray.serving.scores import Scoring
 
 RERANK = "/rerank"
 
@@ -29,7 +43,7 @@ _DOCUMENTS, _TEXTS = (re.compile(rb'"%s"\s*:' % name) for name in (b"documents",
 """Keys, for inside a string a quotation mark is escaped: no body is read to tell whose it is."""
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(Form):
     """The body of ``POST /rerank``."""
 
     model_config = ConfigDict(
@@ -42,11 +56,12 @@ class RerankRequest(BaseModel):
 
     query: str
     texts: list[str] = Field(description="as many as may wait for a step: max_concurrent_requests in /info")
-    raw_scores: bool = Field(False, description="logits instead of what the checkpoint's activation makes of them")
-    return_text: bool = Field(False, description="repeat each text")
-    truncate: bool | None = Field(None, description="cut texts that are too long; null: that is done")
-    truncation_direction: Direction = Field("Right", description="which end is cut")
-    chunks: Chunks | StrictBool = Field(False, description=CHUNKS)
+    raw_scores: Flag = Field(None, description="logits instead of what the checkpoint's activation makes of them")
+    return_text: Flag = Field(None, description="repeat each text")
+    truncate: Flag = Field(None, description=CUT)
+    truncation_direction: End = Field(None, description=CUT_FROM)
+    top_n: int | None = Field(None, ge=1, description="how many of the best, which LiteLLM asks for; null: all")
+    chunks: Chunks | Flag = Field(None, description=CHUNKS)
 
 
 class Rank(BaseModel):
@@ -78,9 +93,9 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         ranking = await engine.rerank(
             asked.query,
             asked.texts,
-            RAW if asked.raw_scores else OWN,
-            truncate=asked.truncate is not False,
-            direction=asked.truncation_direction,
+            Scoring("none" if asked.raw_scores else None, asked.top_n),
+            engine.config.cuts(asked.truncate),
+            asked.truncation_direction or "Right",
             deadline=deadline,
             chunks=Chunks.of(asked.chunks),
         )

@@ -1,8 +1,9 @@
 """``POST /token_classification``: labels for the tokens of a text. The path is tpray's own; the body is Hugging Face's.
 
 Source: https://huggingface.co/docs/inference-providers/tasks/token-classification (inputs and parameters; the answer is
-the pipeline's). Deliberate differences: a list of texts is a batch; what is too long is refused unless ``truncate`` is
-set; each token's logits can be asked for; the strategy is ``none`` unless the body says otherwise, as in transformers.
+the pipeline's). Deliberate differences: a list of texts is a batch; what is too long is cut or refused, as the server
+or the body says; each token's logits can be asked for; the strategy is ``none`` unless the body says otherwise, as in
+transformers. At Hugging Face's own paths (`hugging_face`) it is ``simple``, as it is there.
 """
 
 from __future__ import annotations
@@ -13,29 +14,43 @@ from collections.abc import Callable, Mapping
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from tpray.errors import InputError
-from tpray.serving.codec import Direction
-from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, Way, as_response, body_of
-from tpray.serving.dialects.tei import ERRORS, ErrorResponse, read, render_error, timing_headers
+from tpray.serving.dialects.base import (
+    ANSWERS_UNTIL,
+    CUT,
+    CUT_FROM,
+    Answering,
+    Dialect,
+    End,
+    Flag,
+    Form,
+    Handler,
+    Rendered,
+    Respond,
+    Way,
+    as_response,
+    body_of,
+)
+from tpray.serving.dialects.tei import ERRORS, NOWHERE, ErrorResponse, read, render_error, timing_headers
+from tpray.serving.engine import Engine
 from tpray.serving.entities import Strategy
 from tpray.serving.tagging import Tagging, tag
 
 PATH = "/token_classification"
 
 
-class Parameters(BaseModel):
+class Parameters(Form):
     """How tokens are labelled."""
 
-    model_config = ConfigDict(extra="allow")
+    aggregation_strategy: Strategy | None = Field(
+        None, description="which tokens are one entity, and whose score it has; null: none here, simple at `/`"
+    )
+    ignore_labels: list[str] | None = Field(None, description="entities of these are left out; null: O")
+    raw_scores: Flag = Field(None, description="each token's logits too, in the order of the labels in /info")
+    truncate: Flag = Field(None, description=CUT)
+    truncation_direction: End = Field(None, description=CUT_FROM)
 
-    aggregation_strategy: Strategy = Field("none", description="which tokens are one entity, and whose score it has")
-    ignore_labels: list[str] = Field(["O"], description="entities of these are left out")
-    raw_scores: bool = Field(False, description="each token's logits too, in the order of the labels in /info")
-    truncate: bool = Field(False, description="cut texts that are longer than the model takes")
-    truncation_direction: Direction = Field("Right", description="which end is cut")
 
-
-class TokenRequest(BaseModel):
+class TokenRequest(Form):
     """The body of ``POST /token_classification``."""
 
     model_config = ConfigDict(
@@ -48,7 +63,7 @@ class TokenRequest(BaseModel):
     )
 
     inputs: str | list[str] = Field(description="a text, or a list of them")
-    parameters: Parameters = Parameters()
+    parameters: Parameters | None = None
 
 
 class Entity(BaseModel):
@@ -64,26 +79,32 @@ class Entity(BaseModel):
     logits: list[float] | None = None
 
 
-def handlers(answering: Answering) -> dict[str, Handler]:
-    """What answers these requests."""
-    engine = answering.engine
+def labelling(engine: Engine, strategy: Strategy, elsewhere: Mapping[str, str] = NOWHERE) -> Respond:
+    """What answers a `TokenRequest`. strategy: of a body that names none. elsewhere: see `read`."""
 
     async def label(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
-        asked = read(TokenRequest, body, engine.config.max_client_batch_size, '{"inputs": "some text"}')
-        how = asked.parameters
-        if how.model_extra:
-            known = ", ".join(Parameters.model_fields)
-            raise InputError(f"`parameters`: {next(iter(how.model_extra))!r} is not known here; there are {known}")
+        most = engine.config.max_client_batch_size
+        asked = read(TokenRequest, body, most, '{"inputs": "some text"}', elsewhere=elsewhere)
         worth()
+        how = asked.parameters or Parameters()
         texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
         tagging = Tagging(
-            how.aggregation_strategy, how.ignore_labels, how.raw_scores, how.truncate, how.truncation_direction
+            how.aggregation_strategy or strategy,
+            ("O",) if how.ignore_labels is None else how.ignore_labels,
+            bool(how.raw_scores),
+            engine.config.cuts(how.truncate),
+            how.truncation_direction or "Right",
         )
         answer = await tag(engine, texts, tagging, deadline)
         found = answer.entities[0] if isinstance(asked.inputs, str) else answer.entities
         return Rendered(200, json.dumps(found, ensure_ascii=False).encode(), timing_headers(answer))
 
-    way = Way(label, DIALECT.answer_error)
+    return label
+
+
+def handlers(answering: Answering) -> dict[str, Handler]:
+    """What answers these requests."""
+    way = Way(labelling(answering.engine, "none"), DIALECT.answer_error)
     return {PATH: answering.handler(lambda _: way)}
 
 
