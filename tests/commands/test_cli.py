@@ -72,6 +72,8 @@ def test_nothing_of_a_narrow_help_is_cut() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_can_be_had(shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    # Without it typer shows that of the shell that it was started from, which may be one that it does not know.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     assert tpray(monkeypatch, "--show-completion", shell) == 0
     assert "_TPRAY_COMPLETE=complete_" in capsys.readouterr().out
 

@@ -109,7 +109,7 @@ def test_a_group_serves_http_and_is_rebuilt(
         assert len({rank["pid"] for rank in info["ranks"]}) == (1 if layout == "single-process" else 2)
         for row, expected in zip(scores(url), wanted, strict=True):
             assert row == pytest.approx(expected, abs=1e-5)
-        too_long = httpx.post(f"{url}/predict", json={"inputs": "a " * 60}, timeout=30)
+        too_long = httpx.post(f"{url}/predict", json={"inputs": "a " * 60, "truncate": False}, timeout=30)
         assert too_long.status_code == 422
         os.kill(info["ranks"][-1]["pid"], signal.SIGKILL)
         for row, expected in zip(scores(url), wanted, strict=True):
