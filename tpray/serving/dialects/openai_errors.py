@@ -22,6 +22,7 @@ from tpray.errors import (
     OverloadedError,
     PayloadTooLargeError,
     StoppingError,
+    UnauthorizedError,
     UnknownModelError,
 )
 from tpray.serving.dialects import tei
@@ -34,6 +35,7 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (PayloadTooLargeError, 413, BAD_REQUEST),
     (InputError, 400, BAD_REQUEST),
     (MisdirectedError, 421, BAD_REQUEST),
+    (UnauthorizedError, 401, "AuthenticationError"),
     (OverloadedError, 429, "RateLimitError"),
     (StoppingError, 503, UNAVAILABLE),
     (GroupError, 503, UNAVAILABLE),
