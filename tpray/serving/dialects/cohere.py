@@ -173,7 +173,7 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
 
     async def rerank(request: Request) -> Response:
         """Score how relevant each document is for a query, the best first (Cohere's, Jina's and vLLM's dialect)."""
-        return as_response(await answering[request.url.path](request.scope, request.receive))
+        return as_response(await answering[PATHS[0]](request.scope, request.receive))
 
     for path in PATHS:
         router.post(

@@ -123,7 +123,7 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
 
     async def score(request: Request) -> Response:
         """Score pairs in their order: one query with each document, or each with its own (vLLM's dialect)."""
-        return as_response(await answering[request.url.path](request.scope, request.receive))
+        return as_response(await answering[PATHS[0]](request.scope, request.receive))
 
     for path in PATHS:
         router.post(
