@@ -27,6 +27,7 @@ from tpray.serving.dialects import infinity, vllm
 from tpray.serving.dialects.base import Bodies, Rendered, has_more_values, headers_of, send_answer
 from tpray.serving.dialects.tei import DIALECT
 from tpray.serving.door import refusal, shared
+from tpray.serving.model_names import NO_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -180,9 +181,7 @@ class ModelRouter:
         except ValueError:
             return None  # whoever answers says what is wrong with it
         name = whole.get("model") if isinstance(whole, dict) else None
-        if not isinstance(name, str) or name in ("", infinity.ANY_MODEL):  # vLLM takes an empty one for none
-            return None
-        return name
+        return name if isinstance(name, str) and name not in NO_NAMES else None
 
     def _unknown(self, name: str) -> UnknownModelError:
         return UnknownModelError(f"there is no model {name!r} here: there is {self._names()}")

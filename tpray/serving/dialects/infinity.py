@@ -45,9 +45,6 @@ MODELS = ("/models", "/infinity/models")
 _RAW_SCORES = re.compile(rb'"raw_scores"\s*:')
 """A key, for inside a string a quotation mark is escaped."""
 
-ANY_MODEL = "default/not-specified"
-"""What Infinity's client sends where its user names no model."""
-
 
 class ClassifyRequest(BaseModel):
     """The body of ``POST /classify`` that Infinity's clients send."""
@@ -123,7 +120,7 @@ def way(answering: Answering) -> Way:
         most = engine.config.max_client_batch_size
         asked = tei.read(ClassifyRequest, body, most, '{"input": ["some text"], "raw_scores": false}')
         check_keys(asked)
-        names.check(None if asked.model == ANY_MODEL else asked.model)
+        names.check(asked.model)
         if len(asked.input) > most:
             raise PayloadTooLargeError(
                 f"`input` has {len(asked.input)} items and the limit is {most}: send smaller batches"
