@@ -28,9 +28,13 @@ from tpray.serving.scores import Scoring
 
 PATHS = ("/v1/rerank", "/v2/rerank")
 
+Count = Annotated[StrictInt, Field(ge=1)]
+
 
 class Document(BaseModel):
-    """A document as an object."""
+    """A document as an object. A key that it has not is refused by name: nothing but its text is read."""
+
+    model_config = ConfigDict(extra="forbid")
 
     text: str
 
@@ -48,13 +52,13 @@ class RerankRequest(Options):
 
     query: str
     documents: list[str | Document] = Field(description="texts, or objects with a text")
-    top_n: int | None = Field(None, ge=1, description="how many of the best; null: all")
-    return_documents: bool | None = Field(None, description="repeat each document; null: no")
+    top_n: Count | None = Field(None, description="how many of the best; null: all")
+    return_documents: StrictBool | None = Field(None, description="repeat each document; null: no")
     chunks: Chunks | StrictBool | None = Field(None, description=tei.CHUNKS)
-    max_chunks_per_doc: int | None = Field(
-        None, ge=1, le=256, description="read documents in so many chunks at most: the same as {max_chunks}; null: no"
+    max_chunks_per_doc: Annotated[StrictInt, Field(ge=1, le=256)] | None = Field(
+        None, description="read documents in so many chunks at most: the same as {max_chunks}; null: no"
     )
-    max_tokens_per_doc: Annotated[StrictInt, Field(ge=1)] | None = Field(
+    max_tokens_per_doc: Count | None = Field(
         None, description="of each document no more tokens are read; null: as many as there is room for"
     )
     truncation: StrictBool | None = Field(

@@ -139,7 +139,9 @@ def items_of(asked: ClassifyRequest) -> list[Item]:
     """
     given, messages = asked.input, asked.messages
     if (given is None) == (messages is None):
-        raise InputError(f"`input` {'and `messages` exclude each other' if messages else 'is missing'}: {SEND}")
+        raise InputError(
+            f"`input` {'and `messages` exclude each other' if messages is not None else 'is missing'}: {SEND}"
+        )
     if messages is not None:
         if asked.add_special_tokens:
             raise InputError("`add_special_tokens`: the chat template writes those of `messages` itself: leave it out")
@@ -185,7 +187,7 @@ async def classify(answering: Answering, asked: ClassifyRequest, deadline: float
     worth()
     try:
         return await engine.classify(
-            items, asked.scoring(), cut, asked.direction or "Right", deadline, max_length=max_length if cut else None
+            items, asked.scoring(), cut, asked.direction, deadline, max_length=max_length if cut else None
         )
     except ItemError as e:
         if asked.messages is None or e.item is None:

@@ -103,7 +103,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
                 engine, queries, documents,
                 scoring=asked.scoring(),
                 truncate=asked.truncate_prompt_tokens is not None,
-                direction=asked.direction or "Right",
+                direction=asked.direction,
                 deadline=deadline,
                 max_length=asked.most_tokens(engine.codec.max_length),
                 document_tokens=asked.max_tokens_per_doc,
