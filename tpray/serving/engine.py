@@ -382,8 +382,11 @@ class Engine:
         self.group.lifecycle.check_ready()
         if time.monotonic() - self._checked > 1.0:
             token = np.ones((1, 1), dtype=np.int64)
-            # The step's own limit holds, not this check's: a busy group is healthy.
-            await asyncio.wait_for(self.group.step([token, token, token * 0]), self.group.step_timeout_s + timeout_s)
+            step = self.group.step([token, token, token * 0])
+            try:  # the step's own limit holds, not this check's: a busy group is healthy
+                await asyncio.wait_for(step, self.group.step_timeout_s + timeout_s)
+            except asyncio.TimeoutError as e:
+                raise GroupError("the ranks do not answer") from e
             self._checked = time.monotonic()
 
     def check_alive(self) -> None:

@@ -139,9 +139,8 @@ def items_of(asked: ClassifyRequest) -> list[Item]:
     """
     given, messages = asked.input, asked.messages
     if (given is None) == (messages is None):
-        raise InputError(
-            f"`input` {'and `messages` exclude each other' if messages is not None else 'is missing'}: {SEND}"
-        )
+        wrong = "is missing" if given is None else "and `messages` exclude each other"
+        raise InputError(f"`input` {wrong}: {SEND}")
     if messages is not None:
         if asked.add_special_tokens:
             raise InputError("`add_special_tokens`: the chat template writes those of `messages` itself: leave it out")

@@ -9,7 +9,6 @@ Source: https://github.com/kserve/open-inference-protocol (inference_grpc.md), h
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -123,7 +122,7 @@ class OpenInferenceService:
     async def _is_ready(self) -> bool:
         try:
             await self._served.check()
-        except (GroupError, asyncio.TimeoutError):
+        except GroupError:
             return False
         return True
 
