@@ -92,7 +92,8 @@ def test_what_names_no_model_goes_to_the_default_one_or_is_refused(default: str 
                 assert answer.status_code in (200, 422)
         assert not executors["org/small"].steps
         assert bool(executors["small"].steps) == (default is not None)
-        assert (await client.get("/openapi.json")).status_code == 200
+        for path in ("/openapi.json", "/docs", "/docs/assets/swagger-ui.css", "/page/docs.js"):
+            assert (await client.get(path)).status_code == 200, path
         assert set(await info(client)) == set(NAMES)
         assert (await client.get("/health")).status_code == 200
         home = await client.get("/")
