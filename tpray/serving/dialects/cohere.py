@@ -132,8 +132,8 @@ def render(ranking: Ranking, texts: list[str], documents: bool, model: str) -> b
 
 def render_error(error: Exception) -> Rendered:
     """Status, body and headers for an error: TEI's status."""
-    answer = tei.render_error(error, "documents")
-    return answer._replace(body=ErrorResponse(message=json.loads(answer.body)["error"]).model_dump_json().encode())
+    said = ErrorResponse(message=tei.sentence_of(error, "documents", "`truncation` to true"))
+    return tei.render_error(error)._replace(body=said.model_dump_json().encode())
 
 
 async def rank(

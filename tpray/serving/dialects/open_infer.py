@@ -47,8 +47,8 @@ LOGITS, PROBABILITIES = "logits", "probabilities"
 OUTPUTS = (LOGITS, PROBABILITIES)
 PARAMETERS = ("truncation", "timeout")
 
-ITEMS = "inputs"
-"""What errors call the rows."""
+ITEMS, TO_CUT = "inputs", "the parameter `truncation` to true"
+"""What errors call the rows, and what would have them cut; see `tpray.serving.dialects.tei.sentence_of`."""
 
 _SIDES: dict[Any, tuple[bool, Direction | None]] = {
     False: (False, None),
