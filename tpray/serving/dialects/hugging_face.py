@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope
 
-from tpray.errors import EmptyInputError, PayloadTooLargeError, UnknownModelError
+from tpray.errors import EmptyInputError, UnknownModelError
 from tpray.parallel_layers.tasks import TOKEN
 from tpray.serving.dialects import tei
 from tpray.serving.dialects.base import (
@@ -33,6 +33,7 @@ from tpray.serving.dialects.base import (
     Way,
     as_response,
     body_of,
+    check_size,
     logged,
 )
 from tpray.serving.dialects.tei import ERRORS, read, timing_headers
@@ -133,10 +134,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         inputs = asked.inputs if isinstance(asked.inputs, list) else [asked.inputs]
         if not inputs:
             raise EmptyInputError("`inputs` is empty: send at least one text")
-        if len(inputs) > most:
-            raise PayloadTooLargeError(
-                f"`inputs` has {len(inputs)} items and the limit is {most}: send smaller batches"
-            )
+        check_size(len(inputs), most, "inputs")
         worth()
         how = asked.parameters or Parameters()
         scoring = Scoring(how.function_to_apply, how.top_k)

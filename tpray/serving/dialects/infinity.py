@@ -20,7 +20,6 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from tpray.errors import PayloadTooLargeError
 from tpray.parallel_layers.tasks import TEXT
 from tpray.serving.answers import Timing
 from tpray.serving.dialects import cohere, tei
@@ -33,6 +32,7 @@ from tpray.serving.dialects.base import (
     Way,
     as_response,
     body_of,
+    check_size,
     logged,
 )
 from tpray.serving.dialects.openai_errors import RESPONSES, check_keys, render_error
@@ -121,10 +121,7 @@ def way(answering: Answering) -> Way:
         asked = tei.read(ClassifyRequest, body, most, '{"input": ["some text"], "raw_scores": false}')
         check_keys(asked)
         names.check(asked.model)
-        if len(asked.input) > most:
-            raise PayloadTooLargeError(
-                f"`input` has {len(asked.input)} items and the limit is {most}: send smaller batches"
-            )
+        check_size(len(asked.input), most, "input")
         worth()
         answer = await engine.classify(asked.input, RAW if asked.raw_scores else OWN, True, "Right", deadline)
         found = _answer("classify", "data", answer.rendered(), names, answer)

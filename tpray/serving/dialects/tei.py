@@ -52,6 +52,7 @@ from tpray.serving.dialects.base import (
     Way,
     as_response,
     body_of,
+    check_size,
     has_more_values,
 )
 from tpray.serving.scores import OWN, RAW, Score
@@ -344,8 +345,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         most = engine.config.max_client_batch_size
         asked = parse(body, most)
         items, batch = items_of(asked)
-        if len(items) > most:
-            raise PayloadTooLargeError(f"`inputs` has {len(items)} items and the limit is {most}: send smaller batches")
+        check_size(len(items), most, "inputs")
         worth()
         answer = await engine.classify(
             items,

@@ -28,6 +28,7 @@ from tpray.serving.dialects.base import (
     Way,
     as_response,
     body_of,
+    check_size,
     logged,
 )
 from tpray.serving.dialects.tei import ERRORS, ErrorResponse, read, render_error
@@ -74,11 +75,9 @@ def handlers(answering: Answering) -> dict[str, Handler]:
     engine = answering.engine
 
     def check_count(count: int, what: str) -> None:
-        most = engine.config.max_client_batch_size
         if not count:
             raise EmptyInputError(f"`{what}` is empty: send at least one")
-        if count > most:
-            raise PayloadTooLargeError(f"`{what}` has {count} items and the limit is {most}: send smaller batches")
+        check_size(count, engine.config.max_client_batch_size, what)
 
     async def tokenize(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
         asked = read(TokenizeRequest, body, engine.config.max_client_batch_size, '{"inputs": "some text"}')
