@@ -179,6 +179,7 @@ def _read(parameters: Mapping[str, Any], limits: BatchConfig, deadline: float) -
     for name in parameters:
         if name not in PARAMETERS:
             raise InputError(f"the parameter `{name}` is not known here: leave it out; there are {_list(PARAMETERS)}")
+    parameters = {name: value for name, value in parameters.items() if value is not None}
     timeout_us = parameters.get("timeout", 0)
     if type(timeout_us) is not int or timeout_us < 0:
         raise InputError(f"the parameter `timeout` is {timeout_us!r}: send whole microseconds")

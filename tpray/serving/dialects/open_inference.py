@@ -337,7 +337,7 @@ def pages(answering: Answering) -> APIRouter:
 
     async def absent(request: Request) -> None:
         raise UnsupportedTaskError(
-            "a model has no configuration, statistics or settings here: ask for /info or /metrics"
+            "a model has no configuration, statistics or settings here: ask for /info"
         )
 
     unready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse}}
