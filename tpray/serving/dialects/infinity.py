@@ -20,7 +20,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from tpray.parallel_layers.tasks import TEXT
+from tpray.serving.accepted import accepted_inputs
 from tpray.serving.answers import Timing
 from tpray.serving.dialects import cohere, tei
 from tpray.serving.dialects.base import (
@@ -194,13 +194,13 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
 def pages(answering: Answering) -> APIRouter:
     """``GET /models``, and with the prefix."""
     router, created, engine = APIRouter(), int(time.time()), answering.engine
-    record, backend = engine.codec.record, engine.group.artifact.manifest.runtime
+    artifact = engine.group.artifact
+    backend, takes = artifact.manifest.runtime, accepted_inputs(engine.codec, artifact.model_directory)
+    can = [name for kind, name in (("text", "classify"), ("query", "rerank")) if kind in takes]
 
     async def models() -> ModelsResponse:
         """What requests may call the model, and its load (Infinity's dialect)."""
         stats = {"queued_tokens": engine.queued_tokens, "batch_size": engine.config.max_client_batch_size}
-        reranks = record.task == TEXT and len(record.labels) in (1, 2)
-        can = [*(["classify"] if record.task == TEXT else []), *(["rerank"] if reranks else [])]
         names = answering.names.listed
         return ModelsResponse(
             data=[Model(id=name, stats=stats, created=created, backend=backend, capabilities=can) for name in names]
