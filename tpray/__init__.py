@@ -1,7 +1,7 @@
 """tpray: tensor-parallel transformer classifiers on Ray.
 
 ``tpray.load(MODEL, tp=2)`` gives a group to use from Python; ``tpray serve`` puts one behind HTTP, and
-``tpray.connect()`` gives its Serve handle.
+``tpray.connect()`` gives a handle of it.
 
 Words, each for one thing:
 
@@ -24,11 +24,13 @@ user model      a user's own model with parallel layers, traced by `tpray.trace`
 structure       the tuples, lists and dicts that hold a user model's inputs or outputs (`runtime.structure`)
 step            one run of the program on all ranks
 row             one tokenised text or pair; packed rows lie end to end, so that no padding is computed
-item            a text or a pair, as a client sends it
-codec           text to rows, logits to scores (`serving.codec`)
+item            a text, a pair, a conversation or token ids, as a client sends it
+codec           items to rows (`serving.codec`)
 engine          codec, queue and group together (`serving.engine`)
 replica         a Serve replica: one engine with its group
 dialect         the HTTP routes and bodies of some other server that clients know (`serving.dialects`)
+key             what a client shows who asks; it has a name and perhaps limits (`serving.keys`)
+gate            where requests are counted, and turned away once a server stops (`serving.gate`)
 canary          a fixed input whose unsharded logits are known, compared before a group serves
 state           of a group: new, starting, ready, failed, stopped (`group.lifecycle`)
 ==============  ======================================================================================================

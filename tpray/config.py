@@ -98,7 +98,9 @@ class BatchConfig(Frozen):
         60.0, gt=0, description="the most; once steps were measured, their limit is far below"
     )
     auto_truncate: bool = Field(
-        True, description="cut texts that are too long where a request does not say; TEI's and Hugging Face's dialects"
+        True,
+        description="cut texts that are too long where a request does not say: TEI's, Hugging Face's and the Open "
+        "Inference Protocol's",
     )
     canary_interval_s: float = Field(60.0, ge=0, description="how often an idle group checks its answers; 0: never")
 

@@ -91,7 +91,7 @@ def test_any_name_and_no_other_path(url: str) -> None:
         ({"inputs": 7}, 422, "`inputs` has the wrong type: send a text, or {text, text_pair}, or a list of these"),
         ({"inputs": [["a", "b"]]}, 422, "`inputs` has the wrong type"),
         ({"inputs": [[{"text": "a", "text_pair": 3}]]}, 422, "`inputs` has the wrong type"),
-        ({"inputs": "a " * 90, "parameters": {"truncation": False}}, 422, "`inputs`: item 0 has 92 tokens"),
+        ({"inputs": "a " * 90, "parameters": {"truncation": False}}, 422, "shorten it, or set `truncation` to true"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(body: dict[str, Any], status: int, words: str, url: str) -> None:

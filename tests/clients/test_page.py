@@ -131,6 +131,12 @@ def test_a_pair_is_answered_as_transformers_does(browser: Any, demo: Loopback) -
         assert json.loads(output("sh", "-c", page.text_content("#curl"))) == expected
         assert ast.literal_eval(output(sys.executable, "-c", page.text_content("#python"))) == expected
 
+        cut = page.get_by_label("Cut what is too long")
+        assert cut.is_checked()  # as the server does without it
+        assert "truncate" not in page.text_content("#curl")
+        cut.uncheck()
+        assert '"truncate":false' in page.text_content("#curl")
+
 
 def output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -141,3 +141,23 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_no
     certificate.renew()
     assert shown(port) not in (first, second)
     assert stat.S_IMODE(certificate.path.stat().st_mode) == 0o600
+
+
+def test_a_haproxy_that_does_not_answer_is_told_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = files(tmp_path / "given")
+    certificate = Certificate(given, tmp_path)
+    admin = tmp_path / "admin.sock"
+    admin.touch()  # nobody listens there
+    files(tmp_path / "given")
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            certificate.renew()
+        assert "is not in use yet" in caplog.text
+    admin.unlink()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        certificate.renew()
+        certificate.renew()
+    (record,) = caplog.records
+    assert record.getMessage().endswith("has changed, and is in use")

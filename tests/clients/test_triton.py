@@ -230,15 +230,15 @@ def test_the_classification_extension(client: triton.InferenceServerClient, dire
 def test_too_long_is_refused_or_cut(client: triton.InferenceServerClient, directory: Path) -> None:
     long = "the firm is in Paris " * 200
     with pytest.raises(InferenceServerException, match=r"item 0 has .* tokens and this model takes"):
-        client.infer("anything", [of_texts("text", [long], binary=True)])
+        client.infer("anything", [of_texts("text", [long], binary=True)], parameters={"truncation": False})
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
-    for said, side in ((True, "right"), ("left", "left")):
+    for said, side in (({}, "right"), ({"truncation": True}, "right"), ({"truncation": "left"}, "left")):
         tokenizer.truncation_side = side
         with torch.no_grad():
             limit = model.config.max_position_embeddings
             expected = model(**tokenizer(long, truncation=True, max_length=limit, return_tensors="pt")).logits.numpy()
-        answer = client.infer("anything", [of_texts("text", [long], binary=True)], parameters={"truncation": said})
+        answer = client.infer("anything", [of_texts("text", [long], binary=True)], parameters=said)
         np.testing.assert_allclose(answer.as_numpy("logits"), expected, atol=1e-5, rtol=0)
 
 

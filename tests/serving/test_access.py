@@ -394,9 +394,12 @@ def test_in_front_of_several_models_the_same_is_asked_for() -> None:
                 assert headers["access-control-allow-origin"] == PAGE
                 assert b"secret-name" not in body
         assert not asked
-        assert (await ask(app, "GET", "/health"))[0] == 200
+        assert (await ask(app, "GET", "/models/secret-name/info"))[0] == 401
+        assert not asked
+        for path in ("/health", "/models/secret-name/", "/models/secret-name/page/page.js"):
+            assert (await ask(app, "GET", path))[0] == 200
         assert (await ask(app, "POST", "/models/secret-name/predict", **BEARER))[0] == 200
-        assert asked == ["/health", "/predict"]
+        assert asked == ["/health", "/", "/page/page.js", "/predict"]
 
     asyncio.run(work())
 

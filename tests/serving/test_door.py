@@ -158,3 +158,24 @@ def test_rows_of_a_client_that_left_are_dropped(with_fake_engine: WithEngine) ->
         await asyncio.gather(*stuck, return_exceptions=True)
 
     with_fake_engine(work)
+
+
+def test_an_application_below_a_prefix_answers_each_route(with_fake_engine: WithEngine) -> None:
+    """As Serve asks it, with the prefix in ``path`` and in ``root_path``."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        below = httpx.ASGITransport(make_app(engine), root_path="/a")
+        documents = {"query": "a", "documents": ["b"]}
+        async with httpx.AsyncClient(transport=below, base_url="http://tpray/a") as http:
+            for path, body in (
+                ("/predict", {"inputs": "a"}),
+                ("/models/m", {"inputs": "a"}),
+                ("/v1/rerank", documents),
+                ("/v2/rerank", documents),
+                ("/v1/score", {"queries": "a", "documents": ["b"]}),
+            ):
+                answer = await http.post(path, json=body)
+                assert answer.status_code == 200, (path, answer.text)
+            assert (await http.get("/info")).status_code == 200
+
+    with_fake_engine(work)

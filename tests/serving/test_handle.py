@@ -22,7 +22,7 @@ from tests.served import Running, start
 from tpray.errors import ConfigError, DeadlineError, EmptyInputError, GroupError
 from tpray.serving import client
 from tpray.serving.app import Classifier
-from tpray.serving.handle import Asked, Handle, Response
+from tpray.serving.handle import Connected, Handle, Response
 from tpray.serving.local import LocalClassifier
 from tpray.serving.servers import PREFIX, Announcement, ServerRecord, running_servers
 
@@ -74,7 +74,7 @@ def wrapped(error: Exception) -> RayTaskError:
 
 
 def answer_of(served: Any, how: str) -> Any:
-    response: Response[Any] = Response(Asked(served, threading.Event()))
+    response: Response[Any] = Response(served, threading.Event())
     if how == "result":
         return response.result()
 
@@ -101,7 +101,7 @@ def test_what_the_replica_raises_is_raised_itself(how: str) -> None:
 def test_an_answer_is_not_awaited_of_a_server_that_is_gone(how: str) -> None:
     over = threading.Event()
     threading.Timer(0.2, over.set).start()
-    response: Response[Any] = Response(Asked(Answering(never=True), over))
+    response: Response[Any] = Response(Answering(never=True), over)
 
     async def wait() -> Any:
         return await response
@@ -112,11 +112,11 @@ def test_an_answer_is_not_awaited_of_a_server_that_is_gone(how: str) -> None:
 
 def test_a_time_limit_is_kept() -> None:
     with pytest.raises(TimeoutError, match=r"no answer after 0\.1 s"):
-        Response(Asked(Answering(never=True), threading.Event())).result(timeout_s=0.1)
+        Response(Answering(never=True), threading.Event()).result(timeout_s=0.1)
 
 
 def test_the_handles_methods_take_what_the_replicas_and_the_local_ones_do() -> None:
-    handle = Handle(lambda: Asked(None, threading.Event()))
+    handle = Handle(lambda: Connected(None, threading.Event()))
     assert dir(handle) == ["classify", "classify_tokens", "options", "rerank", "score"]
     for name in ("classify", "classify_tokens", "rerank"):
         own = dict(inspect.signature(getattr(handle, name).remote).parameters)

@@ -14,6 +14,7 @@ import pytest
 from tests.serving.conftest import WithEngine
 from tpray.group.fake_executor import FakeExecutor
 from tpray.group.lifecycle import State
+from tpray.serving.dialects.tei_tokens import AT_ONCE
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.haproxy_start import TIMEOUT_HEADER
@@ -235,3 +236,20 @@ def test_waiting_to_be_tokenised_is_part_of_the_deadline(with_fake_engine: WithE
             assert (await http.post("/predict", json={"inputs": "a " * 5000, "truncate": True})).status_code == 200
 
     with_fake_engine(work, request_timeout_s=0.5)
+
+
+def test_texts_are_spelled_for_so_many_at_once(with_fake_engine: WithEngine) -> None:
+    """More would keep the threads from those whose texts go to the model."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        held = threading.Event()
+        for _ in range(TOKENIZER_THREADS):
+            engine.tokenizing.usual.submit(held.wait)
+        async with client(engine) as http:
+            asked = [asyncio.create_task(http.post("/tokenize", json={"inputs": "a"})) for _ in range(AT_ONCE + 3)]
+            while sum(each.done() for each in asked) < 3:
+                await asyncio.sleep(0.01)
+            held.set()
+            assert sorted([(await each).status_code for each in asked]) == [200] * AT_ONCE + [429] * 3
+
+    with_fake_engine(work)

@@ -27,7 +27,7 @@ def test_another_model_than_the_served_ones_is_refused(with_fake_engine: WithEng
             answer = await http.post("/v1/rerank", json=BODY | {"model": "other"})
             assert answer.status_code == 404
             assert answer.json()["message"] == "the model `other` does not exist here: ask for `mine` or `yours`"
-            for asked in ({}, {"model": None}, {"model": ""}, {"model": "yours"}):
+            for asked in ({}, {"model": None}, {"model": ""}, {"model": "default/not-specified"}, {"model": "yours"}):
                 answer = await http.post("/v1/rerank", json=BODY | asked)
                 assert (answer.status_code, answer.json()["model"]) == (200, "mine"), asked
 

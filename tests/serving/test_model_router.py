@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from tpray.config import BatchConfig, ModelConfig, ModelsConfig, ServeConfig
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.fake_executor import FakeExecutor
+from tpray.serving.dialects.base import Rendered
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
-from tpray.serving.model_router import ModelRouter, ask_app
+from tpray.serving.model_router import Asked, ModelRouter, ask_app
 
 NAMES = ("small", "org/small")
 
@@ -92,7 +93,8 @@ def test_what_names_no_model_goes_to_the_default_one_or_is_refused(default: str 
                 assert answer.status_code in (200, 422)
         assert not executors["org/small"].steps
         assert bool(executors["small"].steps) == (default is not None)
-        assert (await client.get("/openapi.json")).status_code == 200
+        for path in ("/openapi.json", "/docs", "/docs/assets/swagger-ui.css", "/page/docs.js"):
+            assert (await client.get(path)).status_code == 200, path
         assert set(await info(client)) == set(NAMES)
         assert (await client.get("/health")).status_code == 200
         home = await client.get("/")
@@ -129,3 +131,24 @@ def test_a_default_that_is_no_model_and_names_given_twice_are_refused() -> None:
         ModelsConfig(models={"a": ServeConfig()}, default="b")
     with pytest.raises(ValidationError, match="leave it out"):
         ModelsConfig(models={"a": ServeConfig(served_model_name=("b",))})
+
+
+def test_below_a_prefix_models_are_asked_without_it() -> None:
+    """As Serve asks an application, with the prefix in ``path`` and in ``root_path``."""
+
+    async def work() -> None:
+        asked: list[str] = []
+
+        async def model(request: Asked) -> Rendered:
+            asked.append(request.path)
+            return Rendered(200, b"{}")
+
+        router = ModelRouter({"a": model, "org/a": model}, None, 10_000, 5)
+        transport = httpx.ASGITransport(router, root_path="/x")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/x") as client:
+            for path in ("/models/a/predict", "/models/org/a", "/v2/models/a/infer"):
+                assert (await client.post(path, json={})).status_code == 200
+            assert (await client.get("/page/page.js")).status_code == 200
+        assert asked == ["/predict", "/models/org/a", "/v2/models/a/infer", "/page/page.js"]
+
+    asyncio.run(work())

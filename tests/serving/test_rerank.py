@@ -313,6 +313,13 @@ def test_the_doors(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None
                     "`rank_fields` is not known",
                 ),
                 ("/v2/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, 422, "`top_n`: input should be greater"),
+                ("/v2/rerank", {"query": "a", "documents": ["b"], "top_n": "1"}, 422, "`top_n`: input should be a val"),
+                (
+                    "/v2/rerank",
+                    {"query": "a", "documents": [{"text": "b", "title": "c"}]},
+                    422,
+                    "`documents.title` is not known",
+                ),
             ]
             for path, wrong, status, words in cases:
                 answer = await http.post(path, json=wrong)

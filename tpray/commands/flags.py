@@ -297,7 +297,7 @@ def access_of(
         raise ConfigError(f"--open-routes {open_routes}: there is no {unknown[0]!r}: name some of {known}, or none")
     try:
         return AccessConfig(
-            keys_file=file,
+            keys_file=None if file is None else file.expanduser().absolute(),  # whatever the folder of a replica
             keys=() if key is None else (hidden(DEFAULT, key),),
             open_routes=routes,
             cors_origins=tuple(origins or ()),

@@ -155,7 +155,6 @@ def serve(
     )
     tls = tls_of(tls_cert, tls_key)
     from tpray.serving import launch
-    from tpray.serving.keys import KeyRing
     from tpray.serving.signals import stopping_on_signals
 
     named = model or "the embedded demo"
@@ -169,9 +168,8 @@ def serve(
         with launch.Server(config, host, port, show, drain_timeout, process_started(), tls, grpc_port) as server:
             status.stop()
             at = server.entrance
-            names = KeyRing.of(server.config.access).names
-            example = curl(at.url, server.info, keyed=bool(names))
-            print_ready(at.url, named, server.config, example, present(at, ROUTES), names)
+            example = curl(at.url, server.info, keyed=bool(at.key_names))
+            print_ready(at.url, named, server.config, example, present(at, ROUTES), at.key_names)
             server.wait()
             err.print("Stopping: what is under way is answered first; Ctrl-C again ends at once")
     err.print("Stopped")

@@ -50,18 +50,15 @@ def ask(url: str, api_key: str | None) -> tuple[dict[str, Any], bool]:
         TprayError: no server answers there.
         ConfigError: it asks for a key, and this is none of its own.
     """
-    from urllib.request import Request, urlopen
-
-    from tpray.serving.client import KEY_STATUSES, bearer, key_wanted
+    from tpray.serving.client import KEY_STATUSES, get, key_wanted
 
     try:
-        shown = bearer(api_key)
-        with urlopen(Request(f"{url}/info", headers=shown), timeout=10) as answer:
+        with get(f"{url}/info", 10, api_key) as answer:
             info = json.load(answer)
         if not isinstance(info, dict):
             raise ValueError("what it says of itself is no object")
         try:
-            urlopen(Request(f"{url}/health", headers=shown), timeout=30).close()
+            get(f"{url}/health", 30, api_key).close()
             healthy = True
         except HTTPError:
             healthy = False

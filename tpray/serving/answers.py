@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tpray.group.wire import Array
 from tpray.serving.scores import Ranked, Score
 
 
@@ -23,10 +22,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Answer(Timing):
-    """What became of one request: of each item the scores that were asked for, and its logits, float32 ``[L]``."""
+    """What became of one request: of each item the scores that were asked for."""
 
     scores: list[list[Score]]
-    logits: Sequence[Array]
 
     def rendered(self) -> list[list[dict[str, Any]]]:
         """For Python: of each item its labels and their scores."""

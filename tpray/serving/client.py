@@ -14,7 +14,7 @@ from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
 from tpray import config
 from tpray.errors import ConfigError, GroupError
-from tpray.serving.handle import Asked, Handle
+from tpray.serving.handle import Connected, Handle
 from tpray.serving.servers import ServerRecord, running_servers
 
 
@@ -38,17 +38,17 @@ def connect(app: str = "tpray", url: str | None = None, api_key: str | None = No
         from tpray.local_ray.local import join_ray
 
         join_ray(None if url is None else str(ask_info(url, api_key)["ray_address"]))
-        alone = Asked(_serve_handle(app), threading.Event())
+        alone = Connected(_serve_handle(app), threading.Event())
         return Handle(lambda: alone)
     link = _link_to(record)
-    asked = Asked(_serve_handle(app), link.over)
+    server = Connected(_serve_handle(app), link.over)
 
-    def find() -> Asked:
-        nonlocal link, asked
+    def find() -> Connected:
+        nonlocal link, server
         if link.over.is_set() or _has_ended(link.record.pid):
             link = _link_to(_restarted(record.url))
-            asked = Asked(_serve_handle(app), link.over)
-        return asked
+            server = Connected(_serve_handle(app), link.over)
+        return server
 
     return Handle(find)
 

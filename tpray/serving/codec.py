@@ -1,6 +1,6 @@
 """Before the group: text to token ids. (After it: `scores`.)
 
-An item is one text, a pair of texts that the model reads together, or a conversation.
+An item is one text, a pair of texts that the model reads together, a conversation, or a text as token ids.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ LARGE_CHARS = 131_072
 
 
 class TextCodec:
-    """Tokenises items exactly as transformers does, and names scores, for one model. Any thread may use it.
+    """Tokenises items exactly as transformers does, for one model. Any thread may use it.
 
     The tokenizer's compiled half is called directly where it gives what transformers gives, and transformers itself
     where it does not: for tokenizers in Python, and for settings that live in transformers' own half. Either gives the
@@ -67,7 +67,7 @@ class TextCodec:
 
     Args:
         directory: ``config.json`` and the tokenizer's files.
-        record: the model's labels, problem type and sizes.
+        record: the model's sizes, and what it is called.
         facts: what another codec of the same files has learned; transformers is then not imported.
         chat_template: a file that stands for the tokenizer's own chat template.
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from starlette._utils import get_route_path  # that by which Starlette's routers find a route
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route, compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -66,11 +67,12 @@ class Door:
             else:
                 await send_answer(self._refusal(scope, e), send)
             return
-        if scope.get("method") == "GET" and (stream := self._streams.get(scope["path"])) is not None:
+        method, path = scope.get("method"), get_route_path(scope)  # behind the application's prefix
+        if method == "GET" and (stream := self._streams.get(path)) is not None:
             await stream(scope, receive, send)
             return
         with inside:
-            handler = self._handler_of(scope["path"], scope) if scope.get("method") == "POST" else None
+            handler = self._handler_of(path, scope) if method == "POST" else None
             if handler is None:
                 await self._app(scope, receive, send)
             else:

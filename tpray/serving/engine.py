@@ -189,7 +189,7 @@ class Engine:
         if chunks is None:
             results, timing = await self.answer(len(items), rows, None if inline else characters, deadline)
             scores = [self._scores(result, scoring) for result in results]
-            return Answer(**timing, scores=scores, logits=[result.logits for result in results])
+            return Answer(**timing, scores=scores)
         of: list[int] = []
 
         def rows_of_chunks(until: float) -> list[Encoded]:
@@ -201,10 +201,10 @@ class Engine:
             )
 
         results, timing = await self.answer(len(items), rows_of_chunks, characters, deadline, of)
-        record, logits = self.codec.record, _logits(results)
-        values = chunks.aggregated(activated(logits, record, scoring.activation), of)
+        record = self.codec.record
+        values = chunks.aggregated(activated(_logits(results), record, scoring.activation), of)
         found = [scoring.chosen(scores) for scores in ranked(values, record)]
-        return Answer(**timing, scores=found, logits=list(chunks.aggregated(logits, of)))
+        return Answer(**timing, scores=found)
 
     async def rerank(
         self,
@@ -382,8 +382,11 @@ class Engine:
         self.group.lifecycle.check_ready()
         if time.monotonic() - self._checked > 1.0:
             token = np.ones((1, 1), dtype=np.int64)
-            # The step's own limit holds, not this check's: a busy group is healthy.
-            await asyncio.wait_for(self.group.step([token, token, token * 0]), self.group.step_timeout_s + timeout_s)
+            step = self.group.step([token, token, token * 0])
+            try:  # the step's own limit holds, not this check's: a busy group is healthy
+                await asyncio.wait_for(step, self.group.step_timeout_s + timeout_s)
+            except asyncio.TimeoutError as e:
+                raise GroupError("the ranks do not answer") from e
             self._checked = time.monotonic()
 
     def check_alive(self) -> None:

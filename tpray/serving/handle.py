@@ -27,18 +27,22 @@ LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked. serve_handle: Serve's own, or its answer to come. over: set once its connection is no more."""
+class Connected:
+    """A server as it runs now. handle: Serve's own. over: set once the connection is no more."""
 
-    serve_handle: Any
+    handle: Any
     over: threading.Event
 
 
 class Response(Generic[T_co]):
-    """An answer to come: ``result()`` waits for it, and so does ``await``, where an event loop runs."""
+    """An answer to come: ``result()`` waits for it, and so does ``await``, where an event loop runs.
 
-    def __init__(self, asked: Asked, last: Callable[[Any], T_co] | None = None) -> None:
-        self._response, self._over, self._last = asked.serve_handle, asked.over, last
+    Args:
+        response: Serve's own. over: as of `Connected`. last: what is done with the answer.
+    """
+
+    def __init__(self, response: Any, over: threading.Event, last: Callable[[Any], T_co] | None = None) -> None:
+        self._response, self._over, self._last = response, over, last
 
     def result(self, timeout_s: float | None = None) -> T_co:
         """The answer.
@@ -119,9 +123,9 @@ def own_errors(over: threading.Event) -> Iterator[None]:
 
 
 class _Method:
-    """A method of the replica."""
+    """A method of the replica. call: gives the first arguments of `Response`."""
 
-    def __init__(self, call: Callable[..., Asked]) -> None:
+    def __init__(self, call: Callable[..., tuple[Any, threading.Event]]) -> None:
         self._call = call
 
 
@@ -173,7 +177,7 @@ class Classify(_Method):
     ) -> Response[list[Any]]:
         """See `tpray.serving.app.Classifier.classify`."""
         asked = inputs, raw_scores, truncate, truncation_direction, chunks, activation, top_k
-        return Response(self._call("classify", *asked))
+        return Response(*self._call("classify", *asked))
 
 
 class ClassifyTokens(_Method):
@@ -206,7 +210,8 @@ class ClassifyTokens(_Method):
         truncate: bool = False,
     ) -> Response[Any]:
         """See `tpray.serving.app.Classifier.classify_tokens`."""
-        return Response(self._call("classify_tokens", texts, aggregation_strategy, ignore_labels, raw_scores, truncate))
+        asked = texts, aggregation_strategy, ignore_labels, raw_scores, truncate
+        return Response(*self._call("classify_tokens", *asked))
 
 
 class Rerank(_Method):
@@ -224,7 +229,7 @@ class Rerank(_Method):
     ) -> Response[list[RankedDocument]]:
         """See `tpray.serving.app.Classifier.rerank`."""
         asked = query, list(documents), top_n, return_documents, raw_scores, truncate, chunks
-        return Response(self._call("rerank", *asked))
+        return Response(*self._call("rerank", *asked))
 
 
 class Score(_Method):
@@ -240,7 +245,7 @@ class Score(_Method):
     ) -> Response[list[float]]:
         """How relevant each document is for the query, in the order of the documents; as `rerank` scores them."""
         asked = query, list(documents), None, False, raw_scores, truncate, chunks
-        return Response(self._call("rerank", *asked), in_order)
+        return Response(*self._call("rerank", *asked), in_order)
 
 
 class Handle:
@@ -253,7 +258,7 @@ class Handle:
         options: of Serve's handle.
     """
 
-    def __init__(self, find: Callable[[], Asked], options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, find: Callable[[], Connected], options: Mapping[str, Any] | None = None) -> None:
         self._find, self._options = find, dict(options or {})
         self.classify = Classify(self._call)
         self.classify_tokens = ClassifyTokens(self._call)
@@ -264,13 +269,11 @@ class Handle:
         """The same with options of Serve's handle; see ``ray.serve.handle.DeploymentHandle.options``."""
         return Handle(self._find, self._options | options)
 
-    def _call(self, method: str, *arguments: Any) -> Asked:
-        asked = self._find()
-        with own_errors(asked.over):
-            serve_handle = asked.serve_handle
-            if self._options:
-                serve_handle = serve_handle.options(**self._options)
-            return Asked(getattr(serve_handle, method).remote(*arguments), asked.over)
+    def _call(self, method: str, *arguments: Any) -> tuple[Any, threading.Event]:
+        server = self._find()
+        with own_errors(server.over):
+            handle = server.handle.options(**self._options) if self._options else server.handle
+            return getattr(handle, method).remote(*arguments), server.over
 
     def __dir__(self) -> list[str]:
         return ["classify", "classify_tokens", "options", "rerank", "score"]

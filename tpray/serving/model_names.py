@@ -1,7 +1,8 @@
 """What requests call the model: ``--served-model-name``.
 
-Source: vLLM (entrypoints/openai/models/serving.py): answers carry the first name, whichever of them was asked for, and
-a request that says no name, or an empty one, is for the model that there is.
+Sources: vLLM (entrypoints/openai/models/serving.py): answers carry the first name, whichever of them was asked for, and
+a request that says no name, or an empty one, is for the model that there is. Infinity (fastapi_schemas/pymodels.py) has
+a name for that.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tpray.errors import UnknownModelError
+
+NO_NAMES = (None, "", "default/not-specified")
+"""What says no name: the last is what Infinity's client sends where its user names no model."""
 
 
 class ModelNames(NamedTuple):
@@ -31,7 +35,7 @@ class ModelNames(NamedTuple):
         Raises:
             UnknownModelError: ``asked`` is none of `served`.
         """
-        if asked and self.served and asked not in self.served:
+        if self.served and asked not in (*NO_NAMES, *self.served):
             raise UnknownModelError(
                 f"the model `{asked}` does not exist here: ask for {' or '.join(f'`{name}`' for name in self.served)}"
             )

@@ -18,15 +18,18 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from pydantic_core import from_json
+from starlette._utils import get_route_path  # that by which Starlette's routers find a route
 from starlette.routing import BaseRoute, Router
 from starlette.types import Receive, Scope, Send
 
-from tpray.errors import InputError, PayloadTooLargeError, UnknownModelError
-from tpray.serving.access import Access
+from tpray.errors import DeadlineError, InputError, PayloadTooLargeError, UnknownModelError
+from tpray.serving import live
+from tpray.serving.access import OPEN, Access
 from tpray.serving.dialects import infinity, vllm
 from tpray.serving.dialects.base import Bodies, Rendered, has_more_values, headers_of, send_answer
 from tpray.serving.dialects.tei import DIALECT
 from tpray.serving.door import refusal, shared
+from tpray.serving.model_names import NO_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +41,8 @@ MOST_VALUES = 65_536
 LISTS = (vllm.MODELS, *infinity.MODELS)
 """Where dialects list their models, as ``data``."""
 
-READY = ("/health", "/ping", "/v2/health/ready", "/v2/health/live")
-
-ANY = ("/docs", "/openapi.json")
-"""What is the same of every model."""
-
-STREAM = "/info/stream"
+ANY = ("/docs", "/openapi.json", "/page/")
+"""With what paths begin whose answers are the same of every model."""
 
 
 class Asked(NamedTuple):
@@ -93,13 +92,17 @@ class ModelRouter:
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
-        body = bytearray()
+        body, path = bytearray(), get_route_path(scope) or "/"
         try:
-            self._access.check(scope)
-            arriving = self._bodies.read(body, headers_of(scope), receive, self._limit_bytes)
-            await asyncio.wait_for(arriving, self._timeout_s)
+            # The page of a model is open where that of a server is; the model itself looks again.
+            self._access.check({**scope, "path": self._below(path), "root_path": ""})
+            try:
+                arriving = self._bodies.read(body, headers_of(scope), receive, self._limit_bytes)
+                await asyncio.wait_for(arriving, self._timeout_s)
+            except asyncio.TimeoutError as e:
+                raise DeadlineError(f"the request did not arrive within {self._timeout_s:g} s") from e
             query: bytes = scope.get("query_string", b"")
-            asked = Asked(scope["method"], scope["path"], query, list(scope["headers"]), bytes(body))
+            asked = Asked(scope["method"], path, query, list(scope["headers"]), bytes(body))
             answer = await self._answer(asked)
         except Exception as e:  # noqa: BLE001  # the boundary where errors become statuses
             answer = refusal(DIALECT, e)
@@ -108,7 +111,7 @@ class ModelRouter:
         await _send(answer, send)
 
     async def _answer(self, asked: Asked) -> Rendered:
-        if asked.path in READY:
+        if asked.path in OPEN["health"]:
             answers = await self._all(asked)
             return next((each for each in answers.values() if each.status >= 300), next(iter(answers.values())))
         if asked.path in LISTS and asked.method == "GET":
@@ -122,8 +125,8 @@ class ModelRouter:
             first = self._default or next(iter(self._models))
             return Rendered(307, b"", {"location": f"models/{quote(first)}/"})
         name, asked = self.route(asked)
-        if asked.path == STREAM:
-            raise UnknownModelError(f"{STREAM} is not passed on by an application of several models: poll /info")
+        if asked.path == live.PATH:
+            raise UnknownModelError(f"{live.PATH} is not passed on by an application of several models: poll /info")
         return await self._models[name](asked)
 
     async def _all(self, asked: Asked) -> dict[str, Rendered]:
@@ -145,29 +148,36 @@ class ModelRouter:
         Raises:
             UnknownModelError: the name is none of the models'. InputError: there is none, and no default.
         """
-        for prefix, keeps in ((MODELS, False), (V2_MODELS, True)):
+        for prefix in (MODELS, V2_MODELS):
             if asked.path.startswith(prefix):
-                rest = asked.path[len(prefix) :]
-                found = [name for name in self._models if rest == name or rest.startswith(f"{name}/")]
-                if not found:
-                    raise self._unknown(rest.partition("/")[0])
-                name = max(found, key=len)
-                if keeps:
-                    return name, asked
+                name = self._name_below(prefix, asked.path)
+                if name is None:
+                    raise self._unknown(asked.path[len(prefix) :].partition("/")[0])
                 # POST /models/NAME by itself is Hugging Face's, whose dialect knows it under this path.
-                below = rest[len(name) :]
-                return name, asked if not below and asked.method == "POST" else asked._replace(path=below or "/")
+                keeps = prefix == V2_MODELS or (asked.method == "POST" and asked.path == f"{MODELS}{name}")
+                return name, asked if keeps else asked._replace(path=self._below(asked.path))
         named = self._name_in(asked.body) if asked.method == "POST" else None
         if named is not None:
             if named not in self._models:
                 raise self._unknown(named)
             return named, asked
-        if self._default is None and asked.path not in ANY:
+        if self._default is None and not asked.path.startswith(ANY):
             raise InputError(
                 f"this server has several models and the request names none: say `model` or post to "
                 f"{MODELS}NAME{asked.path}, where NAME is {self._names()}"
             )
         return self._default or next(iter(self._models)), asked
+
+    def _name_below(self, prefix: str, path: str) -> str | None:
+        """The model whose name comes after ``prefix`` in ``path``; of several the longest."""
+        rest = path[len(prefix) :] if path.startswith(prefix) else ""
+        found = [name for name in self._models if rest == name or rest.startswith(f"{name}/")]
+        return max(found, key=len, default=None)
+
+    def _below(self, path: str) -> str:
+        """What a model is asked under ``/models/NAME``; another path as it is."""
+        name = self._name_below(MODELS, path)
+        return path if name is None else path[len(MODELS) + len(name) :] or "/"
 
     @staticmethod
     def _name_in(body: bytes) -> str | None:
@@ -180,9 +190,7 @@ class ModelRouter:
         except ValueError:
             return None  # whoever answers says what is wrong with it
         name = whole.get("model") if isinstance(whole, dict) else None
-        if not isinstance(name, str) or name in ("", infinity.ANY_MODEL):  # vLLM takes an empty one for none
-            return None
-        return name
+        return name if isinstance(name, str) and name not in NO_NAMES else None
 
     def _unknown(self, name: str) -> UnknownModelError:
         return UnknownModelError(f"there is no model {name!r} here: there is {self._names()}")

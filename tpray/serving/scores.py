@@ -44,8 +44,7 @@ Scored = TypeVar("Scored", Score, Ranked)
 class Scoring:
     """What a request wants to know of each item's labels, or of its documents.
 
-    activation: None: the checkpoint's own. top_k: only so many, the best; None: all. threshold: only those whose score
-    is no less.
+    activation: None: the checkpoint's own. top_k: only so many, the best; None: all.
 
     Raises:
         InputError: there is no such activation, or ``top_k`` is less than 1.
@@ -53,7 +52,6 @@ class Scoring:
 
     activation: Activation | None = None
     top_k: int | None = None
-    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.activation is not None and self.activation not in ACTIVATIONS:
@@ -74,8 +72,7 @@ class Scoring:
 
     def chosen(self, best_first: Sequence[Scored]) -> list[Scored]:
         """Those that are asked for."""
-        found = list(best_first[: self.top_k])
-        return found if self.threshold is None else [each for each in found if each.score >= self.threshold]
+        return list(best_first[: self.top_k])
 
 
 OWN, RAW = Scoring(), Scoring("none")

@@ -13,6 +13,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class Announcement:
             except OSError:  # closed; or whoever asked has gone
                 if self._socket.fileno() < 0:
                     return
+                time.sleep(0.1)  # where there are no descriptors left, not at full speed
 
     def close(self) -> None:
         """Tell nobody any more."""

@@ -108,13 +108,18 @@ class Certificate:
         try:
             pem = check(self._files)
             self._write(pem)  # for a HAProxy that starts later
-            for admin in self._folder.rglob("admin.sock"):
-                self._tell(admin, pem)
         except (ConfigError, OSError) as e:
             # Of a certificate and its key one is written first, so that this may be over in a moment.
             log.warning("the certificate stays as it was: %s", e)
-        else:
-            log.warning("the certificate in %s has changed, and is in use", self._files.cert)
+            self._seen = stamps
+            return
+        try:
+            for admin in self._folder.rglob("admin.sock"):
+                self._tell(admin, pem)
+        except OSError as e:  # it starts just now, or is busy: the next call tries again
+            log.warning("the certificate in %s has changed, and is not in use yet: %s", self._files.cert, e)
+            return
+        log.warning("the certificate in %s has changed, and is in use", self._files.cert)
         self._seen = stamps
 
     def _tell(self, admin: Path, pem: bytes) -> None:

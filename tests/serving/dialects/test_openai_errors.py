@@ -18,6 +18,7 @@ from tpray.serving.dialects.openai_errors import render_error
         (errors.InputError("is bad", 3), 400, "BadRequestError", "input", "`input`: item 3 is bad"),
         (errors.UnsupportedTaskError("has labels"), 400, "BadRequestError", None, "has labels"),
         (errors.PayloadTooLargeError("is large"), 413, "BadRequestError", None, "is large"),
+        (errors.UnauthorizedError("no key"), 401, "AuthenticationError", None, "no key"),
         (errors.OverloadedError("is full", 7), 429, "RateLimitError", None, "is full"),
         (errors.NotReadyError("restarts"), 503, "ServiceUnavailableError", None, "restarts"),
         (errors.StoppingError("stops"), 503, "ServiceUnavailableError", None, "stops"),

@@ -190,6 +190,19 @@ def has_more_values(body: bytes | bytearray, most: int) -> bool:
     return len(parts) > 2 * most or len(parts) // 2 + sum(part.count(c) for part in parts[::2] for c in b",[{") > most
 
 
+def check_size(count: int, most: int, name: str) -> None:
+    """Refuse more items than a request may have.
+
+    Args:
+        name: of the list that has them.
+
+    Raises:
+        PayloadTooLargeError: with both figures.
+    """
+    if count > most:
+        raise PayloadTooLargeError(f"`{name}` has {count} items and the limit is {most}: send smaller batches")
+
+
 BODIES_AT_ONCE = 8
 """How many bodies of the greatest size may be held at once; of smaller ones, as many as are no larger together."""
 

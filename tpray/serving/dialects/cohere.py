@@ -28,9 +28,13 @@ from tpray.serving.scores import Scoring
 
 PATHS = ("/v1/rerank", "/v2/rerank")
 
+Count = Annotated[StrictInt, Field(ge=1)]
+
 
 class Document(BaseModel):
-    """A document as an object."""
+    """A document as an object. A key that it has not is refused by name: nothing but its text is read."""
+
+    model_config = ConfigDict(extra="forbid")
 
     text: str
 
@@ -48,13 +52,13 @@ class RerankRequest(Options):
 
     query: str
     documents: list[str | Document] = Field(description="texts, or objects with a text")
-    top_n: int | None = Field(None, ge=1, description="how many of the best; null: all")
-    return_documents: bool | None = Field(None, description="repeat each document; null: no")
+    top_n: Count | None = Field(None, description="how many of the best; null: all")
+    return_documents: StrictBool | None = Field(None, description="repeat each document; null: no")
     chunks: Chunks | StrictBool | None = Field(None, description=tei.CHUNKS)
-    max_chunks_per_doc: int | None = Field(
-        None, ge=1, le=256, description="read documents in so many chunks at most: the same as {max_chunks}; null: no"
+    max_chunks_per_doc: Annotated[StrictInt, Field(ge=1, le=256)] | None = Field(
+        None, description="read documents in so many chunks at most: the same as {max_chunks}; null: no"
     )
-    max_tokens_per_doc: Annotated[StrictInt, Field(ge=1)] | None = Field(
+    max_tokens_per_doc: Count | None = Field(
         None, description="of each document no more tokens are read; null: as many as there is room for"
     )
     truncation: StrictBool | None = Field(
@@ -128,8 +132,8 @@ def render(ranking: Ranking, texts: list[str], documents: bool, model: str) -> b
 
 def render_error(error: Exception) -> Rendered:
     """Status, body and headers for an error: TEI's status."""
-    answer = tei.render_error(error, "documents")
-    return answer._replace(body=ErrorResponse(message=json.loads(answer.body)["error"]).model_dump_json().encode())
+    said = ErrorResponse(message=tei.sentence_of(error, "documents", "`truncation` to true"))
+    return tei.render_error(error)._replace(body=said.model_dump_json().encode())
 
 
 async def rank(
@@ -173,7 +177,7 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
 
     async def rerank(request: Request) -> Response:
         """Score how relevant each document is for a query, the best first (Cohere's, Jina's and vLLM's dialect)."""
-        return as_response(await answering[request.url.path](request.scope, request.receive))
+        return as_response(await answering[PATHS[0]](request.scope, request.receive))
 
     for path in PATHS:
         router.post(

@@ -18,8 +18,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope
 
-from tpray.errors import EmptyInputError, PayloadTooLargeError, UnknownModelError
+from tpray.errors import EmptyInputError, UnknownModelError
 from tpray.parallel_layers.tasks import TOKEN
+from tpray.serving.dialects import tei
 from tpray.serving.dialects.base import (
     ANSWERS_UNTIL,
     CUT,
@@ -32,9 +33,10 @@ from tpray.serving.dialects.base import (
     Way,
     as_response,
     body_of,
+    check_size,
+    logged,
 )
 from tpray.serving.dialects.tei import ERRORS, read, timing_headers
-from tpray.serving.dialects.tei import render_error as render_tei_error
 from tpray.serving.dialects.token_classification import Entity, TokenRequest, labelling
 from tpray.serving.scores import Activation, Scoring
 from tpray.tokenizer import Plain
@@ -116,10 +118,10 @@ def _item(value: str | Pair) -> Plain:
     return value.text if value.text_pair is None else (value.text, value.text_pair)
 
 
-def render_error(error: Exception) -> Rendered:
-    """Status, body and headers for an error: TEI's status."""
-    answer = render_tei_error(error)
-    return answer._replace(body=ErrorResponse(error=json.loads(answer.body)["error"]).model_dump_json().encode())
+def render_error(error: Exception, to_cut: str = "`truncation` to true") -> Rendered:
+    """Status, body and headers for an error: TEI's status. to_cut: as for `tei.sentence_of`."""
+    said = ErrorResponse(error=tei.sentence_of(error, to_cut=to_cut))
+    return tei.render_error(error)._replace(body=said.model_dump_json().encode())
 
 
 def handlers(answering: Answering) -> dict[str, Handler]:
@@ -132,10 +134,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         inputs = asked.inputs if isinstance(asked.inputs, list) else [asked.inputs]
         if not inputs:
             raise EmptyInputError("`inputs` is empty: send at least one text")
-        if len(inputs) > most:
-            raise PayloadTooLargeError(
-                f"`inputs` has {len(inputs)} items and the limit is {most}: send smaller batches"
-            )
+        check_size(len(inputs), most, "inputs")
         worth()
         how = asked.parameters or Parameters()
         scoring = Scoring(how.function_to_apply, how.top_k)
@@ -143,9 +142,11 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         answer = await engine.classify(items, scoring, engine.config.cuts(how.truncation), deadline=deadline)
         return Rendered(200, json.dumps(answer.rendered(), ensure_ascii=False).encode(), timing_headers(answer))
 
-    of_tokens = engine.codec.record.task == TOKEN
-    respond = labelling(engine, "simple", ELSEWHERE_OF_TOKENS) if of_tokens else classify
-    answer = answering.handler(lambda _: Way(respond, DIALECT.answer_error))
+    way = Way(classify, DIALECT.answer_error)
+    if engine.codec.record.task == TOKEN:
+        label = labelling(engine, "simple", ELSEWHERE_OF_TOKENS)
+        way = Way(label, lambda error: logged(render_error(error, tei.TO_CUT), error))
+    answer = answering.handler(lambda _: way)
 
     async def named(scope: Scope, receive: Receive) -> Rendered:
         try:

@@ -20,8 +20,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from tpray.errors import PayloadTooLargeError
-from tpray.parallel_layers.tasks import TEXT
+from tpray.serving.accepted import accepted_inputs
 from tpray.serving.answers import Timing
 from tpray.serving.dialects import cohere, tei
 from tpray.serving.dialects.base import (
@@ -33,6 +32,7 @@ from tpray.serving.dialects.base import (
     Way,
     as_response,
     body_of,
+    check_size,
     logged,
 )
 from tpray.serving.dialects.openai_errors import RESPONSES, check_keys, render_error
@@ -44,9 +44,6 @@ MODELS = ("/models", "/infinity/models")
 
 _RAW_SCORES = re.compile(rb'"raw_scores"\s*:')
 """A key, for inside a string a quotation mark is escaped."""
-
-ANY_MODEL = "default/not-specified"
-"""What Infinity's client sends where its user names no model."""
 
 
 class ClassifyRequest(BaseModel):
@@ -123,11 +120,8 @@ def way(answering: Answering) -> Way:
         most = engine.config.max_client_batch_size
         asked = tei.read(ClassifyRequest, body, most, '{"input": ["some text"], "raw_scores": false}')
         check_keys(asked)
-        names.check(None if asked.model == ANY_MODEL else asked.model)
-        if len(asked.input) > most:
-            raise PayloadTooLargeError(
-                f"`input` has {len(asked.input)} items and the limit is {most}: send smaller batches"
-            )
+        names.check(asked.model)
+        check_size(len(asked.input), most, "input")
         worth()
         answer = await engine.classify(asked.input, RAW if asked.raw_scores else OWN, True, "Right", deadline)
         found = _answer("classify", "data", answer.rendered(), names, answer)
@@ -200,13 +194,13 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
 def pages(answering: Answering) -> APIRouter:
     """``GET /models``, and with the prefix."""
     router, created, engine = APIRouter(), int(time.time()), answering.engine
-    record, backend = engine.codec.record, engine.group.artifact.manifest.runtime
+    artifact = engine.group.artifact
+    backend, takes = artifact.manifest.runtime, accepted_inputs(engine.codec, artifact.model_directory)
+    can = [name for kind, name in (("text", "classify"), ("query", "rerank")) if kind in takes]
 
     async def models() -> ModelsResponse:
         """What requests may call the model, and its load (Infinity's dialect)."""
         stats = {"queued_tokens": engine.queued_tokens, "batch_size": engine.config.max_client_batch_size}
-        reranks = record.task == TEXT and len(record.labels) in (1, 2)
-        can = [*(["classify"] if record.task == TEXT else []), *(["rerank"] if reranks else [])]
         names = answering.names.listed
         return ModelsResponse(
             data=[Model(id=name, stats=stats, created=created, backend=backend, capabilities=can) for name in names]

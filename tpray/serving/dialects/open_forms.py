@@ -68,7 +68,11 @@ class InferRequest(BaseModel):
 
     inputs: list[InputTensor]
     id: str | None = None
-    parameters: dict[str, Any] = Field({}, description="truncation, timeout (microseconds), binary_data_output")
+    parameters: dict[str, Any] = Field(
+        {},
+        description="truncation (true, false, left or right; without it as the server's --auto-truncate says), timeout "
+        "(microseconds), binary_data_output",
+    )
     outputs: list[RequestedOutput] | None = Field(None, description="none: all")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tpray.artifacts.manifest import ModelRecord
+from tpray.config import BatchConfig
 from tpray.errors import (
     EmptyInputError,
     InputError,
@@ -46,8 +47,8 @@ LOGITS, PROBABILITIES = "logits", "probabilities"
 OUTPUTS = (LOGITS, PROBABILITIES)
 PARAMETERS = ("truncation", "timeout")
 
-ITEMS = "inputs"
-"""What errors call the rows."""
+ITEMS, TO_CUT = "inputs", "the parameter `truncation` to true"
+"""What errors call the rows, and what would have them cut; see `tpray.serving.dialects.tei.sentence_of`."""
 
 _SIDES: dict[Any, tuple[bool, Direction | None]] = {
     False: (False, None),
@@ -121,8 +122,8 @@ async def infer(
 
     Args:
         wanted: none: all outputs.
-        parameters: ``truncation``: whether, or at which side, texts that are too long are cut; ``timeout``: how long
-            the client will wait, microseconds, as in Triton.
+        parameters: ``truncation``: whether, or at which side, texts that are too long are cut, else as the server's
+            ``auto_truncate`` says; ``timeout``: how long the client will wait, microseconds, as in Triton.
         deadline, worth: as for `tpray.serving.dialects.base.Respond`.
 
     Raises:
@@ -130,7 +131,7 @@ async def infer(
         As `Engine.classify`.
     """
     record = engine.codec.record
-    truncate, direction, deadline = _read(parameters, deadline)
+    truncate, direction, deadline = _read(parameters, engine.config, deadline)
     for each in wanted:
         _check_wanted(each, record)
     given = _by_name(tensors)
@@ -174,16 +175,17 @@ async def infer(
 _ALL = tuple(map(Wanted, OUTPUTS))
 
 
-def _read(parameters: Mapping[str, Any], deadline: float) -> tuple[bool, Direction | None, float]:
+def _read(parameters: Mapping[str, Any], limits: BatchConfig, deadline: float) -> tuple[bool, Direction | None, float]:
     for name in parameters:
         if name not in PARAMETERS:
             raise InputError(f"the parameter `{name}` is not known here: leave it out; there are {_list(PARAMETERS)}")
+    parameters = {name: value for name, value in parameters.items() if value is not None}
     timeout_us = parameters.get("timeout", 0)
     if type(timeout_us) is not int or timeout_us < 0:
         raise InputError(f"the parameter `timeout` is {timeout_us!r}: send whole microseconds")
     if timeout_us:  # Triton's 0 is none
         deadline = min(deadline, time.monotonic() + timeout_us / 1e6)
-    said = parameters.get("truncation", False)
+    said = parameters.get("truncation", limits.auto_truncate)
     if isinstance(said, (bool, str)) and said in _SIDES:
         return *_SIDES[said], deadline
     raise InputError(f"the parameter `truncation` is {said!r}: send true, false, left or right")

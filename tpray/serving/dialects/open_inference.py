@@ -61,6 +61,7 @@ from tpray.serving.dialects.open_forms import (
 from tpray.serving.dialects.open_infer import (
     EXTENSIONS,
     ITEMS,
+    TO_CUT,
     TOKENS,
     VERSION,
     Inferred,
@@ -220,12 +221,12 @@ def render(answer: Inferred, name: str, request_id: str | None, after_json: Sequ
 
 def render_error(error: Exception) -> Rendered:
     """Status, body and headers for an error; in TEI's words."""
-    said = tei.render_error(error, ITEMS)
-    status = said.status
+    known = tei.render_error(error)
+    status = known.status
     if not isinstance(error, HTTPException):
         status = next(status for cls, status in ERRORS if isinstance(error, cls))
-    body = json.dumps({"error": json.loads(said.body)["error"]}, ensure_ascii=False).encode()
-    return said._replace(status=status, body=body)
+    body = json.dumps({"error": tei.sentence_of(error, ITEMS, TO_CUT)}, ensure_ascii=False).encode()
+    return known._replace(status=status, body=body)
 
 
 def model_of(scope: Scope, names: ModelNames) -> str:
@@ -336,7 +337,7 @@ def pages(answering: Answering) -> APIRouter:
 
     async def absent(request: Request) -> None:
         raise UnsupportedTaskError(
-            "a model has no configuration, statistics or settings here: ask for /info or /metrics"
+            "a model has no configuration, statistics or settings here: ask for /info"
         )
 
     unready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse}}

@@ -7,7 +7,6 @@ a 500 twice more.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -22,6 +21,7 @@ from tpray.errors import (
     OverloadedError,
     PayloadTooLargeError,
     StoppingError,
+    UnauthorizedError,
     UnknownModelError,
 )
 from tpray.serving.dialects import tei
@@ -34,6 +34,7 @@ ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (PayloadTooLargeError, 413, BAD_REQUEST),
     (InputError, 400, BAD_REQUEST),
     (MisdirectedError, 421, BAD_REQUEST),
+    (UnauthorizedError, 401, "AuthenticationError"),
     (OverloadedError, 429, "RateLimitError"),
     (StoppingError, 503, UNAVAILABLE),
     (GroupError, 503, UNAVAILABLE),
@@ -65,14 +66,13 @@ RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} f
 
 def render_error(error: Exception, items: str = "input") -> Rendered:
     """Status, body and headers for an error. items: the name of the list that the caller has sent."""
-    known = tei.render_error(error, items)
-    said = str(json.loads(known.body)["error"]).replace("`truncate` to true", "`truncate_prompt_tokens` to -1")
+    said = tei.sentence_of(error, items, "`truncate_prompt_tokens` to -1")
     if isinstance(error, HTTPException):
         status, kind = error.status_code, "NotFoundError" if error.status_code == 404 else BAD_REQUEST
     else:
         status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
     info = ErrorInfo(message=said, type=kind, param=_param(error, items), code=status)
-    return known._replace(status=status, body=ErrorResponse(error=info).model_dump_json().encode())
+    return tei.render_error(error)._replace(status=status, body=ErrorResponse(error=info).model_dump_json().encode())
 
 
 def _param(error: Exception, items: str) -> str | None:

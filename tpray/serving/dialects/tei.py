@@ -52,6 +52,7 @@ from tpray.serving.dialects.base import (
     Way,
     as_response,
     body_of,
+    check_size,
     has_more_values,
 )
 from tpray.serving.scores import OWN, RAW, Score
@@ -252,18 +253,32 @@ def timing_headers(answer: Timing) -> dict[str, str]:
     return {"x-compute-tokens": str(answer.tokens)} | {name: f"{s * 1e3:.0f}" for name, s in stages.items()}
 
 
-def render_error(error: Exception, items: str = "inputs") -> Rendered:
-    """Status, body and headers for an error. items: the name of the list that the caller has sent."""
-    if isinstance(error, HTTPException):  # no such route, or not with this method
-        return Rendered(error.status_code, _body(str(error.detail), "Validation"), dict(error.headers or {}))
-    status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
+TO_CUT = "`truncate` to true"
+"""What to set for a text that is too long, as the codec says it and TEI calls it."""
+
+
+def sentence_of(error: Exception, items: str = "inputs", to_cut: str = TO_CUT) -> str:
+    """What is wrong, for the answer of any dialect.
+
+    Args:
+        items: the name of the list that the caller has sent. to_cut: the dialect's words for `TO_CUT`.
+    """
+    if isinstance(error, HTTPException):
+        return str(error.detail)
     # A message of our own is written for the caller; anything else may carry what a caller must not see.
     if isinstance(error, ItemError):
-        text = error.said_of(f"`{items}`: item {error.item}")
-    elif isinstance(error, TprayError):
-        text = str(error)
-    else:
-        text = f"internal error ({type(error).__name__}); see the server's log"
+        return error.said_of(f"`{items}`: item {error.item}").replace(TO_CUT, to_cut)
+    if isinstance(error, TprayError):
+        return str(error)
+    return f"internal error ({type(error).__name__}); see the server's log"
+
+
+def render_error(error: Exception, items: str = "inputs") -> Rendered:
+    """Status, body and headers for an error. items: as for `sentence_of`."""
+    text = sentence_of(error, items)
+    if isinstance(error, HTTPException):  # no such route, or not with this method
+        return Rendered(error.status_code, _body(text, "Validation"), dict(error.headers or {}))
+    status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
     return Rendered(
         status, _body(text, kind), _retry_after(error), internal=status == 424 and not isinstance(error, TprayError)
     )
@@ -330,8 +345,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         most = engine.config.max_client_batch_size
         asked = parse(body, most)
         items, batch = items_of(asked)
-        if len(items) > most:
-            raise PayloadTooLargeError(f"`inputs` has {len(items)} items and the limit is {most}: send smaller batches")
+        check_size(len(items), most, "inputs")
         worth()
         answer = await engine.classify(
             items,

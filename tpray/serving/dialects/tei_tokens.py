@@ -1,8 +1,9 @@
 """The TEI dialect: ``POST /tokenize`` and ``POST /decode``.
 
 Source: https://huggingface.github.io/text-embeddings-inference (TokenizeRequest, DecodeRequest; ``start`` and ``stop``
-count bytes, core/src/tokenization.rs). Deliberate differences: a request has 131072 characters at most; a token id that
-the tokenizer lacks is refused, and not left out; a key that is not known is refused by name.
+count bytes, core/src/tokenization.rs). Deliberate differences: a request has 131072 characters at most, and of many at
+once some get 429; a token id that the tokenizer lacks is refused, and not left out; a key that is not known is refused
+by name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from tpray.errors import EmptyInputError, PayloadTooLargeError
+from tpray.errors import EmptyInputError, OverloadedError, PayloadTooLargeError
 from tpray.serving.codec import LARGE_CHARS
 from tpray.serving.dialects.base import (
     ANSWERS_UNTIL,
@@ -28,12 +29,16 @@ from tpray.serving.dialects.base import (
     Way,
     as_response,
     body_of,
+    check_size,
     logged,
 )
 from tpray.serving.dialects.tei import ERRORS, ErrorResponse, read, render_error
 from tpray.serving.spelling import decoded, spelled
 
 TOKENIZE, DECODE = "/tokenize", "/decode"
+
+AT_ONCE = 16
+"""How many of these requests are worked on at once: the threads are those that tokenise texts for the model."""
 
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -71,14 +76,22 @@ class DecodeRequest(Form):
 
 def handlers(answering: Answering) -> dict[str, Handler]:
     """What answers these requests."""
-    engine = answering.engine
+    engine, under_way = answering.engine, 0
+
+    async def on_thread(work: Callable[[float], bytes], characters: int, deadline: float) -> Rendered:
+        nonlocal under_way
+        if under_way >= AT_ONCE:
+            raise OverloadedError(f"{AT_ONCE} such requests are under way, and no more are taken: try again later")
+        under_way += 1
+        try:
+            return Rendered(200, await engine.tokenizing.run(work, characters, deadline))
+        finally:
+            under_way -= 1
 
     def check_count(count: int, what: str) -> None:
-        most = engine.config.max_client_batch_size
         if not count:
             raise EmptyInputError(f"`{what}` is empty: send at least one")
-        if count > most:
-            raise PayloadTooLargeError(f"`{what}` has {count} items and the limit is {most}: send smaller batches")
+        check_size(count, engine.config.max_client_batch_size, what)
 
     async def tokenize(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
         asked = read(TokenizeRequest, body, engine.config.max_client_batch_size, '{"inputs": "some text"}')
@@ -96,7 +109,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
             found = [[asdict(t) for t in spelled(engine.codec, text, special, i)] for i, text in enumerate(texts)]
             return json.dumps(found, ensure_ascii=False).encode()
 
-        return Rendered(200, await engine.tokenizing.run(work, characters, deadline))
+        return await on_thread(work, characters, deadline)
 
     async def decode(body: bytearray, deadline: float, worth: Callable[[], None]) -> Rendered:
         most = engine.config.max_client_batch_size * engine.codec.max_length
@@ -110,7 +123,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
         def work(_: float) -> bytes:
             return json.dumps([decoded(engine.codec, own, skip, i) for i, own in enumerate(ids)]).encode()
 
-        return Rendered(200, await engine.tokenizing.run(work, len(body), deadline))
+        return await on_thread(work, len(body), deadline)
 
     tokenizing = Way(tokenize, DIALECT.answer_error)
     decoding = Way(decode, lambda error: logged(render_error(error, "ids"), error))

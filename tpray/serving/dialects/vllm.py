@@ -22,10 +22,20 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from tpray import chat
-from tpray.errors import InputError, ItemError, PayloadTooLargeError
+from tpray.errors import InputError, ItemError
 from tpray.serving.answers import Answer
 from tpray.serving.dialects import infinity, tei
-from tpray.serving.dialects.base import ANSWERS_UNTIL, Answering, Dialect, Handler, Rendered, Way, as_response, body_of
+from tpray.serving.dialects.base import (
+    ANSWERS_UNTIL,
+    Answering,
+    Dialect,
+    Handler,
+    Rendered,
+    Way,
+    as_response,
+    body_of,
+    check_size,
+)
 from tpray.serving.dialects.openai_errors import RESPONSES, check_keys, render_error
 from tpray.serving.dialects.vllm_options import Options
 from tpray.serving.scores import Score
@@ -139,7 +149,8 @@ def items_of(asked: ClassifyRequest) -> list[Item]:
     """
     given, messages = asked.input, asked.messages
     if (given is None) == (messages is None):
-        raise InputError(f"`input` {'and `messages` exclude each other' if messages else 'is missing'}: {SEND}")
+        wrong = "is missing" if given is None else "and `messages` exclude each other"
+        raise InputError(f"`input` {wrong}: {SEND}")
     if messages is not None:
         if asked.add_special_tokens:
             raise InputError("`add_special_tokens`: the chat template writes those of `messages` itself: leave it out")
@@ -179,13 +190,12 @@ def read(form: type[ClassifyRequest], body: bytearray, answering: Answering) -> 
 async def classify(answering: Answering, asked: ClassifyRequest, deadline: float, worth: Callable[[], None]) -> Answer:
     """Every label's score of each item."""
     engine, items, most = answering.engine, items_of(asked), answering.engine.config.max_client_batch_size
-    if len(items) > most:
-        raise PayloadTooLargeError(f"`input` has {len(items)} items and the limit is {most}: send smaller batches")
+    check_size(len(items), most, "input")
     max_length, cut = asked.most_tokens(engine.codec.max_length), asked.truncate_prompt_tokens is not None
     worth()
     try:
         return await engine.classify(
-            items, asked.scoring(), cut, asked.direction or "Right", deadline, max_length=max_length if cut else None
+            items, asked.scoring(), cut, asked.direction, deadline, max_length=max_length if cut else None
         )
     except ItemError as e:
         if asked.messages is None or e.item is None:

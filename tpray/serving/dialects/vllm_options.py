@@ -60,8 +60,6 @@ class Options(BaseModel):
         return most
 
     @property
-    def direction(self) -> Direction | None:
-        """The end that is cut, if the request says so."""
-        if self.truncation_side is None:
-            return None
+    def direction(self) -> Direction:
+        """The end that is cut."""
         return "Left" if self.truncation_side == "left" else "Right"

@@ -103,7 +103,7 @@ def handlers(answering: Answering) -> dict[str, Handler]:
                 engine, queries, documents,
                 scoring=asked.scoring(),
                 truncate=asked.truncate_prompt_tokens is not None,
-                direction=asked.direction or "Right",
+                direction=asked.direction,
                 deadline=deadline,
                 max_length=asked.most_tokens(engine.codec.max_length),
                 document_tokens=asked.max_tokens_per_doc,
@@ -123,7 +123,7 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
 
     async def score(request: Request) -> Response:
         """Score pairs in their order: one query with each document, or each with its own (vLLM's dialect)."""
-        return as_response(await answering[request.url.path](request.scope, request.receive))
+        return as_response(await answering[PATHS[0]](request.scope, request.receive))
 
     for path in PATHS:
         router.post(

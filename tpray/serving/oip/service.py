@@ -9,8 +9,6 @@ Source: https://github.com/kserve/open-inference-protocol (inference_grpc.md), h
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import cached_property
@@ -33,6 +31,7 @@ from tpray.serving.dialects.open_forms import LIVE, PLATFORM, READY
 from tpray.serving.dialects.open_infer import (
     EXTENSIONS,
     ITEMS,
+    TO_CUT,
     VERSION,
     Inferred,
     Wanted,
@@ -42,7 +41,7 @@ from tpray.serving.dialects.open_infer import (
     outputs_of,
 )
 from tpray.serving.dialects.open_tensors import Tensor, from_elements, from_raw, to_raw
-from tpray.serving.dialects.tei import render_error
+from tpray.serving.dialects.tei import render_error, sentence_of
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.model_names import ModelNames
@@ -123,7 +122,7 @@ class OpenInferenceService:
     async def _is_ready(self) -> bool:
         try:
             await self._served.check()
-        except (GroupError, asyncio.TimeoutError):
+        except GroupError:
             return False
         return True
 
@@ -288,11 +287,11 @@ def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explain(error: Exception, context: Context) -> None:
     """Set the code of an error, and its sentence; when to try again goes along."""
-    said = logged(render_error(error, ITEMS), error)
+    known = logged(render_error(error), error)
     code = next(code for cls, code in CODES if isinstance(error, cls))
-    _set_code(context, code, json.loads(said.body)["error"])
-    if said.headers:
-        context.set_trailing_metadata(list(said.headers.items()))
+    _set_code(context, code, sentence_of(error, ITEMS, TO_CUT))
+    if known.headers:
+        context.set_trailing_metadata(list(known.headers.items()))
 
 
 def _refuse(context: Context, details: str) -> None:

@@ -15,9 +15,9 @@ function inPython(value) {
   return JSON.stringify(value); // a string of JSON is one of Python
 }
 
-/** Without what is false, and so as it would be without. */
+/** Without what is null: it is the same without. */
 export function brief(body) {
-  const kept = Object.entries(body).filter(([, value]) => value !== false);
+  const kept = Object.entries(body).filter(([, value]) => value !== null);
   return Object.fromEntries(kept.map(([name, value]) => [name, name === "parameters" ? brief(value) : value]));
 }
 

@@ -90,7 +90,7 @@ function showInfo(info) {
     bar(phase, `${each.toFixed(2)} s`, total ? each / total : 0, note)));
 
   find("facts").replaceChildren(...terms([
-    ["Architecture", info.architecture ?? info.model_type],
+    ["Architecture", info.architecture],
     ["Dtype", info.model_dtype],
     ["Ranks", `${info.tp_degree}, ${info.layout}`],
     ["Runtime", info.runtime],

@@ -11,7 +11,12 @@ let info = null;
 let kind = null;
 let asked = 0; // the latest request: an answer to one before it comes too late
 
-const options = () => ({ raw: find("raw").checked, truncate: find("truncate").checked });
+/** What the form says; null: what the server does of its own accord. */
+function options() {
+  const [raw, truncate] = ["raw", "truncate"].map((id) => find(id).checked);
+  return { raw: raw || null, truncate: truncate === info.auto_truncate ? null : truncate };
+}
+
 const body = () => brief(KINDS[kind].body(KINDS[kind].read(), options()));
 
 async function begin() {
@@ -27,6 +32,7 @@ async function begin() {
   find("model").textContent = name;
   find("model").title = info.model_id;
   document.title = `${name} – tpray`;
+  find("truncate").checked = info.auto_truncate;
   const choices = info.inputs.filter((each) => each in KINDS);
   find("kinds").hidden = choices.length < 2;
   find("kinds").append(...choices.map((each) =>
