@@ -336,9 +336,7 @@ def pages(answering: Answering) -> APIRouter:
         raise HTTPException(405, headers={"allow": "POST"})
 
     async def absent(request: Request) -> None:
-        raise UnsupportedTaskError(
-            "a model has no configuration, statistics or settings here: ask for /info"
-        )
+        raise UnsupportedTaskError("a model has no configuration, statistics or settings here: ask for /info")
 
     unready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse}}
     page(ROOT, "server_metadata", server, "What this server is (the Open Inference Protocol).")
