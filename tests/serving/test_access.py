@@ -181,6 +181,8 @@ def test_with_a_key_all_is_answered_and_it_is_noted_whose_it_is(with_fake_engine
             for method, path in (("POST", "/predict"), ("GET", "/info"), ("GET", "/health"), ("GET", "/docs")):
                 answer = await http.request(method, path, json={"inputs": "a b c"}, headers=BEARER)
                 assert answer.status_code == 200, path
+                if path == "/info":
+                    assert answer.json()["key"] == {"name": "alice", "requests": 2, "refused": 0, "tokens": 5}
             assert (await http.post("/nowhere", headers=BEARER)).status_code == 404
         used = who.keys.usage()["alice"]
         assert (used.requests, used.tokens) == (3, 5), "what is open is not counted"

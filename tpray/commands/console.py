@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 out, err = Console(), Console(stderr=True)
 
-ROUTES = {"/": "page", "/docs": "docs", "/metrics": "metrics", "/health": "health"}
+ROUTES = {"/": "page", "/docs": "docs", "/health": "health"}
 """What a person may open of a server, and what it is called."""
 
 

@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 
 OPEN: dict[OpenRoute, tuple[str, ...]] = {
     "health": ("/health", "/ping", "/v2/health/live", "/v2/health/ready"),
-    "metrics": ("/metrics",),
     "page": ("/", "/docs", "/docs/assets/", "/openapi.json", "/page/"),
 }
 """What may be had without a key, with GET; all below a path that ends with a slash.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from os import getpid
 from socket import gethostname
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from tpray.serving.dialects.base import Answering, Handler, as_response
 from tpray.serving.door import Door, SharedDoor
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
+from tpray.serving.keys import ASKING
 from tpray.serving.metrics import read_metrics
 from tpray.serving.tokenizer_threads import TOKENIZER_THREADS
 from tpray.serving.web import add_pages
@@ -164,6 +166,7 @@ def describe(engine: Engine) -> dict[str, Any]:
         "uptime_s": round(time.monotonic() - engine.startup[-1].ended, 1),
         "restarts": engine.restarts,
         "metrics": read_metrics(engine),
+        "key": _key_in_use(),
         "ranks": [
             {
                 "rank": worker.rank,
@@ -177,6 +180,12 @@ def describe(engine: Engine) -> dict[str, Any]:
         ],
         "startup": [{"phase": p.name, "seconds": round(p.seconds, 3), "note": p.note} for p in engine.startup],
     }
+
+
+def _key_in_use() -> dict[str, Any] | None:
+    """The key that this request shows, and what it was used for on this replica; None: no key is asked for."""
+    caller = ASKING.get()
+    return None if caller is None else {"name": caller.name} | asdict(caller.usage)
 
 
 def _kind(model: ModelRecord) -> str:

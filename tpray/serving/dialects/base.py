@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -219,6 +220,27 @@ class Bodies:
     def __init__(self) -> None:
         self.held_bytes = 0
 
+    @contextmanager
+    def holding(self, size: int, limit_bytes: int) -> Iterator[None]:
+        """Hold a body of ``size`` bytes that has come otherwise, for the time of a block.
+
+        Raises:
+            PayloadTooLargeError, OverloadedError: as `read`.
+        """
+        if size > limit_bytes:
+            raise PayloadTooLargeError(f"the request is larger than {limit_bytes} bytes: send smaller batches")
+        counted = max(0, size - SMALL_BODY_BYTES)
+        self.held_bytes += counted
+        try:
+            self._check_room(counted, limit_bytes)
+            yield
+        finally:
+            self.held_bytes -= counted
+
+    def _check_room(self, counted: int, limit_bytes: int) -> None:
+        if counted and self.held_bytes > BODIES_AT_ONCE * limit_bytes:
+            raise OverloadedError("the bodies that are being read are too large together: try again later")
+
     def drop(self, body: bytearray) -> None:
         """The body is needed no longer; for every one that `read` was given."""
         self.held_bytes -= _counted(body)
@@ -251,8 +273,7 @@ class Bodies:
             self.held_bytes += _counted(body) - before
             if len(body) > limit_bytes:
                 raise PayloadTooLargeError(too_large)
-            if _counted(body) and self.held_bytes > BODIES_AT_ONCE * limit_bytes:
-                raise OverloadedError("the bodies that are being read are too large together: try again later")
+            self._check_room(_counted(body), limit_bytes)
 
 
 def _counted(body: bytearray) -> int:

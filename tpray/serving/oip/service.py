@@ -26,7 +26,7 @@ from tpray.errors import (
     UnknownModelError,
 )
 from tpray.serving.access import Access
-from tpray.serving.dialects.base import logged
+from tpray.serving.dialects.base import Bodies, logged
 from tpray.serving.dialects.open_forms import LIVE, PLATFORM, READY
 from tpray.serving.dialects.open_infer import (
     EXTENSIONS,
@@ -87,6 +87,7 @@ class OpenInferenceService:
     def open_service(self, engine: Engine, gate: Gate, names: ModelNames, access: Access) -> None:
         """From now on answer with ``engine`` what comes through ``gate``, by those who may ask."""
         self._served, self._way_in, self._names, self._asking = engine, gate, names, access
+        self._bodies = Bodies()
 
     @cached_property
     def _messages(self) -> Any:
@@ -187,13 +188,11 @@ class OpenInferenceService:
 
         async def work() -> Any:
             engine = self._served
-            limit = engine.config.payload_limit_bytes
-            if request.ByteSize() > limit:
-                raise PayloadTooLargeError(f"the request is larger than {limit} bytes: send smaller batches")
-            check_model(self._names, request.model_name, request.model_version)
-            deadline = time.monotonic() + engine.config.request_timeout_s
-            answer = await infer(engine, _tensors(request), _wanted(request), _values(request.parameters), deadline)
-            return self._rendered(answer, request)
+            with self._bodies.holding(request.ByteSize(), engine.config.payload_limit_bytes):
+                check_model(self._names, request.model_name, request.model_version)
+                deadline = time.monotonic() + engine.config.request_timeout_s
+                answer = await infer(engine, _tensors(request), _wanted(request), _values(request.parameters), deadline)
+                return self._rendered(answer, request)
 
         return await self._answer(grpc_context, work, self._messages.ModelInferResponse())
 
