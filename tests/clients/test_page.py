@@ -268,6 +268,7 @@ def test_errors_are_the_servers_own_sentence(browser: Any, make_checkpoint: Call
     with loopback(directory) as server, opened(browser, server.url, refused=True) as page:
         page.get_by_role("radio", name="A text").check()
         page.get_by_label("Text", exact=True).fill("word " * 300)
+        page.get_by_label("Cut what is too long").uncheck()
         page.get_by_role("button", name="Ask").click()
         asked = {"inputs": "word " * 300, "truncate": False}
         said = httpx.post(f"{server.url}/predict", json=asked).json()["error"]
