@@ -9,7 +9,7 @@ Source: transformers/tokenization_utils_base.py (names of files, what a call ret
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,8 @@ def as_items(inputs: Any) -> tuple[list[Item], bool]:
         InputError: one of them is no item.
     """
     if not isinstance(inputs, (str, tuple, Chat, Mapping)):
+        if not isinstance(inputs, Iterable):
+            raise InputError(f"there is a {type(inputs).__name__} to classify: send a text, a pair (a, b), or a list")
         inputs = list(inputs)
         if not (inputs and isinstance(inputs[0], Mapping) and "role" in inputs[0]):
             return [as_item(value, number) for number, value in enumerate(inputs)], False

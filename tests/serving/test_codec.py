@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tpray.artifacts.manifest import ModelRecord
 from tpray.errors import EmptyInputError, InputError, InputTooLongError
 from tpray.serving.codec import TextCodec
 from tpray.serving.scores import labelled
+from tpray.tokenizer import as_items
 
 
 @pytest.fixture
@@ -80,3 +82,9 @@ def test_the_activation_follows_the_problem_type(
             np.testing.assert_allclose([scores["a"], scores["b"], scores["c"]], values, rtol=1e-9)
     ordered = [s.score for s in labelled(x[None], make_codec(None).record, "none")[0]]
     assert ordered == sorted(x.tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("inputs", [None, 1])
+def test_what_is_no_list_of_items_is_refused_in_a_sentence(inputs: Any) -> None:
+    with pytest.raises(InputError, match=f"there is a {type(inputs).__name__} to classify: send a text"):
+        as_items(inputs)

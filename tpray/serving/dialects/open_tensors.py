@@ -48,6 +48,7 @@ def from_elements(name: str, datatype: str, shape: Sequence[int], data: Any) -> 
     if any(type(value) is not int for value in flat):
         wrong = next(value for value in flat if type(value) is not int)
         raise InputError(f"input `{name}` is {datatype} and has {_shown(wrong)}: send whole numbers")
+    _check_rows(name, shape, data)
     try:
         values = np.array(flat, dtype=dtype)
     except OverflowError as e:
@@ -94,6 +95,17 @@ def _flat(data: Sequence[Any]) -> list[Any]:
     while any(isinstance(part, (list, tuple)) for part in data):
         data = [each for part in data for each in (part if isinstance(part, (list, tuple)) else [part])]
     return list(data)
+
+
+def _check_rows(name: str, shape: Sequence[int], data: Any) -> None:
+    """Refuse rows of other lengths than the shape says, which would have tokens of one row counted to another."""
+    if len(shape) != 2 or not isinstance(data, (list, tuple)) or not any(isinstance(row, (list, tuple)) for row in data):
+        return
+    if len(data) != shape[0] or any(not isinstance(row, (list, tuple)) or len(row) != shape[1] for row in data):
+        raise InputError(
+            f"input `{name}` has rows that are not of its shape {list(shape)}: "
+            f"send {shape[0]} of {shape[1]} each, or all values in one list"
+        )
 
 
 def _integers(name: str, datatype: str) -> np.dtype[Any]:
