@@ -14,14 +14,14 @@ from tpray.serving.haproxy import grpc_options
 from tpray.serving.haproxy_start import Rules, rewrite
 
 
-def serves_configuration(folder: Path, *replicas: str, grpc_port: int | None = None) -> str:
+def serves_configuration(folder: Path, *replicas: str, grpc_port: int | None = None, host: str = "127.0.0.1") -> str:
     """As Serve's manager of HAProxy makes it; without replicas, and without backends, where none are named."""
     from ray.serve._private import haproxy
     from ray.serve._private.common import RequestProtocol
     from ray.serve.config import HTTPOptions, gRPCOptions
 
     module: Any = haproxy
-    config = module.HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=18000), socket_path=f"{folder}/admin")
+    config = module.HAProxyConfig(http_options=HTTPOptions(host=host, port=18000), socket_path=f"{folder}/admin")
     if grpc_port is not None:
         config.grpc_options = gRPCOptions.model_validate(grpc_options(grpc_port))
     api = module.HAProxyApi(cfg=config, config_file_path=str(folder / "haproxy.cfg"))
@@ -67,6 +67,17 @@ def test_haproxy_takes_what_becomes_of_serves_configuration(
     assert changed.count("server none ") == (1 if replicas else 0)
     assert [f"srv_is_up(http-tpray/{name})" in changed for name in replicas] == [True] * len(replicas)
     assert "nbsrv" not in changed
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1"])  # Serve writes the first as *, as it does for its own stats
+def test_others_reach_http_and_not_the_statistics(host: str, tmp_path: Path, rules: Rules) -> None:
+    changed = rewrite(serves_configuration(tmp_path, "SERVE_REPLICA_a", host=host), rules)
+    at = "*" if host == "0.0.0.0" else host
+    assert re.findall(r"^ *bind (?!unix@)(\S+)$", changed, re.MULTILINE) == [f"{at}:18000"]
+    file = tmp_path / "changed.cfg"
+    file.write_text(changed)
+    checked = subprocess.run([rules.binary, "-c", "-f", str(file)], capture_output=True, text=True, check=False)
+    assert host != "0.0.0.0" or checked.returncode == 0, checked.stderr
 
 
 def test_with_a_certificate_http_and_grpc_are_encrypted(tmp_path: Path, rules: Rules) -> None:

@@ -102,7 +102,7 @@ def rewrite(config: str, rules: Rules) -> str:
     # What is looked for, what it becomes, and whether it must be there.
     changes: tuple[tuple[str, str | Callable[[re.Match[str]], str], bool], ...] = (
         (r"^ *bind :\d+$", f"    bind unix@{rules.folder}/prometheus.sock", True),
-        (r"^ *bind \*:\d+$", f"    bind unix@{rules.folder}/stats.sock", True),
+        (r"^(listen stats\n) *bind \*:\d+$", rf"\1    bind unix@{rules.folder}/stats.sock", True),
         (r"^ *errorfile .*\n", "", False),
         (r"^defaults\n", f"defaults\n{errors}", True),
         (r"^(frontend http_frontend\n *bind .*)\n", rf"\1{secure}\n{arrival}", True),

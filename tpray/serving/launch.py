@@ -199,7 +199,8 @@ class Server:
                 grpc_options=haproxy.grpc_options(at.grpc_port),
             )
         except Exception as e:  # of Ray's actors, or of Serve's own checks of them
-            raise GroupError(f"Ray Serve did not start: {str(e).strip().splitlines()[0]}") from e
+            cause = getattr(e, "cause", None) or e  # Ray puts where it was raised before what was raised
+            raise GroupError(f"Ray Serve did not start: {str(cause).strip().splitlines()[0]}") from e
         finally:
             logging.disable(logging.NOTSET)
         quiet_logs()  # the rest is in their files
