@@ -27,6 +27,7 @@ from tpray.platforms.topology import Topology
 from tpray.serving import prepare
 from tpray.serving.codec import TextCodec
 from tpray.serving.engine import Engine
+from tpray.serving.launch import _reason
 from tpray.serving.progress import Receiver, Sender
 from tpray.serving.tokenizer_facts import facts_path, read_facts
 
@@ -272,3 +273,13 @@ def test_a_spare_refuses_what_cannot_be_served() -> None:
     assert isinstance(located, Checkpoint), "nothing of transformers was asked yet"
     with pytest.raises(DegreeError):
         prepare.check_and_describe(located, model, Topology(5))
+
+
+def test_why_serve_did_not_start_is_said_and_not_where() -> None:
+    from ray.exceptions import RayTaskError
+
+    crash = RuntimeError("HAProxy crashed: Traceback:\n  File a\nValueError: 2 lines")
+    raised: RayTaskError = RayTaskError("ray::HAProxyManager.ready()", "a remote traceback", crash)
+    assert _reason(raised.as_instanceof_cause()) == "HAProxy crashed: Traceback: ... ValueError: 2 lines"
+    assert _reason(ValueError("one line")) == "one line"
+    assert _reason(ValueError()) == "ValueError"

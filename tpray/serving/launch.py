@@ -199,8 +199,7 @@ class Server:
                 grpc_options=haproxy.grpc_options(at.grpc_port),
             )
         except Exception as e:  # of Ray's actors, or of Serve's own checks of them
-            cause = getattr(e, "cause", None) or e  # Ray puts where it was raised before what was raised
-            raise GroupError(f"Ray Serve did not start: {str(cause).strip().splitlines()[0]}") from e
+            raise GroupError(f"Ray Serve did not start: {_reason(e)}") from e
         finally:
             logging.disable(logging.NOTSET)
         quiet_logs()  # the rest is in their files
@@ -364,6 +363,12 @@ def _application() -> Any:
     from tpray.serving.app import APP_NAME
 
     return serve.status().applications[APP_NAME]
+
+
+def _reason(error: Exception) -> str:
+    """What was raised, and not where, which Ray puts before it; the first line and the last of several."""
+    lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+    return " ... ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else type(error).__name__
 
 
 def _last_line(overview: Any) -> str:

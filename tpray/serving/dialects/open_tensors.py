@@ -99,7 +99,11 @@ def _flat(data: Sequence[Any]) -> list[Any]:
 
 def _check_rows(name: str, shape: Sequence[int], data: Any) -> None:
     """Refuse rows of other lengths than the shape says, which would have tokens of one row counted to another."""
-    if len(shape) != 2 or not isinstance(data, (list, tuple)) or not any(isinstance(row, (list, tuple)) for row in data):
+    if (
+        len(shape) != 2
+        or not isinstance(data, (list, tuple))
+        or not any(isinstance(row, (list, tuple)) for row in data)
+    ):
         return
     if len(data) != shape[0] or any(not isinstance(row, (list, tuple)) or len(row) != shape[1] for row in data):
         raise InputError(
