@@ -215,6 +215,9 @@ def test_a_body_that_is_declared_too_large_is_refused_before_it_is_read(
 def test_a_route_that_is_nobodys_is_an_error_of_the_dialect(with_fake_engine: WithEngine) -> None:
     async def work(engine: Engine, executor: FakeExecutor) -> None:
         async with client(engine) as http:
+            for path, method, allow in (("/", "DELETE", "GET, HEAD, POST"), ("/predict", "GET", "POST")):
+                answer = await http.request(method, path)
+                assert (answer.status_code, answer.headers["allow"]) == (405, allow)
             for answer, status in ((await http.get("/absent"), 404), (await http.get("/predict"), 405)):
                 assert answer.status_code == status
                 assert set(answer.json()) == {"error", "error_type"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -169,7 +170,9 @@ def serve(
             status.stop()
             at = server.entrance
             example = curl(at.url, server.info, keyed=bool(at.key_names))
-            print_ready(at.url, named, server.config, example, present(at, ROUTES), at.key_names)
-            server.wait()
+            routes = present(at, ROUTES)
+            with suppress(KeyboardInterrupt):  # as soon as it is ready
+                print_ready(at.url, named, server.config, example, routes, at.key_names)
+                server.wait()
             err.print("Stopping: what is under way is answered first; Ctrl-C again ends at once")
     err.print("Stopped")

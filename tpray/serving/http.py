@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from tpray.artifacts.manifest import ModelRecord
 from tpray.parallel_layers.tasks import TOKEN
@@ -70,6 +71,15 @@ def make_app(
     @app.exception_handler(Exception)
     @app.exception_handler(HTTPException)
     async def on_error(request: Request, error: Exception) -> Response:
+        status, path = getattr(error, "status_code", 0), request.url.path
+        if status == 404:
+            error = HTTPException(status, f"there is no {path} here: /docs shows what there is")
+        if status == 405:  # starlette names the methods of the first route of the path alone
+            routes = [*app.routes, *(route for _, routes in spoken for route in routes)]
+            here = (r for r in routes if isinstance(r, Route) and r.matches(request.scope)[0] is not Match.NONE)
+            taken = ", ".join(sorted({method for route in here for method in route.methods or ()}))
+            said = f"{path} takes {taken}, and not {request.method}: /docs shows what there is"
+            error = HTTPException(status, said, {"allow": taken})
         return as_response(own.answer_error(error))
 
     ill: dict[int | str, dict[str, Any]] = {
