@@ -15,6 +15,9 @@ import pytest
 import trustme
 
 from tests.served import assert_all_gone, children_of, start
+from tpray.config import AccessConfig
+from tpray.serving import keys
+from tpray.serving.entrance import Entrance
 from tpray.serving.keys import digest_of
 
 ALICE, BOB, DEFAULT = "alice-0123456789", "bob-0123456789", "default-0123456789"
@@ -110,3 +113,21 @@ def test_keys_tls_and_pages_of_another_origin(free_port: Callable[[], int], tmp_
         server.process.send_signal(signal.SIGINT)
         server.process.wait(60)
     assert_all_gone(family, within_s=10)
+
+
+def test_the_command_says_what_becomes_of_a_changed_file_of_keys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_EVERY_S", 0.0)
+    file = tmp_path / "keys"
+    file.write_text("alice: correct-horse\n")
+    entrance = Entrance("127.0.0.1", 0)
+    entrance.check(AccessConfig(keys_file=file))
+    entrance.renew()
+    assert not caplog.messages
+    for content, said in (("alice\n", "the keys stay as they were"), ("bob: battery-staple\n", "its keys are bob")):
+        file.write_text(content)
+        entrance.renew()
+        assert said in caplog.messages[-1]
+    entrance.renew()
+    assert len(caplog.messages) == 2

@@ -37,6 +37,7 @@ class Entrance:
         self.key_names: tuple[str, ...] = ()
         """The names of the keys that others may ask with, once `check` has looked; none: no key is asked for."""
         self._certificate: tls.Certificate | None = None
+        self._keys = KeyRing()
 
     @property
     def context(self) -> ssl.SSLContext | None:
@@ -55,7 +56,7 @@ class Entrance:
             ConfigError: the address cannot be listened on, others reach it and there is no key, or the keys or the
                 certificate are none.
         """
-        keys = KeyRing.of(access)
+        self._keys = keys = KeyRing.of(access)
         self.key_names = keys.names
         remedy = "give --api-keys FILE or TPRAY_API_KEY; or, if whoever reaches the port may ask, --insecure-no-key"
         check_host(self.host, access, keys, "--host", remedy)
@@ -81,7 +82,11 @@ class Entrance:
         return found
 
     def renew(self) -> None:
-        """Show the certificate that the files hold now."""
+        """Show the certificate that the files hold now, and say so where the keys are others, or cannot be read.
+
+        The replicas read the keys for themselves, but nobody sees what they log.
+        """
+        self._keys.look()
         if self._certificate is not None:
             self._certificate.renew()
 

@@ -247,7 +247,7 @@ class KeyRing:
         Raises:
             UnauthorizedError: it shows none, or one that is not known.
         """
-        self._look()
+        self.look()
         scheme, _, shown = (authorization or b"").partition(b" ")
         if scheme.lower() != b"bearer":
             raise UnauthorizedError("this server asks for a key: send the header Authorization: Bearer KEY")
@@ -259,8 +259,8 @@ class KeyRing:
             raise UnauthorizedError("this key is not known here: ask whoever runs the server for one")
         return found
 
-    def _look(self) -> None:
-        """Read the file again if it has changed; one that is broken changes nothing."""
+    def look(self) -> None:
+        """Read the file again if it has changed; one that is broken changes nothing. The log says what came of it."""
         now = self._clock()
         if self._file is None or now - self._looked < LOOK_EVERY_S:
             return
