@@ -296,8 +296,13 @@ def without_streams(app: Any) -> Any:
 @pytest.mark.slow
 def test_where_there_is_no_stream_the_page_asks_again_and_again(browser: Any) -> None:
     with loopback(wrap=without_streams) as server, opened(browser, server.url, refused=True) as page:
-        page.get_by_role("button", name="A paraphrase").click()
-        playwright.expect(page.locator("#figures dd").first).not_to_have_text("0")
+        for _ in range(6):  # the figure is of the last ten seconds, and a slow machine may see it late
+            page.get_by_role("button", name="A paraphrase").click()
+            page.wait_for_timeout(3000)
+            if page.locator("#figures dd").first.text_content() != "0":
+                break
+        else:
+            raise AssertionError("nothing was shown of what the group does")
         assert page.get_attribute("#state", "data-state") == "ready"
 
 
