@@ -58,6 +58,7 @@ class Access:
             UnauthorizedError: it needs a key. RateLimitError: its key has used what it may.
         """
         if not self.keys or self.is_open(scope):
+            ASKING.set(None)  # whoever asked before in this context
             return
         shown = [value for name, value in scope["headers"] if name == b"authorization"]
         caller = self.admit(shown[0] if len(shown) == 1 else None)

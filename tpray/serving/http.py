@@ -15,7 +15,6 @@ from starlette.routing import Match, Route
 from tpray.artifacts.manifest import ModelRecord
 from tpray.parallel_layers.tasks import TOKEN
 from tpray.serving import live
-from tpray.serving.accepted import accepted_inputs
 from tpray.serving.access import Access
 from tpray.serving.dialects import DIALECTS
 from tpray.serving.dialects.base import Answering, Handler, as_response
@@ -57,12 +56,12 @@ def make_app(
     add_pages(app)
     own = DIALECTS[0]
 
-    gate, accepted = gate or Gate(), accepted_inputs(engine.codec, engine.group.artifact.model_directory)
+    gate, made = gate or Gate(), Answering(engine, served)
 
     def whole() -> dict[str, Any]:
         now = engine.load.now
         return describe(engine) | {
-            "inputs": accepted,
+            "inputs": made.accepts,
             "group": {"host": gethostname(), "pid": getpid(), "groups": groups},
             "load": live.load_of(engine, gate, now - live.RECENT_S, now),
             "ray_address": ray_address,
@@ -110,7 +109,7 @@ def make_app(
         """The model, how it is split, the limits, the load, and how the group came up."""
         return whole()
 
-    made, handlers, spoken = Answering(engine, served), dict[str, Handler](), []
+    handlers, spoken = dict[str, Handler](), []
     for dialect in DIALECTS:
         answering = dialect.handlers(made)
         routers = [dialect.routes(answering)]

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -30,8 +28,6 @@ from tpray.serving.dialects.base import Bodies, Rendered, has_more_values, heade
 from tpray.serving.dialects.tei import DIALECT
 from tpray.serving.door import refusal, shared
 from tpray.serving.model_names import NO_NAMES
-
-log = logging.getLogger(__name__)
 
 MODELS, V2_MODELS = "/models/", "/v2/models/"
 
@@ -108,19 +104,20 @@ class ModelRouter:
             answer = refusal(DIALECT, e)
         finally:
             self._bodies.drop(body)
-        await _send(answer, send)
+        await send_answer(answer, send)
 
     async def _answer(self, asked: Asked) -> Rendered:
         if asked.path in OPEN["health"]:
             answers = await self._all(asked)
-            return next((each for each in answers.values() if each.status >= 300), next(iter(answers.values())))
+            return _first_bad(answers) or next(iter(answers.values()))
         if asked.path in LISTS and asked.method == "GET":
             return self._listed(await self._all(asked))
         if asked.path == "/info":
             answers = await self._all(asked)
-            bad = next((each for each in answers.values() if each.status >= 300), None)
-            infos = {name: json.loads(each.body) for name, each in answers.items()} if bad is None else {}
-            return bad or Rendered(200, json.dumps({"default": self._default, "models": infos}).encode())
+            if (bad := _first_bad(answers)) is not None:
+                return bad
+            infos = {name: json.loads(each.body) for name, each in answers.items()}
+            return Rendered(200, json.dumps({"default": self._default, "models": infos}).encode())
         if asked.path == "/" and asked.method in ("GET", "HEAD"):
             first = self._default or next(iter(self._models))
             return Rendered(307, b"", {"location": f"models/{quote(first)}/"})
@@ -135,9 +132,9 @@ class ModelRouter:
 
     @staticmethod
     def _listed(answers: Mapping[str, Rendered]) -> Rendered:
+        if (bad := _first_bad(answers)) is not None:
+            return bad
         first = next(iter(answers.values()))
-        if any(each.status != 200 for each in answers.values()):
-            return next(each for each in answers.values() if each.status != 200)
         whole: dict[str, Any] = json.loads(first.body)
         whole["data"] = [model for each in answers.values() for model in json.loads(each.body)["data"]]
         return Rendered(200, json.dumps(whole).encode(), first.headers)
@@ -199,16 +196,9 @@ class ModelRouter:
         return ", ".join(self._models)
 
 
-async def _send(answer: Rendered, send: Send) -> None:
-    """Send an answer that may be no JSON: a page of a model's."""
-    kind = next((value for name, value in answer.headers.items() if name.lower() == "content-type"), None)
-    if kind is None:
-        await send_answer(answer, send)
-        return
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
-    headers.append((b"content-length", b"%d" % len(answer.body)))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+def _first_bad(answers: Mapping[str, Rendered]) -> Rendered | None:
+    """The first answer that is no success; None: all are."""
+    return next((each for each in answers.values() if each.status >= 300), None)
 
 
 async def ask_app(app: Callable[[Scope, Receive, Send], Awaitable[None]], asked: Asked) -> Rendered:
@@ -220,14 +210,15 @@ async def ask_app(app: Callable[[Scope, Receive, Send], Awaitable[None]], asked:
         "path": asked.path, "raw_path": quote(asked.path).encode(), "query_string": asked.query, "root_path": "",
         "headers": headers, "client": None, "server": None,
     }  # fmt: skip
-    sent, over = iter([{"type": "http.request", "body": asked.body, "more_body": False}]), asyncio.Event()
+    sent = iter([{"type": "http.request", "body": asked.body, "more_body": False}])
     status, answer, body = 500, dict[str, str](), bytearray()
 
     async def receive() -> Any:
         for message in sent:
             return message
-        await over.wait()  # nobody leaves: where the caller does, this task is cancelled
-        return {"type": "http.disconnect"}
+        return (
+            await asyncio.get_running_loop().create_future()
+        )  # nobody leaves: where the caller does, this is cancelled
 
     async def send(message: Any) -> None:
         nonlocal status
@@ -237,10 +228,5 @@ async def ask_app(app: Callable[[Scope, Receive, Send], Awaitable[None]], asked:
         else:
             body.extend(message.get("body", b""))
 
-    started = time.monotonic()
-    try:
-        await app(scope, receive, send)
-    finally:
-        over.set()
-        log.debug("%s %s: %d in %.3f s", asked.method, asked.path, status, time.monotonic() - started)
+    await app(scope, receive, send)
     return Rendered(status, bytes(body), {k: v for k, v in answer.items() if k.lower() != "content-length"})

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from tpray.errors import DeadlineError, InputError, OverloadedError, PayloadTooLargeError
+from tpray.serving.accepted import accepted_inputs
 from tpray.serving.codec import Direction
 from tpray.serving.engine import Engine
 from tpray.serving.haproxy_start import RENAMED_TIMEOUT_HEADER, TIMEOUT_HEADER
@@ -145,8 +146,10 @@ def as_response(answer: Rendered) -> Response:
 
 
 async def send_answer(answer: Rendered, send: Send) -> None:
-    """Send an answer over ASGI."""
-    headers = [(b"content-length", b"%d" % len(answer.body)), (b"content-type", b"application/json")]
+    """Send an answer over ASGI; JSON, unless its headers say otherwise."""
+    headers = [(b"content-length", b"%d" % len(answer.body))]
+    if "content-type" not in answer.headers:
+        headers.append((b"content-type", b"application/json"))
     headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
@@ -283,12 +286,13 @@ def _counted(body: bytearray) -> int:
 class Answering:
     """Makes handlers of what answers bodies, for one engine; what they read is bounded together.
 
-    names: what its model is called.
+    names: what its model is called. accepts: which kinds of input it takes.
     """
 
     def __init__(self, engine: Engine, served: tuple[str, ...] = ()) -> None:
         self.engine, self._bodies, self._waiting = engine, Bodies(), Waiting()
         self.names = ModelNames(served, engine.codec.record.source)
+        self.accepts = accepted_inputs(engine.codec, engine.group.artifact.model_directory)
 
     def handler(self, way_of: Callable[[bytearray], Way]) -> Handler:
         """A handler that reads a body, bounded in size and time, and answers it. way_of: also takes a part of one."""

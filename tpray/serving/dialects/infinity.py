@@ -20,7 +20,6 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from tpray.serving.accepted import accepted_inputs
 from tpray.serving.answers import Timing
 from tpray.serving.dialects import cohere, tei
 from tpray.serving.dialects.base import (
@@ -194,9 +193,8 @@ def routes(answering: Mapping[str, Handler]) -> APIRouter:
 def pages(answering: Answering) -> APIRouter:
     """``GET /models``, and with the prefix."""
     router, created, engine = APIRouter(), int(time.time()), answering.engine
-    artifact = engine.group.artifact
-    backend, takes = artifact.manifest.runtime, accepted_inputs(engine.codec, artifact.model_directory)
-    can = [name for kind, name in (("text", "classify"), ("query", "rerank")) if kind in takes]
+    backend = engine.group.artifact.manifest.runtime
+    can = [name for kind, name in (("text", "classify"), ("query", "rerank")) if kind in answering.accepts]
 
     async def models() -> ModelsResponse:
         """What requests may call the model, and its load (Infinity's dialect)."""
