@@ -30,7 +30,7 @@ InstanceFamily = Literal["inf2", "trn1", "trn2"]
 ProcessLayout = Literal["process-per-rank", "single-process"]
 NeuronLayout = Literal["auto", "process-per-rank", "single-process"]
 Goal = Literal["latency", "throughput"]
-OpenRoute = Literal["health", "page"]
+OpenRoute = Literal["health", "page", "metrics"]
 
 AUTO: Final = "auto"
 """The runtime, dtype, degree or number of groups that suits this machine; `tpray.platforms` names the runtimes."""

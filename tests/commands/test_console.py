@@ -76,7 +76,7 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 INFO = {
     "state": "ready",
     "uptime_s": 90061.0,
-    "metrics": {"tpray_backlog_tokens": 512.0, "tpray_tokens_per_s": 2048.4},
+    "metrics": {"tpray_queue_tokens": 512.0, "tpray_tokens_per_second": 2048.4},
     "model_id": "organisation/a-model-with-a-long-name",
     "restarts": 2,
     "labels": ["not_paraphrase", "paraphrase"],

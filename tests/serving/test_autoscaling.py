@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tests.neuron_standin import environment
 from tpray.config import ServeConfig
 from tpray.serving.autoscaling import TokenBacklog, wanted_replicas
-from tpray.serving.metrics import BACKLOG_TOKENS
+from tpray.serving.metrics import QUEUE_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_waiting_tokens_call_for_groups(backlogs: list[float], replicas: int, wa
 def test_the_policy_keeps_what_is_while_nobody_reports() -> None:
     policy = TokenBacklog(100)
     assert policy(SimpleNamespace(aggregated_metrics={}, target_num_replicas=3)) == (3, {})
-    told = SimpleNamespace(aggregated_metrics={BACKLOG_TOKENS.name: {"a": 250.0}}, target_num_replicas=1)
+    told = SimpleNamespace(aggregated_metrics={QUEUE_TOKENS.name: {"a": 250.0}}, target_num_replicas=1)
     assert policy(told) == (3, {})
 
 

@@ -19,7 +19,7 @@ from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.haproxy_start import TIMEOUT_HEADER
 from tpray.serving.http import make_app
-from tpray.serving.metrics import METRICS
+from tpray.serving.metrics import FIGURES
 from tpray.serving.tokenizer_threads import TOKENIZER_THREADS
 
 
@@ -164,7 +164,7 @@ def test_what_the_server_says_of_itself(with_fake_engine: WithEngine) -> None:
             assert info["model_type"] == {"classifier": {"id2label": names, "label2id": numbers}}  # in TEI's form
             assert info["chosen"] is None
             assert (info["layout"], info["layout_failure"]) == ("process-per-rank", None)
-            assert set(info["metrics"]) == {metric.name for metric in METRICS}
+            assert set(info["metrics"]) == {metric.name for metric in FIGURES}
             assert [phase["phase"] for phase in info["startup"]][:2] == ["resolve", "place"]
             assert len(info["ranks"]) == 2
             assert "/predict" in (await http.get("/openapi.json")).json()["paths"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cache
@@ -12,10 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from tpray.config import Frozen, InstanceFamily
-from tpray.errors import ArtifactError, ConfigError
+from tpray.errors import ArtifactError, ConfigError, InputError
 from tpray.parallel_layers.files import file_digest
 from tpray.parallel_layers.plan import Plan
 from tpray.parallel_layers.tasks import TEXT
@@ -67,6 +70,24 @@ class ModelRecord(Frozen):
     def sharding(self) -> Plan:
         """How its layers are split."""
         return Plan.from_json(self.plan)
+
+    def check_inputs(self, inputs: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Refuse ids, mask and types ``[B, S]`` that the model cannot look up: they would fail a step on every rank.
+
+        Raises:
+            InputError: what is wrong, and which are known.
+        """
+        ids, _, types = inputs
+        if ids.size == 0 or ids.shape[1] > self.max_length:
+            raise InputError(
+                f"logits are computed for rows of 1 to {self.max_length} tokens, and these are {ids.shape}"
+            )
+        for what, array, known in (("token ids", ids, self.vocab_size), ("token types", types, self.token_types)):
+            if not 0 <= array.min() <= array.max() < max(1, known):
+                raise InputError(
+                    f"this model knows {what} from 0 to {max(1, known) - 1}, and these go from {array.min()} to "
+                    f"{array.max()}"
+                )
 
 
 class RankRecord(Frozen):

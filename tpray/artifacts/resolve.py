@@ -95,7 +95,7 @@ class Resolution:
 
     artifact: None, if it must be traced. task: how to trace it, or to trace it again; None for an artifact that the
     user named, or that was remembered. url: where the store has it. damaged: the store's copy is to be replaced.
-    note: where it is remembered, if it was.
+    note: where it is remembered, if it was. source: of the artifact: named, cache or store.
     """
 
     artifact: Artifact | None = None
@@ -103,6 +103,7 @@ class Resolution:
     url: str | None = None
     damaged: bool = False
     note: Path | None = None
+    source: str = "cache"
 
     def discard(self) -> None:
         """Throw the artifact away, unless a user keeps it."""
@@ -267,7 +268,7 @@ async def resolve(found: Found, model: ModelConfig, topology: Topology, out: Pat
         out: the folder that the user wants the artifact in, instead of the cache; it is traced anew.
     """
     if isinstance(found, Artifact):
-        return Resolution(found)
+        return Resolution(found, source="named")
     if isinstance(found, Remembered):
         return Resolution(found.artifact, note=found.note)
     task = found
@@ -278,7 +279,7 @@ async def resolve(found: Found, model: ModelConfig, topology: Topology, out: Pat
         task.remember()
     if task.kept_by_user or task.store is None:
         return Resolution(artifact, task)
-    in_store = damaged = False
+    in_store, damaged, source = False, False, "cache" if artifact else "store"
     try:
         if artifact is not None:
             in_store = await _share(artifact, task.store, task.key)
@@ -288,7 +289,7 @@ async def resolve(found: Found, model: ModelConfig, topology: Topology, out: Pat
             damaged = in_store and artifact is None
     except StoreError as e:
         log.warning("%s; this group does without it", e)
-    return Resolution(artifact, task, task.store.url_of(task.key) if in_store else None, damaged)
+    return Resolution(artifact, task, task.store.url_of(task.key) if in_store else None, damaged, source=source)
 
 
 def describe(checkpoint: Checkpoint, model: ModelConfig, topology: Topology, out: Path | None = None) -> TraceTask:

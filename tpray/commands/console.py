@@ -203,7 +203,7 @@ def status_line(info: dict[str, Any], healthy: bool) -> str:
 def _load(info: dict[str, Any]) -> dict[str, str]:
     """How much a server has to do, and since when it is up; what an older one does not say is left out."""
     figures = info.get("metrics", {})
-    waiting, speed = figures.get("tpray_backlog_tokens"), figures.get("tpray_tokens_per_s")
+    waiting, speed = figures.get("tpray_queue_tokens"), figures.get("tpray_tokens_per_second")
     said = {"state": info.get("state")}
     if "uptime_s" in info:
         said["uptime"] = duration(info["uptime_s"])

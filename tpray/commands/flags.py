@@ -245,7 +245,7 @@ OpenRoutes = Annotated[
     typer.Option(
         "--open-routes",
         envvar="TPRAY_OPEN_ROUTES",
-        help="What is answered without a key: health, page, both with a comma between, or none.",
+        help="What is answered without a key: some of health, page and metrics with commas between, or none.",
     ),
 ]
 CorsOrigin = Annotated[

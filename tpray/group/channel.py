@@ -13,6 +13,7 @@ from typing import cast
 
 from tpray.errors import GroupError, RankError, StepError, StepTimeoutError
 from tpray.group.pace import Limits
+from tpray.group.rank_time import RankTime
 from tpray.group.wire import Array, Frame, FrameParser, Kind
 from tpray.parallel_layers.counters import furthest_behind, read_counters, read_waits_s
 
@@ -91,10 +92,12 @@ class Channel:
         self._timer: asyncio.TimerHandle | None = None  # rings when the oldest step is due, or before
         self._rings_at = 0.0
         self._memory: int | None = None
+        self._times: list[RankTime] = []
 
     async def open(self, sockets: Sequence[socket.socket], memory: int | None = None) -> None:
         """Take the sockets of the ranks, in their order, and a descriptor of the memory that these share."""
         self._memory = memory
+        self._times.extend(RankTime() for _ in sockets[len(self._times) :])
         for rank, sock in enumerate(sockets):
             sock.setblocking(False)
             link = _Link(self, rank)
@@ -131,6 +134,7 @@ class Channel:
     def close(self) -> None:
         """Close the sockets. Call `fail` before, so that nobody waits for a step."""
         self._stop_timer()
+        self._update_times(ends=True)
         links, self._links = self._links, []
         for link in links:
             if link.transport is not None:
@@ -148,6 +152,7 @@ class Channel:
         if step is None:
             return
         step.waiting_for.discard(rank)
+        self._times[rank].program_s += frame.micros / 1e6
         if frame.kind is not Kind.RESULT:
             step.raised[rank] = frame
         elif frame.tensors:
@@ -169,6 +174,17 @@ class Channel:
     def waits_s(self) -> list[float]:
         """How long each rank has waited for others in collectives since it came up; []: that is not known."""
         return read_waits_s(self._memory, len(self._links)) if self._memory is not None else []
+
+    @property
+    def times(self) -> list[RankTime]:
+        """Where the time of each rank went, in all steps since the first start."""
+        self._update_times()
+        return self._times
+
+    def _update_times(self, ends: bool = False) -> None:
+        waits_s = self.waits_s
+        for rank, each in enumerate(self._times):
+            each.update(waits_s[rank] if rank < len(waits_s) else None, ends)
 
     @property
     def _oldest(self) -> _Step | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,10 @@ class ClassifierGroup(Group):
     ) -> None:
         super().__init__(executor, step_timeout_s, progress)
         self.parity = float("nan")
+        self.canary_difference, self.canary_at = float("nan"), float("-inf")
+        """Off the unsharded model, of the step of the canary that was answered last; when, `time.monotonic`."""
+        self.artifact_loads: Counter[str] = Counter()
+        """How often an artifact came from where: named, cache, store, traced, or another group that was waited for."""
         self.traced = False
         self.packs_rows, self.parts = Loaded()
         self._one_in_parts = asyncio.Lock()
@@ -134,6 +140,8 @@ class ClassifierGroup(Group):
         if found is None:
             found = await asyncio.to_thread(recall_or_find, self._model, topology)
         self._resolution = await resolve(found, self._model, topology, self._out)
+        if self._resolution.artifact is not None:
+            self.artifact_loads[self._resolution.source] += 1
 
     @property
     def _must_trace(self) -> bool:
@@ -172,8 +180,10 @@ class ClassifierGroup(Group):
         return task.programs if task is not None else 0
 
     async def _trace(self) -> None:
-        self.traced = True
+        self.traced, before = True, self.artifact_loads["traced"]
         self._resolution = await make_artifact(self._resolution, self._trace_shards)
+        if self.artifact_loads["traced"] == before:
+            self.artifact_loads["another"] += 1
 
     async def _trace_shards(self, task: TraceTask, directory: Path) -> Traced:
         checkpoint, length = task.checkpoint, task.model.max_length
@@ -182,6 +192,7 @@ class ClassifierGroup(Group):
             for rank in range(self.tp)
         ]
         records = await self.executor.trace(jobs)
+        self.artifact_loads["traced"] += 1
         return Traced(records, await self.executor.make_canary(checkpoint, length))
 
     @property
@@ -206,7 +217,8 @@ class ClassifierGroup(Group):
         step, dtype = self._canary[number], self.artifact.manifest.dtype
         for attempt in ("first", "second"):
             logits = await self._answer_again(step.inputs)
-            if not difference(step.reference, logits) <= TOLERANCE[dtype]:  # also true of NaN
+            self._seen(difference(step.reference, logits))
+            if not self.canary_difference <= TOLERANCE[dtype]:  # also true of NaN
                 break
             if not step.repeatable or np.array_equal(logits, step.answer):
                 if attempt == "second":
@@ -246,6 +258,10 @@ class ClassifierGroup(Group):
                 self._resolution.discard()
             raise
         self.parity, self._canary = max(differences), steps
+        self._seen(self.parity)
+
+    def _seen(self, difference: float) -> None:
+        self.canary_difference, self.canary_at = difference, time.monotonic()
 
     async def _prove(self) -> None:
         step = self._canary[0]

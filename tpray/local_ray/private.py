@@ -1,7 +1,8 @@
-"""What of Ray 2.60's private functions is used or replaced, so that a Ray of one's own is on loopback, and is found."""
+"""What of Ray 2.60's private functions is used or replaced, to be on loopback, to be found, and to ask all replicas."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,26 @@ def start_no_dashboard() -> None:
 def connect_only_when_told() -> None:
     """Have Ray's functions fail where no Ray is connected; of their own accord they start one, also after the end."""
     _auto_init.enable_auto_connect = False
+
+
+async def ask_all(handle: Any, method: str, limit_s: float) -> tuple[list[Any], int]:
+    """What the replicas of a deployment answer within ``limit_s``, and how many do not.
+
+    Ray's own ``results_async`` gives nothing where one of them is late.
+    """
+    give_up = asyncio.get_running_loop().time() + limit_s
+    asked: Any = handle.broadcast(method)
+    try:
+        each = await asyncio.wait_for(asked._fetch_replica_results_async(), limit_s)
+    except asyncio.TimeoutError:
+        return [], 1
+    tasks = [asyncio.ensure_future(result.get_async()) for result in each]
+    if tasks:
+        await asyncio.wait(tasks, timeout=max(0.0, give_up - asyncio.get_running_loop().time()))
+    for task in tasks:
+        task.cancel()
+    done = [task for task in tasks if task.done() and not task.cancelled() and task.exception() is None]
+    return [task.result() for task in done], len(tasks) - len(done)
 
 
 def dead_processes() -> list[str]:

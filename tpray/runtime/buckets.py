@@ -63,6 +63,14 @@ def largest_batch(buckets: Iterable[Bucket], length: int) -> int:
     return batch
 
 
+def size_in(buckets: Sequence[Bucket], rows: int, length: int) -> tuple[int, int]:
+    """How many tokens a program computes for so many rows, padding included, and how many it could at once."""
+    batch = largest_batch(buckets, length)
+    parts = [min(batch, rows - start) for start in range(0, rows, batch)]
+    chosen = [bucket for part in parts if (bucket := fitting(buckets, part, length)) is not None]
+    return sum(each.batch * each.length for each in chosen), max(each.batch * each.length for each in buckets)
+
+
 def pad_to(inputs: Sequence[Array], bucket: Bucket, pad_id: int) -> list[Array]:
     """ids, mask and types ``[B, S]`` as those of ``bucket``'s shape.
 

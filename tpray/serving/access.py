@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 OPEN: dict[OpenRoute, tuple[str, ...]] = {
     "health": ("/health", "/ping", "/v2/health/live", "/v2/health/ready"),
     "page": ("/", "/docs", "/docs/assets/", "/openapi.json", "/page/"),
+    "metrics": ("/metrics",),
 }
 """What may be had without a key, with GET; all below a path that ends with a slash.
 
@@ -74,9 +75,10 @@ class Access:
         """
         if not self.keys:
             return None
+        ASKING.set(None)  # whoever asked before in this context
         caller = self.keys.find(authorization)
-        caller.admit()
         ASKING.set(caller)
+        caller.admit()
         return caller
 
     def is_open(self, scope: MutableMapping[str, Any]) -> bool:

@@ -5,13 +5,18 @@ replica's placement group holds the ranks' cores, and the replica itself takes n
 `tpray.serving.http`.
 """
 
+import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
@@ -20,31 +25,38 @@ from tpray.group.classifier import ClassifierGroup
 from tpray.group.nodes import STRATEGY, has_room, wait_for_node
 from tpray.group.phases import PhaseReport, Spans
 from tpray.group.ray_executor import RayExecutor
-from tpray.local_ray.private import keep_replica_on_loopback
+from tpray.local_ray.private import ask_all, keep_replica_on_loopback
 from tpray.platforms.topology import Topology
 from tpray.serving import progress
 from tpray.serving.access import Access, check_host
 from tpray.serving.answers import rendered
 from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
-from tpray.serving.dialects.base import Rendered
+from tpray.serving.dialects.base import CLIENT_LEFT, Rendered
+from tpray.serving.dialects.tei import render_error
 from tpray.serving.door import Door
 from tpray.serving.engine import Engine
 from tpray.serving.entities import Strategy
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.keys import KeyRing
-from tpray.serving.metrics import BACKLOG_TOKENS
+from tpray.serving.metrics import QUEUE_TOKENS
 from tpray.serving.model_names import ModelNames
 from tpray.serving.model_router import Asked, ask_app
 from tpray.serving.oip.service import OpenInferenceService
 from tpray.serving.one_write import join_writes
 from tpray.serving.scores import Activation, Scoring
+from tpray.serving.scrape import OTHERS_S, Others, Scrape, Snapshot
 from tpray.serving.tagging import Tagging, tag
 from tpray.tokenizer import as_items
 
+log = logging.getLogger(__name__)
+
 APP_NAME = "tpray"
 DEPLOYMENT_NAME = "Classifier"
+
+HANDLE = "Python handle"
+"""What takes the place of a dialect in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Classifier(OpenInferenceService):
         join_writes()
         self._config = config
         self._gate = Gate(told.token)
+        self._own_handle: Any = None  # made by the first that asks for metrics
         report = progress.Sender(told.progress_address)
         # A replica that comes later looks for itself: the model's files may be others by then.
         before, task = (told.before, told.task) if report.heard else ((), None)
@@ -102,7 +115,13 @@ class Classifier(OpenInferenceService):
             raise
         address = ray.get_runtime_context().gcs_address
         groups = config.replicas if config.autoscaling is None and config.replicas != AUTO else None
-        self._door = make_app(self._engine, self._gate, address, config.served_model_name, self._access, groups)
+        own = serve.get_replica_context().replica_id.unique_id
+        self._scrape = Scrape(
+            self._engine, self._gate, self._access.keys, names.listed[0], own, None if groups == 1 else self._ask_others
+        )
+        self._door = make_app(
+            self._engine, self._gate, address, config.served_model_name, self._access, groups, self._scrape
+        )
 
     def __serve_build_asgi_app__(self) -> Door:
         """Serve's hook: the routes, once the constructor is done."""
@@ -117,6 +136,20 @@ class Classifier(OpenInferenceService):
         batch = BatchConfig.model_validate(self._config.batch.model_dump() | user_config)
         self._config = self._config.model_copy(update={"batch": batch})
         self._engine.reconfigure(batch)
+
+    @contextmanager
+    def _taken(self) -> Iterator[None]:
+        """For the time of one call of a Python handle; it is counted with the status that it would have over HTTP."""
+        started, status, error = time.perf_counter(), CLIENT_LEFT, None
+        try:
+            with self._gate.enter():
+                yield
+            status = 200
+        except Exception as e:
+            status, error = render_error(e).status, e
+            raise
+        finally:
+            self._engine.load.answered(HANDLE, status, "", time.perf_counter() - started, error)
 
     async def classify(
         self,
@@ -140,7 +173,7 @@ class Classifier(OpenInferenceService):
             ``[{"label", "score"}, ...]``, best first, for one item; a list of those for a list.
         """
         items, single = as_items(inputs)
-        with self._gate.enter():
+        with self._taken():
             answer = await self._engine.classify(
                 items,
                 Scoring.of(raw_scores, activation, top_k),
@@ -162,7 +195,7 @@ class Classifier(OpenInferenceService):
         """What a Python handle calls: entities, as `LocalClassifier.classify_tokens` gives them."""
         single = isinstance(texts, str)
         how = Tagging(aggregation_strategy, ignore_labels, raw_scores, truncate)
-        with self._gate.enter():
+        with self._taken():
             answer = await tag(self._engine, [texts] if isinstance(texts, str) else list(texts), how)
         return answer.entities[0] if single else answer.entities
 
@@ -178,7 +211,7 @@ class Classifier(OpenInferenceService):
     ) -> list[dict[str, Any]]:
         """What a Python handle calls: ``[{"index", "score"}, ...]``, as `LocalClassifier.rerank` gives them."""
         documents = list(documents)
-        with self._gate.enter():
+        with self._taken():
             ranking = await self._engine.rerank(
                 query, documents, Scoring.of(raw_scores, top_k=top_n), truncate, chunks=Chunks.of(chunks)
             )
@@ -188,13 +221,29 @@ class Classifier(OpenInferenceService):
         """Answer an HTTP request that the deployment in front of several models passes on; see `models`."""
         return await ask_app(self._door, asked)
 
+    async def snapshot(self) -> Snapshot:
+        """The metrics of this replica, for another one that is asked for those of all."""
+        return await self._scrape.own()
+
+    async def _ask_others(self) -> Others:
+        """All replicas that Serve knows of, this one among them."""
+        if self._own_handle is None:
+            context = serve.get_replica_context()
+            handle = await asyncio.to_thread(serve.get_deployment_handle, context.deployment, context.app_name)
+            self._own_handle = handle.options(_by_reference=True)
+        try:
+            return Others(*await ask_all(self._own_handle, "snapshot", OTHERS_S))
+        except (RayError, RayServeException) as e:
+            log.warning("the metrics of other replicas are not known: %s", e)
+            return Others((), 1)
+
     async def drain(self, limit_s: float) -> int:
         """Take no new work, and wait until what is under way is answered; how many requests are left at the limit."""
         return await self._gate.close(limit_s)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: what `autoscaling.TokenBacklog` decides by."""
-        return {BACKLOG_TOKENS.name: BACKLOG_TOKENS.read(self._engine)}
+        return {QUEUE_TOKENS.name: float(self._engine.queued_tokens)}
 
     async def check_health(self) -> None:
         """Serve's check: fails, and has this replica replaced, once its group was given up."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tpray.serving.metrics import BACKLOG_TOKENS
+from tpray.serving.metrics import QUEUE_TOKENS
 
 SHRINK_BELOW = 0.5
 """With less than this share of what one group fewer would be allowed, that one is enough: no group comes and goes."""
@@ -41,7 +41,7 @@ class TokenBacklog:
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """The number of replicas that are wanted, before Serve's delays; and no state."""
-        reported = (context.aggregated_metrics or {}).get(BACKLOG_TOKENS.name, {})
+        reported = (context.aggregated_metrics or {}).get(QUEUE_TOKENS.name, {})
         if not reported:
             return context.target_num_replicas, {}
         return wanted_replicas(list(reported.values()), context.target_num_replicas, self._backlog_tokens), {}

@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -31,7 +32,6 @@ from tpray.config import BatchConfig
 from tpray.errors import (
     DeadlineError,
     GroupError,
-    ItemError,
     LogitsError,
     NotReadyError,
     OverloadedError,
@@ -41,10 +41,10 @@ from tpray.errors import (
 from tpray.group.channel import StepResult
 from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
-from tpray.runtime.buckets import Bucket
+from tpray.runtime.buckets import Bucket, size_in
 from tpray.serving.load import Load
 from tpray.serving.row_queue import SHORT_SHARE, Lane, RowQueue
-from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, tokens_in
+from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, results_of, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
 from tpray.serving.waiting import Waiting
 from tpray.serving.work_rate import WorkRate
@@ -136,6 +136,11 @@ class Batcher:
         """Tokens that wait for a step."""
         return self._queue.tokens + self._cut_tokens
 
+    def waiting(self) -> tuple[int, float]:
+        """How many rows wait for a step, and since when the oldest of them, seconds; it looks at all."""
+        rows = [row for row in chain(self._queue, *self._cut) if _wanted(row)]
+        return len(rows), time.monotonic() - min((row.arrived for row in rows), default=math.inf) if rows else 0.0
+
     @property
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
@@ -213,7 +218,7 @@ class Batcher:
         late = DeadlineError("the request's time ran out before it was answered")
         try:
             with self._waiting.until(now + timeout_s, late):
-                return await _results(futures)
+                return await results_of(futures)
         finally:
             self._admitted.difference_update(queued)
             for future in futures:
@@ -323,7 +328,7 @@ class Batcher:
             for row in rows:
                 _fail(row, e)
             return
-        self._load.add(len(rows), tokens_in(rows), result.compute_s)
+        self._note(rows, int(inputs[0].shape[1]), result)
         if len(result.logits) != len(rows):
             for row in rows:  # to answer some of them would be to guess whose answer is whose
                 _fail(row, GroupError(f"a step of {len(rows)} rows was answered with {len(result.logits)}"))
@@ -341,9 +346,18 @@ class Batcher:
             if row.suspected:
                 self._suspects.clear(row.encoded)
 
+    def _note(self, rows: list[QueuedRow], length: int, result: StepResult) -> None:
+        """A step of ``rows``, the longest of which has ``length`` tokens, was answered."""
+        tokens, most = tokens_in(rows), self._config.max_step_tokens
+        computed = tokens if self._packs_rows else len(rows) * length
+        if self._buckets:
+            computed, most = size_in(self._buckets, len(rows), length)
+        self._load.add(len(rows), tokens, result.compute_s, result.total_s, computed - tokens, tokens / most)
+
     def _halve(self, rows: list[QueuedRow], error: StepError) -> None:
         """Run the two halves of a step that raised, before anything else; a row by itself has its error."""
         if len(rows) > 1:
+            self._load.steps_halved += 1
             self._cut.extendleft([rows[len(rows) // 2 :], rows[: len(rows) // 2]])
             self._cut_tokens += tokens_in(rows)
             return
@@ -357,32 +371,18 @@ class Batcher:
             self._suspects.add(row.encoded, alone=row.suspected)
             row.suspected = True
         if self._suspects.refuses(rows[0].encoded):
+            self._load.poison_rows += 1
             log.error("a row of %d tokens is refused from now on: %s", len(rows[0]), error)
             _fail(rows[0], RefusedError(REFUSED))
-        self._put_back(rows)
+        self._load.replays += self._put_back(rows)
 
-    def _put_back(self, rows: list[QueuedRow]) -> None:
-        """Queue rows again, where they were; or tell them, if the group is given up."""
-        if self._closed is not None:
-            for row in rows:
-                _fail(row, self._closed)
-        else:
-            self._queue.put_back(filter(_wanted, rows))
-
-
-async def _results(futures: list[asyncio.Future[RowResult]]) -> list[RowResult]:
-    """What the rows of a request are answered with; the first that failed, as soon as one has, speaks for all."""
-    if len(futures) > 1:
-        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
-    results = []
-    for number, future in enumerate(futures):
-        if len(futures) > 1 and not future.done():
-            continue  # another one has failed
-        try:
-            results.append(await future)
-        except ItemError as e:
-            raise type(e)(e.message, number) from e
-    return results
+    def _put_back(self, rows: list[QueuedRow]) -> int:
+        """Queue rows again, where they were, and say how many; or tell them, if the group is given up."""
+        wanted = [row for row in rows if _wanted(row)] if self._closed is None else []
+        self._queue.put_back(wanted)
+        for row in rows if self._closed is not None else []:
+            _fail(row, self._closed)
+        return len(wanted)
 
 
 def _whole_seconds(seconds: float) -> int:

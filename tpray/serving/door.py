@@ -6,6 +6,7 @@ thirty calls, which would cost more than to classify a short text with a small m
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ from tpray.serving.answers import Timing
 from tpray.serving.dialects.base import Dialect, Handler, Rendered, send_answer
 from tpray.serving.dialects.tei import timing_headers
 from tpray.serving.gate import Gate
+from tpray.serving.keys import ASKING
+from tpray.serving.load import Load
+
+NONE = "none"
+"""The dialect of routes about the server itself, and of paths that there are not."""
 
 
 class Door:
@@ -33,6 +39,7 @@ class Door:
             words those of others.
         access: who may ask.
         streams: answer ``GET``, by path, until the gate is closed; so they are not waited for then.
+        load: takes note of each request that was answered; not of streams.
     """
 
     def __init__(
@@ -43,10 +50,13 @@ class Door:
         spoken: Sequence[tuple[Dialect, Sequence[Any]]],
         access: Access,
         streams: Mapping[str, ASGIApp],
+        load: Load,
     ) -> None:
-        self._app, self._gate, self._spoken, self._access = app, gate, spoken, access
-        self._handlers = {path: handler for path, handler in handlers.items() if "{" not in path}
-        self._patterns = [(compile_path(path)[0], handler) for path, handler in handlers.items() if "{" in path]
+        self._app, self._gate, self._spoken, self._access, self._load = app, gate, spoken, access, load
+        dialects = {route.path: dialect.name for dialect, routes in spoken for route in routes}
+        named = {path: (dialects[path], handler) for path, handler in handlers.items()}
+        self._handlers = {path: handler for path, handler in named.items() if "{" not in path}
+        self._patterns = [(compile_path(path)[0], handler) for path, handler in named.items() if "{" in path]
         self._streams = streams
         # Serve asks for these, to name the route of each request in its metrics; the first that matches is it.
         self.router = app.router
@@ -57,6 +67,7 @@ class Door:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        started = time.perf_counter()
         try:
             self._gate.check(scope)
             self._access.check(scope)
@@ -65,35 +76,57 @@ class Door:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})  # a policy is violated: RFC 6455
             else:
-                await send_answer(self._refusal(scope, e), send)
+                if isinstance(e, MisdirectedError):
+                    ASKING.set(None)  # whoever asked before in this context
+                dialect = self._dialect_of(scope)
+                refused = refusal(dialect or self._spoken[0][0], e)
+                self._note(NONE if dialect is None else dialect.name, refused, started)
+                await send_answer(refused, send)
             return
         method, path = scope.get("method"), get_route_path(scope)  # behind the application's prefix
         if method == "GET" and (stream := self._streams.get(path)) is not None:
             await stream(scope, receive, send)
             return
         with inside:
-            handler = self._handler_of(path, scope) if method == "POST" else None
-            if handler is None:
-                await self._app(scope, receive, send)
+            found = self._handler_of(path, scope) if method == "POST" else None
+            if found is None:
+                await self._app(scope, receive, self._noting(send, started))
             else:
-                await send_answer(await handler(scope, receive), send)
+                name, handler = found
+                answer = await handler(scope, receive)
+                self._note(name, answer, started)
+                await send_answer(answer, send)
 
-    def _handler_of(self, path: str, scope: Scope) -> Handler | None:
-        """The handler of a path, whose parameters come into ``path_params`` of the scope."""
+    def _note(self, dialect: str, answer: Rendered, started: float) -> None:
+        """A request is answered. Before it is sent: who has read it finds it counted."""
+        caller = ASKING.get() if self._access.keys else None
+        key = "" if caller is None else caller.name
+        self._load.answered(dialect, answer.status, key, time.perf_counter() - started, answer.error)
+
+    def _noting(self, send: Send, started: float) -> Send:
+        async def noting(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self._note(NONE, Rendered(message["status"], b""), started)
+            await send(message)
+
+        return noting
+
+    def _handler_of(self, path: str, scope: Scope) -> tuple[str, Handler] | None:
+        """The handler of a path, and whose dialect it is; the path's parameters come into the scope's ``path_params``."""
         if (handler := self._handlers.get(path)) is not None:
             return handler
         if path.endswith("/") and path != "/":  # starlette would redirect, and not every client sends its body again
             return self._handler_of(path.rstrip("/") or "/", scope)
-        for pattern, handler in self._patterns:
+        for pattern, named in self._patterns:
             if (found := pattern.match(path)) is not None:
                 scope["path_params"] = found.groupdict()
-                return handler
+                return named
         return None
 
-    def _refusal(self, scope: Scope, error: Exception) -> Rendered:
-        """In the words of the dialect whose route it is, with whatever method."""
+    def _dialect_of(self, scope: Scope) -> Dialect | None:
+        """Whose route it is, with whatever method."""
         speak = (dialect for dialect, routes in self._spoken if any(r.matches(scope)[0] != Match.NONE for r in routes))
-        return refusal(next(speak, self._spoken[0][0]), error)
+        return next(speak, None)
 
 
 def refusal(dialect: Dialect, error: Exception) -> Rendered:

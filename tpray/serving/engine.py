@@ -16,7 +16,6 @@ from tpray.errors import (
     DeadlineError,
     EmptyInputError,
     GroupError,
-    InputError,
     ItemError,
     LogitsError,
     NotReadyError,
@@ -114,6 +113,10 @@ class Engine:
     def queued_tokens(self) -> int:
         """Tokens that wait for a step."""
         return self._batcher.queued_tokens if self._batcher is not None else 0
+
+    def waiting(self) -> tuple[int, float]:
+        """See `Batcher.waiting`."""
+        return self._batcher.waiting() if self._batcher is not None else (0, 0.0)
 
     @property
     def tokens_per_s(self) -> float:
@@ -279,8 +282,10 @@ class Engine:
         # Before any work: what is refused must cost little.
         self._batcher.check_room(count, deadline - time.monotonic())
         rows = encode(deadline) if characters is None else await self.tokenizing.run(encode, characters, deadline)
-        charge(sum(map(len, rows)))
+        tokens, load = sum(map(len, rows)), self.load
+        load.tokens_without_key += 0 if charge(tokens) else tokens
         tokenized = time.perf_counter()
+        load.tokenize_s.add(tokenized - started)
         try:
             results = await self._batcher.submit(rows, deadline - time.monotonic())
         except ItemError as e:
@@ -289,10 +294,12 @@ class Engine:
             if not of or e.item is None:
                 raise
             raise type(e)(e.message, of[e.item]) from e
+        queue_s = max(result.queue_s for result in results)
+        load.queue_s.add(queue_s)
         return results, {
-            "tokens": sum(map(len, rows)),
+            "tokens": tokens,
             "tokenize_s": tokenized - started,
-            "queue_s": max(result.queue_s for result in results),
+            "queue_s": queue_s,
             "compute_s": max(result.step.compute_s for result in results),
             "total_s": time.perf_counter() - started,
         }
@@ -322,7 +329,7 @@ class Engine:
             GroupError: the group failed in this step, and again when it was repeated once; or it was stopped.
         """
         limit_s = timeout_s or self.config.request_timeout_s
-        self._check_inputs(inputs)
+        self.group.artifact.manifest.model.check_inputs(inputs)
         try:
             logits = (await asyncio.wait_for(self._step(inputs), limit_s)).logits
         except asyncio.TimeoutError as e:
@@ -331,20 +338,6 @@ class Engine:
         if len(wrong):
             raise LogitsError(NOT_FINITE, int(wrong[0]))
         return logits
-
-    def _check_inputs(self, inputs: Sequence[Array]) -> None:
-        """Refuse what the model cannot look up: it would fail the step on every rank."""
-        model, (ids, _, types) = self.group.artifact.manifest.model, inputs
-        if ids.size == 0 or ids.shape[1] > model.max_length:
-            raise InputError(
-                f"logits are computed for rows of 1 to {model.max_length} tokens, and these are {ids.shape}"
-            )
-        for what, array, known in (("token ids", ids, model.vocab_size), ("token types", types, model.token_types)):
-            if not 0 <= array.min() <= array.max() < max(1, known):
-                raise InputError(
-                    f"this model knows {what} from 0 to {max(1, known) - 1}, and these go from {array.min()} to "
-                    f"{array.max()}"
-                )
 
     async def _step(self, inputs: Sequence[Array]) -> StepResult:
         repeated = False

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Route
 
 from tpray.artifacts.manifest import ModelRecord
@@ -22,7 +23,9 @@ from tpray.serving.door import Door, SharedDoor
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.keys import ASKING
-from tpray.serving.metrics import read_metrics
+from tpray.serving.metrics import read_figures
+from tpray.serving.scrape import PATH as METRICS_PATH
+from tpray.serving.scrape import Scrape
 from tpray.serving.tokenizer_threads import TOKENIZER_THREADS
 from tpray.serving.web import add_pages
 from tpray.version import __version__
@@ -37,6 +40,7 @@ def make_app(
     served: tuple[str, ...] = (),
     access: Access | None = None,
     groups: int | None = 1,
+    scrape: Scrape | None = None,
 ) -> Door:
     """The routes of an engine that has started; all requests come through ``gate``.
 
@@ -45,6 +49,7 @@ def make_app(
         ray_address: of the Ray that this runs on, for `tpray.connect`.
         served: what requests may call the model; see `ModelNames`.
         groups: how many the server has, each with an app of its own; None: that changes.
+        scrape: of all of them; default: of this engine alone.
     """
     app = FastAPI(
         title="tpray",
@@ -56,7 +61,8 @@ def make_app(
     add_pages(app)
     own = DIALECTS[0]
 
-    gate, made = gate or Gate(), Answering(engine, served)
+    gate, made, access = gate or Gate(), Answering(engine, served), access or Access()
+    scraped = scrape or Scrape(engine, gate, access.keys, made.names.listed[0])
 
     def whole() -> dict[str, Any]:
         now = engine.load.now
@@ -109,6 +115,13 @@ def make_app(
         """The model, how it is split, the limits, the load, and how the group came up."""
         return whole()
 
+    @app.head(METRICS_PATH, include_in_schema=False)
+    @app.get(METRICS_PATH, response_class=PlainTextResponse)
+    async def metrics(request: Request) -> Response:
+        """The metrics of all groups and ranks, for Prometheus; as OpenMetrics for who accepts that."""
+        body, kind = await scraped.render(request.headers.get("accept", ""))
+        return Response(b"" if request.method == "HEAD" else body, headers={"content-type": kind})
+
     handlers, spoken = dict[str, Handler](), []
     for dialect in DIALECTS:
         answering = dialect.handlers(made)
@@ -119,11 +132,11 @@ def make_app(
             app.include_router(router)
         handlers |= answering
         spoken.append((dialect, [route for router in routers for route in router.routes]))
-    if access is not None and access.keys:
+    if access.keys:
         _document_key(app)
-    kind = SharedDoor if access is not None and access.origins else Door
+    kind = SharedDoor if access.origins else Door
     streams = {live.PATH: live.Live(engine, gate, whole, own)}
-    return kind(app, handlers, gate, spoken, access or Access(), streams)
+    return kind(app, handlers, gate, spoken, access, streams, engine.load)
 
 
 def _document_key(app: FastAPI) -> None:
@@ -174,7 +187,7 @@ def describe(engine: Engine) -> dict[str, Any]:
         "state": group.lifecycle.state.value,
         "uptime_s": round(time.monotonic() - engine.startup[-1].ended, 1),
         "restarts": engine.restarts,
-        "metrics": read_metrics(engine),
+        "metrics": read_figures(engine),
         "key": _key_in_use(),
         "ranks": [
             {

@@ -183,11 +183,13 @@ ASKING: ContextVar[Caller | None] = ContextVar("tpray_asking", default=None)
 """Whose request is being answered, where keys are asked for."""
 
 
-def charge(tokens: int) -> None:
-    """Have the key of the request that is being answered pay for its tokens."""
+def charge(tokens: int) -> bool:
+    """Have the key of the request that is being answered pay for its tokens; False: it has none."""
     caller = ASKING.get()
-    if caller is not None:
-        caller.charge(tokens)
+    if caller is None:
+        return False
+    caller.charge(tokens)
+    return True
 
 
 class KeyRing:

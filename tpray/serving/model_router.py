@@ -20,8 +20,8 @@ from starlette._utils import get_route_path  # that by which Starlette's routers
 from starlette.routing import BaseRoute, Router
 from starlette.types import Receive, Scope, Send
 
-from tpray.errors import DeadlineError, InputError, PayloadTooLargeError, UnknownModelError
-from tpray.serving import live
+from tpray.errors import DeadlineError, GroupError, InputError, PayloadTooLargeError, UnknownModelError
+from tpray.serving import live, scrape
 from tpray.serving.access import OPEN, Access
 from tpray.serving.dialects import infinity, vllm
 from tpray.serving.dialects.base import Bodies, Rendered, has_more_values, headers_of, send_answer
@@ -112,12 +112,10 @@ class ModelRouter:
             return _first_bad(answers) or next(iter(answers.values()))
         if asked.path in LISTS and asked.method == "GET":
             return self._listed(await self._all(asked))
+        if asked.path == scrape.PATH and asked.method in ("GET", "HEAD"):
+            return await self._scraped(asked)
         if asked.path == "/info":
-            answers = await self._all(asked)
-            if (bad := _first_bad(answers)) is not None:
-                return bad
-            infos = {name: json.loads(each.body) for name, each in answers.items()}
-            return Rendered(200, json.dumps({"default": self._default, "models": infos}).encode())
+            return self._informed(await self._all(asked))
         if asked.path == "/" and asked.method in ("GET", "HEAD"):
             first = self._default or next(iter(self._models))
             return Rendered(307, b"", {"location": f"models/{quote(first)}/"})
@@ -129,6 +127,29 @@ class ModelRouter:
     async def _all(self, asked: Asked) -> dict[str, Rendered]:
         answers = await asyncio.gather(*(ask(asked) for ask in self._models.values()))
         return dict(zip(self._models, answers, strict=True))
+
+    async def _scraped(self, asked: Asked) -> Rendered:
+        """The metrics of all models; of one that does not answer, that."""
+
+        async def answer(ask: Ask) -> Rendered | None:
+            try:
+                return await asyncio.wait_for(ask(asked._replace(method="GET")), scrape.MODEL_S)
+            except (GroupError, asyncio.TimeoutError):
+                return None
+
+        answers = dict(zip(self._models, await asyncio.gather(*map(answer, self._models.values())), strict=True))
+        well = {name: each for name, each in answers.items() if each is not None and each.status == 200}
+        if not well:
+            bad = next((each for each in answers.values() if each is not None), None)
+            return bad or refusal(DIALECT, GroupError("no model answers now: try again"))
+        text = scrape.joined((each.body.decode() for each in well.values()), answers.keys() - well.keys())
+        return Rendered(200, b"" if asked.method == "HEAD" else text.encode(), next(iter(well.values())).headers)
+
+    def _informed(self, answers: Mapping[str, Rendered]) -> Rendered:
+        if (bad := _first_bad(answers)) is not None:
+            return bad
+        infos = {name: json.loads(each.body) for name, each in answers.items()}
+        return Rendered(200, json.dumps({"default": self._default, "models": infos}).encode())
 
     @staticmethod
     def _listed(answers: Mapping[str, Rendered]) -> Rendered:

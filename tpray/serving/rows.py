@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tpray.errors import ItemError
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, largest_batch
 from tpray.tokenizer import Encoded
@@ -82,6 +83,21 @@ def cut_into_buckets(rows: Iterable[QueuedRow], buckets: Sequence[Bucket]) -> li
         size = largest_batch(buckets, length)
         steps += [group[start : start + size] for start in range(0, len(group), size)]
     return sorted(steps, key=lambda step: min(row.arrived for row in step))
+
+
+async def results_of(futures: list[asyncio.Future[RowResult]]) -> list[RowResult]:
+    """What the rows of a request are answered with; the first that failed, as soon as one has, speaks for all."""
+    if len(futures) > 1:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+    results = []
+    for number, future in enumerate(futures):
+        if len(futures) > 1 and not future.done():
+            continue  # another one has failed
+        try:
+            results.append(await future)
+        except ItemError as e:
+            raise type(e)(e.message, number) from e
+    return results
 
 
 def tokens_in(rows: Iterable[QueuedRow]) -> int:

@@ -60,12 +60,16 @@ CUT_FROM = "which end is cut, in upper or lower case; null: Right"
 
 
 class Rendered(NamedTuple):
-    """An answer as a dialect's client expects it. internal: it is a fault of the server, to be logged."""
+    """An answer as a dialect's client expects it. internal: it is a fault of the server, to be logged.
+
+    error: what was raised, for the metrics.
+    """
 
     status: int
     body: bytes
     headers: Mapping[str, str] = {}
     internal: bool = False
+    error: Exception | None = None
 
 
 Handler = Callable[[Scope, Receive], Awaitable[Rendered]]
@@ -92,10 +96,10 @@ class Dialect:
 
 
 def logged(answer: Rendered, error: Exception) -> Rendered:
-    """``answer``, with its error in the log if it is a fault of the server."""
+    """``answer`` with its error, which is logged if it is a fault of the server."""
     if answer.internal:
         log.exception("a request failed", exc_info=error)
-    return answer
+    return answer._replace(error=error)
 
 
 CLIENT_LEFT = 499
@@ -306,8 +310,8 @@ class Answering:
                 with self._waiting.until(now + sooner(timeout_s), late) as block:
                     await self._bodies.read(body, headers, receive, limits.payload_limit_bytes)
                     return await way_of(body).respond(body, now + timeout_s, lambda: block.listen(receive))
-            except ClientLeftError:
-                return Rendered(CLIENT_LEFT, b"")
+            except ClientLeftError as e:
+                return Rendered(CLIENT_LEFT, b"", error=e)
             except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
                 return way_of(body).answer_error(e)
             finally:

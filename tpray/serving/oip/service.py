@@ -42,8 +42,10 @@ from tpray.serving.dialects.open_infer import (
 )
 from tpray.serving.dialects.open_tensors import Tensor, from_elements, from_raw, to_raw
 from tpray.serving.dialects.tei import render_error, sentence_of
+from tpray.serving.door import NONE
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
+from tpray.serving.keys import ASKING
 from tpray.serving.model_names import ModelNames
 from tpray.version import __version__
 
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from tpray.serving.oip import open_inference_pb2 as messages
 
 SERVICE = "inference.GRPCInferenceService"
+GRPC = "Open Inference Protocol, gRPC"
+"""The dialect of calls, in the metrics."""
 CODES: tuple[tuple[type[Exception], str], ...] = (
     (UnknownModelError, "NOT_FOUND"),
     (PayloadTooLargeError, "RESOURCE_EXHAUSTED"),
@@ -102,13 +106,21 @@ class OpenInferenceService:
         Args:
             path: what the same is over HTTP, with GET; "": POST.
         """
+        started, code, error = time.perf_counter(), "CANCELLED", None
+        ASKING.set(None)  # whoever asked before in this context
         try:
             self._let_in(context, path)
             with self._way_in.enter():
-                return await work()
+                answer = await work()
+            code = "OK"
+            return answer
         except Exception as e:  # noqa: BLE001  # the one boundary where errors become codes
-            _explain(e, context)
+            code, error = _explain(e, context), e
             return failed
+        finally:
+            caller = ASKING.get()
+            key, seconds = "" if caller is None else caller.name, time.perf_counter() - started
+            self._served.load.answered(NONE if path else GRPC, code, key, seconds, error)
 
     def _let_in(self, context: Context, path: str) -> None:
         """Refuse a request that shows no right to be here; the place for all of that, by what HTTP would show."""
@@ -284,13 +296,14 @@ def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: choice and getattr(parameters[name], choice) for name, choice in chosen.items()}
 
 
-def _explain(error: Exception, context: Context) -> None:
-    """Set the code of an error, and its sentence; when to try again goes along."""
+def _explain(error: Exception, context: Context) -> str:
+    """Set the code of an error, and its sentence; when to try again goes along. Returned is the code."""
     known = logged(render_error(error), error)
     code = next(code for cls, code in CODES if isinstance(error, cls))
     _set_code(context, code, sentence_of(error, ITEMS, TO_CUT))
     if known.headers:
         context.set_trailing_metadata(list(known.headers.items()))
+    return code
 
 
 def _refuse(context: Context, details: str) -> None:
