@@ -230,7 +230,7 @@ def test_the_controller_says_where_serve_listens() -> None:
 
 def test_serves_hooks_have_their_names() -> None:
     code = source(replica)
-    for name in ("__serve_build_asgi_app__", "record_autoscaling_stats")  # the others are documented:
+    for name in ("__serve_build_asgi_app__", "record_autoscaling_stats"):  # the others are documented
         expect(f'"{name}"' in code, f"Serve's hook {name}", "tpray.serving.app, whose method of that name Serve calls")
 
 
