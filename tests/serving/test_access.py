@@ -414,7 +414,7 @@ def test_access_is_said_once_for_several_models() -> None:
         ModelsConfig.model_validate({"models": {"a": {"access": {"insecure_no_key": True}}}})
 
 
-LET_IN = (
+LET_IN: tuple[dict[str, str], ...] = (
     {}, {"host": "127.0.0.1:8000"}, {"host": "localhost:8000"}, {"host": "[::1]:8000"}, {"host": "LOCALHOST"},
     {"host": socket.gethostname()}, {"host": "10.1.2.3"}, {"host": "a.localhost:1"}, {"host": "localhost."},
     {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"},  # the server's own page
