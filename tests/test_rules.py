@@ -67,3 +67,51 @@ def test_the_readme_names_every_flag() -> None:
     flags = {flag for command in commands.commands.values() for option in command.params for flag in option.opts}
     named = set(re.findall(r"--[a-z][a-z-]*", readme))
     assert sorted(flag for flag in flags - named if flag.startswith("--")) == []
+
+
+PRIVATE = re.compile(r"ray(\.\w+)*\.(_[a-z]|core\.generated|experimental)")
+
+
+def private_names(path: Path) -> set[str]:
+    """Ray's private names in a module: imported, reached through ``ray`` or ``serve``, as text, or as arguments."""
+    tree, found = ast.parse(path.read_text()), set()
+    docstrings = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    knows_ray = re.search(r"^\s*(from|import) ray\b", path.read_text(), re.MULTILINE) is not None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if PRIVATE.match(alias.name)}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {name for a in node.names if PRIVATE.match(name := f"{node.module}.{a.name}")}
+        elif isinstance(node, ast.Attribute) and PRIVATE.match(f"ray.{ast.unparse(node)}".replace("ray.ray.", "ray.")):
+            if ast.unparse(node).startswith(("ray.", "serve.")):
+                found.add(ast.unparse(node))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            found |= {node.value} if PRIVATE.match(node.value) else set()
+        elif isinstance(node, ast.keyword) and knows_ray and (node.arg or "").startswith("_"):
+            found.add(f"{node.arg}=")
+    return found
+
+
+def test_only_one_module_knows_what_is_private_to_ray() -> None:
+    """And a test of each of these names holds it against Ray: `tests/test_ray_private.py`."""
+    assert {str(path.relative_to(ROOT)): names for path in MODULES if (names := private_names(path))}.keys() == {
+        "ray_private.py"
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ray._private import services",
+        "import ray._raylet",
+        "from ray.serve._private.constants import X",
+        "from ray.experimental.internal_kv import get",
+        "import ray\nray._private.worker",
+        "from ray import serve\nserve.context._disconnect()",
+        "import ray\nray.init(_node_ip_address='127.0.0.1')",
+        "setattr_of('ray.serve._private.replica')",
+    ],
+)
+def test_what_is_private_to_ray_is_noticed(line: str, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(line)
+    assert private_names(tmp_path / "module.py")

@@ -63,6 +63,9 @@ class ModelConfig(Frozen):
     dtype: DtypeName = AUTO
     buckets: tuple[tuple[int, int], ...] = Field((), description="[batch, length] to trace for; none: any shape")
     store: str | None = Field(None, description="URL of a folder: what one machine traced, the others fetch there")
+    verify_key: Path | None = Field(
+        None, description="public key in PEM: only an artifact that is signed with its private one is served"
+    )
 
 
 class ParallelConfig(Frozen):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
+import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote
@@ -18,7 +20,7 @@ from tpray.config import AccessConfig, ModelsConfig
 from tpray.errors import ConfigError, RateLimitError, UnauthorizedError
 from tpray.group.fake_executor import FakeExecutor
 from tpray.serving.access import OPEN, Access, check_host, on_loopback
-from tpray.serving.dialects import DIALECTS
+from tpray.serving.dialects import DIALECTS, tei
 from tpray.serving.dialects.base import Answering, Rendered
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
@@ -94,6 +96,7 @@ def variants(path: str) -> Iterator[str]:
 
 METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "get", "QUERY")
 DECLARED = {"/health", "/ping", "/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json"}
+DECLARED |= {f"{path}/" for path in DECLARED - {"/"}}
 
 
 @pytest.mark.parametrize(
@@ -409,3 +412,93 @@ def test_in_front_of_several_models_the_same_is_asked_for() -> None:
 def test_access_is_said_once_for_several_models() -> None:
     with pytest.raises(ValidationError, match="access is said once for all models, beside `models`"):
         ModelsConfig.model_validate({"models": {"a": {"access": {"insecure_no_key": True}}}})
+
+
+LET_IN: tuple[dict[str, str], ...] = (
+    {}, {"host": "127.0.0.1:8000"}, {"host": "localhost:8000"}, {"host": "[::1]:8000"}, {"host": "LOCALHOST"},
+    {"host": socket.gethostname()}, {"host": "10.1.2.3"}, {"host": "a.localhost:1"}, {"host": "localhost."},
+    {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"},  # the server's own page
+    {"host": "localhost:9000", "origin": "http://localhost:9000"},  # the same, through ssh -L 9000:localhost:8000
+)  # fmt: skip
+TURNED_AWAY = (
+    {"host": "evil.example:8000"}, {"host": "evil.example:8000", "origin": "http://evil.example:8000"},  # rebinding
+    {"host": "localhost.evil.example"}, {"host": "127.0.0.1.evil.example"}, {"host": "[::1"}, {"host": ""},
+    {"host": "127.0.0.1:8000", "origin": PAGE}, {"host": "127.0.0.1:8000", "origin": "null"},
+    {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:3000"}, {"host": "127.0.0.1:8000", "origin": "http://1.2.3.4"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"), [*((each, 200) for each in LET_IN), *((each, 421) for each in TURNED_AWAY)]
+)
+def test_pages_of_other_sites_do_not_ask_a_server_without_keys(
+    headers: dict[str, str], status: int, with_fake_engine: WithEngine
+) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        app = make_app(engine, access=Access.of(AccessConfig()))
+        for method, path in (("POST", "/predict"), ("GET", "/info")):
+            answer = await ask(app, method, path, **{"content-type": "text/plain", **headers})
+            assert answer[0] == status, answer
+            assert status == 200 or json.loads(answer[2])["error"].endswith((")", "--cors-origin"))
+
+    with_fake_engine(work)
+
+
+@pytest.mark.parametrize(
+    ("config", "headers", "status"),
+    [
+        ({"cors_origins": (PAGE,)}, {"host": "127.0.0.1:8000", "origin": PAGE}, 200),
+        ({"cors_origins": (PAGE,)}, {"host": "app.example.com"}, 200),
+        ({"cors_origins": (PAGE,)}, {"host": "127.0.0.1:8000", "origin": "https://other.example"}, 421),
+        ({"cors_origins": ("*",)}, {"host": "any.example", "origin": PAGE}, 200),
+        ({"insecure_no_key": True}, {"host": "any.example", "origin": PAGE}, 200),
+        ({"keys": (f"alice: {KEY}",)}, {"host": "any.example", "origin": PAGE, **BEARER}, 200),
+    ],
+)
+def test_who_runs_the_server_can_let_pages_in(
+    config: dict[str, Any], headers: dict[str, str], status: int, with_fake_engine: WithEngine
+) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        app = make_app(engine, access=Access.of(AccessConfig(**config)))
+        assert (await ask(app, "POST", "/predict", **headers))[0] == status
+
+    with_fake_engine(work)
+
+
+def test_several_models_turn_such_pages_away_once() -> None:
+    asked: list[Asked] = []
+
+    async def model(what: Asked) -> Rendered:
+        asked.append(what)
+        return Rendered(200, b"{}")
+
+    async def work() -> None:
+        app = ModelRouter({"a": model}, "a", 10_000, 5.0, Access.of(AccessConfig(cors_origins=(PAGE,))))
+        assert (await ask(app, "POST", "/predict", host="evil.example"))[0] == 421
+        assert not asked
+        assert (await ask(app, "POST", "/predict", host="app.example.com", origin=PAGE))[0] == 200
+        assert not {b"host", b"origin"} & {name for name, _ in asked[0].headers}, "or the model would ask again"
+
+    asyncio.run(work())
+
+
+def test_an_empty_key_is_none() -> None:
+    for shown in (b"Bearer", b"Bearer ", b"bearer   "):
+        with pytest.raises(UnauthorizedError, match="asks for a key"):
+            access().keys.find(shown)
+
+
+def test_open_routes_are_open_with_a_slash_too(with_fake_engine: WithEngine) -> None:
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        app = make_app(engine, access=access())
+        for path, status in (("/docs/", 307), ("/health/", 307), ("/info/", 401), ("/docs//", 401), ("//", 401)):
+            assert (await ask(app, "GET", path))[0] == status, path
+
+    with_fake_engine(work)
+
+
+def test_of_a_key_that_comes_twice_in_json_the_last_counts_everywhere() -> None:
+    """Or the model that is asked and what it is asked would be read differently."""
+    twice = b'{"model": "a", "model": "b", "inputs": "x", "inputs": "y"}'
+    assert ModelRouter._name_in(twice) == "b"
+    assert tei.PredictRequest.model_validate_json(b'{"inputs": "x", "inputs": "y"}').inputs == "y"

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from tpray.config import Frozen, InstanceFamily
 from tpray.errors import ArtifactError, ConfigError, InputError
-from tpray.parallel_layers.files import file_digest
+from tpray.parallel_layers.files import file_digest, read_json
 from tpray.parallel_layers.plan import Plan
 from tpray.parallel_layers.tasks import TEXT
 from tpray.platforms import PLATFORMS
@@ -179,7 +179,7 @@ def read_manifest(directory: Path, kind: type[M]) -> M:
     """
     path = directory / MANIFEST_FILE
     try:
-        stored = json.loads(path.read_bytes())
+        stored = read_json(path)
         own_digest = stored.pop("digest")
         manifest = kind.model_validate(stored)
     except (OSError, KeyError, TypeError, ValueError, ValidationError, AttributeError) as e:

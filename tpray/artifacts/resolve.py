@@ -23,8 +23,9 @@ from tpray.artifacts import memo
 from tpray.artifacts.folder import Artifact, is_artifact
 from tpray.artifacts.key import cache_key
 from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, ModelRecord, check_cores
+from tpray.artifacts.signature import check_signature
 from tpray.artifacts.sizes import bytes_in, check_disk, check_memory
-from tpray.artifacts.store import SharedStore, fetch, is_url
+from tpray.artifacts.store import SharedStore, directory_of
 from tpray.chat import own_template, read_template
 from tpray.config import AUTO, DtypeName, ModelConfig, cache_dir, local_directory
 from tpray.errors import ArtifactError, ConfigError, StoreError
@@ -137,7 +138,8 @@ def recall_or_find(model: ModelConfig, topology: Topology, out: Path | None = No
 def locate(model: ModelConfig, topology: Topology, out: Path | None = None) -> Checkpoint | Artifact | Remembered:
     """`recall_or_find`, but a checkpoint is not checked: without transformers and torch."""
     directory = local_directory(model.source)
-    if out is None and model.store is None and directory.is_dir() and not is_artifact(directory):
+    plain = out is None and model.store is None and model.verify_key is None
+    if plain and directory.is_dir() and not is_artifact(directory):
         own_plan = None if model.plan is None else read_plan(model.plan)
         note = _note(directory, own_plan, topology.platform.choose_dtype(model.dtype), model, topology)
         remembered = _recall(note)
@@ -167,13 +169,11 @@ def find_model(model: ModelConfig, topology: Topology, out: Path | None = None) 
 
 def find_files(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
     """A model's files as they are, downloaded if need be; a checkpoint is not checked."""
-    name = model.source
     if model.store is not None:
         SharedStore(model.store)
     own_plan = None if model.plan is None else read_plan(model.plan)
-    if name is not None and is_url(name):
-        name = str(fetch(name))
-    directory = local_directory(name)
+    directory = directory_of(model.source)
+    check_signature(directory, model.verify_key)
     if is_artifact(directory):
         if own_plan is not None:
             raise ConfigError(f"{directory} is traced already: a sharding plan is for a checkpoint")
@@ -189,7 +189,7 @@ def find_files(model: ModelConfig, topology: Topology) -> Checkpoint | Artifact:
         _check_agrees(artifact.manifest, model, topology)
         check_memory(artifact.manifest.weight_bytes, str(directory))
         return artifact
-    found = find_checkpoint(directory if name is None else name, model.revision)
+    found = find_checkpoint(directory if model.source is None else model.source, model.revision)
     words, template = model.classifier_from_token, own_template(model.chat_template)
     return replace(found, own_plan=own_plan, own_template=template, words=words)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from tpray.artifacts.folder import MODEL_DIR, is_artifact
 from tpray.artifacts.manifest import Manifest, read_manifest
 from tpray.artifacts.resolve import check_dtype
+from tpray.artifacts.signature import check_signature
 from tpray.artifacts.sizes import bytes_in
-from tpray.artifacts.store import fetch, is_url
+from tpray.artifacts.store import directory_of
 from tpray.config import AUTO, Goal, ModelConfig, ServeConfig, local_directory
 from tpray.parallel_layers.architectures import PLANS
 from tpray.parallel_layers.checkpoint import Checkpoint, find_checkpoint
@@ -114,7 +114,7 @@ def cheapest_degree(source: str | None) -> int:
 
 def _traced_degree(source: str | None) -> int | None:
     """What a traced model was traced for; None: ``source`` is a checkpoint."""
-    directory = _directory(source)
+    directory = directory_of(source)
     return read_manifest(directory, Manifest).tp if is_artifact(directory) else None
 
 
@@ -127,16 +127,11 @@ def _choose(model: ModelFacts, machine: MachineFacts, platform: Platform, goal: 
     return choose(model, machine, goal, asked, figures)
 
 
-def _directory(source: str | None) -> Path:
-    if source is not None and is_url(source):
-        return fetch(source)
-    return local_directory(source)
-
-
 def _facts(model: ModelConfig, platform: Platform) -> tuple[ModelFacts, int | None]:
     """What of the model decides, and the degree that it was traced for."""
-    directory = _directory(model.source)
+    directory = directory_of(model.source)
     name = model.source or "the embedded demo"
+    check_signature(directory, model.verify_key)
     if is_artifact(directory):
         manifest = read_manifest(directory, Manifest)
         check_dtype(manifest, platform, f"the artifact {name}")

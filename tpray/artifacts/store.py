@@ -32,7 +32,7 @@ from typing import Any
 
 from tpray.artifacts.folder import is_artifact
 from tpray.artifacts.manifest import MANIFEST_FILE
-from tpray.config import cache_dir
+from tpray.config import cache_dir, local_directory
 from tpray.errors import ConfigError, ModelNotFoundError, StoreError, TprayError
 from tpray.installation import install_command
 
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """The extra of tpray for URLs of a kind."""
+
+SIGNATURE_FILE = "manifest.sig"
+"""See `tpray.artifacts.signature`."""
 
 POLL_S = 1.0
 RENEW_S = 10.0
@@ -65,9 +68,32 @@ def fetch(url: str) -> Path:
             manifest: bytes = files.cat_file(f"{path}/{MANIFEST_FILE}")
         except FileNotFoundError as e:
             raise ModelNotFoundError(f"there is no artifact at {url}: it has no {MANIFEST_FILE}") from e
-    target = cache_dir() / "fetched" / hashlib.sha256(url.encode() + manifest).hexdigest()[:24]
+        signature = b""
+        with suppress(FileNotFoundError):
+            signature = files.cat_file(f"{path}/{SIGNATURE_FILE}")
+    target = cache_dir() / "fetched" / hashlib.sha256(url.encode() + manifest + signature).hexdigest()[:24]
     _copy_once(files, path, target, url)
     return target
+
+
+def directory_of(source: str | None) -> Path:
+    """Where a model lies, or would lie, on this machine; what a URL names is fetched. source: as the user named it.
+
+    Raises:
+        As `fetch`.
+    """
+    return fetch(source) if source is not None and is_url(source) else local_directory(source)
+
+
+def put_file(file: Path, url: str) -> None:
+    """Copy a file into the folder at ``url``.
+
+    Raises:
+        StoreError: it cannot be written there.
+    """
+    files, path = file_system(url)
+    with _asking(url):
+        files.put_file(str(file), f"{path}/{file.name}")
 
 
 class Claim:
@@ -258,7 +284,7 @@ def _copy_once(files: Any, path: str, target: Path, url: str) -> None:
         shutil.rmtree(staging, ignore_errors=True)  # of one who crashed: the lock is ours
         try:
             for name in files.find(path):
-                own = staging / os.path.relpath(name, path)
+                own = staging / _below(name, path)
                 own.parent.mkdir(parents=True, exist_ok=True)
                 files.get_file(name, str(own))
             staging.rename(target)
@@ -267,6 +293,18 @@ def _copy_once(files: Any, path: str, target: Path, url: str) -> None:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         log.info("fetched %s in %.2f s", url, time.perf_counter() - started)
+
+
+def _below(name: str, path: str) -> str:
+    """A file's name in the folder ``path``.
+
+    Raises:
+        StoreError: it would be outside of it: an object store takes any name, ``..`` among them.
+    """
+    below = name.removeprefix(f"{path}/")
+    if below == name or below.startswith("/") or ".." in below.split("/"):
+        raise StoreError(f"it has a file {name!r}, which would be written outside of the artifact's folder")
+    return below
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -173,6 +173,25 @@ Store = Annotated[
         show_default="none",
     ),
 ]
+VerifyKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--verify-key",
+        envvar="TPRAY_VERIFY_KEY",
+        resolve_path=True,
+        help="PEM file of a public key: take no model but an artifact that was signed with its private one.",
+        show_default="none",
+    ),
+]
+SignKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign-key",
+        envvar="TPRAY_SIGN_KEY",
+        help="PEM file of an Ed25519 private key that the artifact is signed with.",
+        show_default="none",
+    ),
+]
 Runtime = Annotated[
     Any,
     typer.Option(

@@ -34,6 +34,7 @@ from tpray.commands.flags import (
     TlsCert,
     TlsKey,
     Tp,
+    VerifyKey,
     access_of,
     lnc_number,
     names_of,
@@ -60,6 +61,7 @@ def serve(
     served_model_name: ServedNames = None,
     buckets: Buckets = None,
     store: Store = None,
+    verify_key: VerifyKey = None,
     cores_per_rank: CoresPerRank = None,
     instance_family: Family = None,
     neuron_layout: Layout = AUTO,
@@ -132,6 +134,7 @@ def serve(
             classifier_from_token=words_of(classifier_from_token),
             buckets=parse(buckets) if buckets else (),
             store=store,
+            verify_key=verify_key,
         ),
         parallel=ParallelConfig(
             tp=tp,

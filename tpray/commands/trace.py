@@ -21,6 +21,7 @@ from tpray.commands.flags import (
     PlanFile,
     Revision,
     Runtime,
+    SignKey,
     Store,
     Tp,
     lnc_number,
@@ -63,10 +64,12 @@ def trace(
     batch: Annotated[int, typer.Option(min=1, help="For --buckets auto: rows of each bucket.")] = 8,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     store: Store = None,
+    sign_key: SignKey = None,
 ) -> None:
     """Trace a model's shards ahead of time, check them, and print where the artifact is."""
     from tpray.artifacts.folder import is_artifact
     from tpray.artifacts.settle import settle
+    from tpray.artifacts.signature import read_private, sign
     from tpray.commands.loading import load_with_progress
 
     if out_dir is not None and out_dir.exists():
@@ -76,6 +79,8 @@ def trace(
             raise ConfigError(f"{out_dir} is an artifact already: use it, or replace it with --force")
     if model is not None and is_artifact(Path(model)):
         raise ConfigError(f"{model} is an artifact already; trace takes a checkpoint or a Hub id")
+    if sign_key is not None:
+        read_private(sign_key)  # before what takes long
     if buckets == "auto":
         buckets = auto_buckets(model, samples, programs, batch)
         err.print(f"Buckets: {buckets}", highlight=False)
@@ -109,6 +114,8 @@ def trace(
         checked = bool(classifier.group.workers)
     if store is not None and url is None:
         raise StoreError(f"the artifact is in {artifact.directory}, but could not be put into the store; see above")
+    if sign_key is not None:
+        sign(artifact.directory, sign_key, url)
     if not checked:
         err.print("There are no cores here to check it on, or none that are free: that is done wherever it is loaded.")
     out.print(url or str(artifact.directory), soft_wrap=True, highlight=False, markup=False)

@@ -5,18 +5,17 @@ Sources: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html 
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import ray
-from ray._private.label_utils import validate_label_selector
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from tpray.errors import ConfigError, PlacementError
 from tpray.platforms.topology import Topology
+from tpray.ray_private import available, label_mistake, nodes_are_coming
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +63,12 @@ def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
 def has_room(topology: Topology, labels: Mapping[str, str] | None = None) -> bool:
     """Whether a node of this Ray, with ``labels``, could take the group now, beside what runs on it."""
     suiting = {node["NodeID"] for node in ray.nodes() if not labels or matches(node["Labels"], labels)}
-    return any(_holds(free, topology.resources()) for node, free in _available().items() if node in suiting)
+    return any(_holds(free, topology.resources()) for node, free in available().items() if node in suiting)
 
 
 def has_room_here(topology: Topology) -> bool:
     """Whether this node could take the group now, beside what runs on it."""
-    return _holds(_available().get(ray.get_runtime_context().get_node_id(), {}), topology.resources())
-
-
-def _available() -> dict[str, dict[str, float]]:
-    """What is free on each node, by its id."""
-    found: dict[str, dict[str, float]] = cast(Any, ray)._private.state.available_resources_per_node()
-    return found
+    return _holds(available().get(ray.get_runtime_context().get_node_id(), {}), topology.resources())
 
 
 def _holds(resources: dict[str, float], needs: dict[str, float]) -> bool:
@@ -99,7 +92,7 @@ def wait_for_node(topology: Topology, labels: Mapping[str, str] | None = None) -
         ConfigError: ``labels`` are no label selector.
         PlacementError: no node has come, and the message says what is wanted and what there is.
     """
-    mistake = validate_label_selector(dict(labels or {}))
+    mistake = label_mistake(labels or {})
     if mistake is not None:
         raise ConfigError(f"node_labels: {mistake}")
     reason = shortfall(topology, labels=labels)
@@ -113,31 +106,9 @@ def wait_for_node(topology: Topology, labels: Mapping[str, str] | None = None) -
     try:
         while reason is not None:
             waited = time.monotonic() - started
-            if waited > NODE_LIMIT_S or (waited > NODE_PATIENCE_S and not _nodes_are_coming()):
+            if waited > NODE_LIMIT_S or (waited > NODE_PATIENCE_S and not nodes_are_coming()):
                 raise PlacementError(f"{reason}; none has come in {waited:.0f} s")
             time.sleep(1)
             reason = shortfall(topology, labels=labels)
     finally:
         remove_placement_group(demand)
-
-
-def _nodes_are_coming() -> bool:
-    """Whether Ray's autoscaler is starting nodes.
-
-    Version 2 reports to Ray's control store; version 1 leaves there what `ray status` prints.
-    """
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.core.generated import autoscaler_pb2
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    messages, private = cast(Any, autoscaler_pb2), cast(Any, ray)._raylet  # neither has types
-    client = private.GcsClient(ray.get_runtime_context().gcs_address)
-    try:
-        state = messages.GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10)).autoscaling_state
-        if state.autoscaler_state_version:
-            return bool(state.pending_instance_requests or state.pending_instances)
-        report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}").get("autoscaler_report") or {}
-        return bool(report.get("pending_nodes") or report.get("pending_launches"))
-    except Exception as e:  # noqa: BLE001  # Ray's own errors are private; the wait has a limit anyway
-        log.warning("Ray does not say whether nodes are coming: %s", e)
-        return True

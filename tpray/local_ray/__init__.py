@@ -1,5 +1,5 @@
 """A Ray of one's own on this machine and on loopback, for the commands, scripts and notebooks; and its watchdog.
 
-Read `local` (start, join, stop), `preflight` (what the machine must have), `private` (what of Ray's private functions
-is replaced for it), `watchdog`. Nothing here knows what will run on that Ray.
+Read `local` (start, join, stop), `preflight` (what the machine must have), `watchdog`. Nothing here
+knows what will run on that Ray.
 """

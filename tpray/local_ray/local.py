@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir
 
+from tpray import ray_private
 from tpray.config import ray_address, stay_quiet, variable_set
 from tpray.errors import ConfigError
-from tpray.local_ray import private, watchdog
+from tpray.local_ray import watchdog
 from tpray.local_ray.preflight import check_machine
 from tpray.platforms.lease import Lease
 
@@ -69,10 +69,10 @@ def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None)
     ends, nothing of that Ray stays: see `watchdog`.
     """
     global _watchdog
-    private.stay_on_loopback()
-    private.start_no_dashboard()
+    ray_private.stay_on_loopback()
+    ray_private.start_no_dashboard()
     mark = secrets.token_hex(16)
-    arguments = [mark, get_default_ray_temp_dir(), str(os.getpid()), *([str(folder)] if folder else [])]
+    arguments = [mark, str(ray_private.ray_folder()), str(os.getpid()), *([str(folder)] if folder else [])]
     _watchdog = subprocess.Popen(
         [sys.executable, "-I", "-S", watchdog.__file__, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
@@ -90,7 +90,7 @@ def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None)
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
+                **ray_private.ON_LOOPBACK,
             )
     except BaseException:
         stop_ray()
@@ -99,7 +99,7 @@ def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None)
 
 def dead_process() -> str | None:
     """What has ended of the Ray that `start_ray` started, so that it cannot go on; None if all of it runs."""
-    return next((name for name in private.dead_processes() if name in ("gcs_server", "raylet")), None)
+    return next((name for name in ray_private.dead_processes() if name in ("gcs_server", "raylet")), None)
 
 
 def stop_ray() -> None:
@@ -140,12 +140,41 @@ def join_ray(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     stay_quiet()
-    private.stay_on_loopback()
+    ray_private.stay_on_loopback()
     try:
-        private.find_running_ray(address)
+        ray_private.let_auto_mean(address or _only_running_ray())
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as e:
         raise ConfigError("no Ray runs on this machine: start a server with `tpray serve` first") from e
+
+
+def _only_running_ray() -> str | None:
+    """The address of the Ray that runs on this machine, of several that which `ray start` noted; None: look at
+    ``RAY_ADDRESS``.
+
+    Ray itself believes that note even when the Ray it names was killed, and waits for it for minutes.
+
+    Raises:
+        ConnectionError: none runs, and ``RAY_ADDRESS`` names none.
+        ConfigError: several run, and nothing says which is meant.
+    """
+    noted, running = ray_private.noted_address(), ray_private.running_rays()
+    if noted in running:
+        return noted
+    if len(running) > 1:
+        raise ConfigError(
+            f"{len(running)} Rays run on this machine, and this could be any of them: name the server, as in "
+            'tpray.connect(url="http://127.0.0.1:8000"), or set RAY_ADDRESS'
+        )
+    if not running and ray_address() is None:
+        raise ConnectionError("nothing of Ray runs here")
+    return next(iter(running), None)
+
+
+def quiet_logs() -> None:
+    """Have Ray and Serve tell of errors only; Serve sets its own level when it is first asked."""
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def connected_to() -> str | None:
@@ -159,4 +188,4 @@ def leave_ray() -> None:
         ray.shutdown()
     except Exception as e:  # noqa: BLE001  # of a Ray that is gone; the next connection starts from nothing
         log.info("the connection to a Ray that is gone did not end well: %r", e)
-    private.forget_serve()
+    ray_private.forget_serve()

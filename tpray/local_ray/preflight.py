@@ -8,9 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ray._common.utils import get_default_ray_temp_dir
-
 from tpray.errors import ConfigError
+from tpray.ray_private import ray_folder
 
 OPEN_FILES = 65536
 """How many files a process of Ray, or HAProxy, may open, where the machine lets it."""
@@ -25,7 +24,7 @@ LONGEST_FOLDER = 97 - len("/tpray-xxxxxxxx//metrics.sock") - 56
 
 def check_machine() -> None:
     """Raise `ConfigError` for what would keep Ray from starting, or from running for long."""
-    folder = Path(get_default_ray_temp_dir())
+    folder = ray_folder()
     hint = "set RAY_TMPDIR to another folder"
     try:
         folder.mkdir(parents=True, exist_ok=True)

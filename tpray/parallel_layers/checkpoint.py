@@ -19,7 +19,7 @@ from tpray.chat import FILE as TEMPLATE_FILE
 from tpray.chat import check_template
 from tpray.errors import CheckpointError, ModelNotFoundError, TprayError, UnsupportedModelError
 from tpray.parallel_layers.architectures import plan_for
-from tpray.parallel_layers.files import WEIGHTS, file_digest
+from tpray.parallel_layers.files import WEIGHTS, file_digest, read_json
 from tpray.parallel_layers.plan import Plan
 from tpray.parallel_layers.tasks import TOKEN, classifiers, task_of
 from tpray.parallel_layers.weights import open_weights
@@ -104,7 +104,7 @@ class Checkpoint:
         """
         path = self.directory / "config.json"
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path)
         except (OSError, ValueError) as e:
             raise CheckpointError(f"{path} is not a transformers configuration: {e}") from e
         if not isinstance(stored, dict):
@@ -205,7 +205,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the index has another form.
         """
-        stored = json.loads(index.read_text(encoding="utf-8"))
+        stored = read_json(index)
         known: dict[str, Any] = stored if isinstance(stored, dict) else {}
         files_of: Any = known.get("weight_map")
         named = isinstance(files_of, dict) and files_of and all(isinstance(file, str) for file in files_of.values())
@@ -213,6 +213,9 @@ class Checkpoint:
             raise CheckpointError(
                 f'{index} is no index of weights: the form is {{"metadata": {{...}}, "weight_map": {{tensor: file}}}}'
             )
+        outside = [file for file in files_of.values() if Path(file).name != file]
+        if outside:
+            raise CheckpointError(f"{index} names {outside[0]!r}: files of weights lie beside their index")
         return dict(files_of)
 
     @property

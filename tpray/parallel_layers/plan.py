@@ -12,7 +12,6 @@ feed-forward, two thirds of a layer, is sharded too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tpray.errors import ConfigError, DegreeError, UnsupportedModelError
+from tpray.parallel_layers.files import read_json
 
 
 class Split(str, Enum):
@@ -323,7 +323,7 @@ def read_plan(plan: Path | Mapping[str, Any]) -> Plan:
     if isinstance(plan, Mapping):
         return Plan.from_json(plan)
     try:
-        stored = json.loads(plan.read_text())
+        stored = read_json(plan)
     except (OSError, ValueError) as e:
         raise ConfigError(f"the sharding plan {plan} cannot be read: {getattr(e, 'strerror', None) or e}") from e
     return Plan.from_json(stored if isinstance(stored, dict) else {})

@@ -177,6 +177,8 @@ def _read_part(part: Path) -> Any:
 
     def resolve(value: Any) -> Any:
         if type(value).__name__ == "TensorReference":
+            if not isinstance(value.tid, int):
+                raise CheckpointError(f"{part} is damaged: it names a tensor {value.tid!r}, and they have numbers")
             return _read_file(folder / f"tensor_{value.tid}.pt")
         if isinstance(value, Mapping):
             return {key: resolve(inner) for key, inner in value.items()}

@@ -13,6 +13,7 @@ from starlette._utils import get_route_path  # that by which Starlette's routers
 from tpray.config import AccessConfig, OpenRoute
 from tpray.errors import ConfigError
 from tpray.serving.keys import ASKING, Caller, KeyRing
+from tpray.serving.origins import Origins
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,19 @@ class Access:
 
     Args:
         keys: none: everybody may.
+        origins: from which pages, where a key is not asked for; None: from all.
     """
 
-    def __init__(self, config: AccessConfig | None = None, keys: KeyRing | None = None) -> None:
+    def __init__(
+        self, config: AccessConfig | None = None, keys: KeyRing | None = None, origins: Origins | None = None
+    ) -> None:
         config, self.keys = config or AccessConfig(), KeyRing() if keys is None else keys
         paths = [path for name in config.open_routes for path in OPEN[name]]
-        self._open = {path for path in paths if path == "/" or not path.endswith("/")}
-        self._below = tuple(path for path in paths if path not in self._open)
+        named = {path for path in paths if path == "/" or not path.endswith("/")}
+        self._open = named | {f"{path}/" for path in named if path != "/"}
+        self._below = tuple(path for path in paths if path not in named)
         self.origins = config.cors_origins
+        self._pages = origins
 
     @classmethod
     def of(cls, config: AccessConfig, own_digest: str | None = None) -> Access:
@@ -50,14 +56,19 @@ class Access:
         Raises:
             ConfigError: see `KeyRing.of`.
         """
-        return cls(config, KeyRing.of(config, own_digest))
+        keys = KeyRing.of(config, own_digest)
+        # A browser sends no key of its own accord; and without one only this machine is answered, see `check_host`.
+        return cls(config, keys, None if keys or config.insecure_no_key else Origins(config.cors_origins))
 
     def check(self, scope: MutableMapping[str, Any]) -> None:
         """Let a request in, or not: its headers and path say so. Whose it is, is noted in its state and for `charge`.
 
         Raises:
             UnauthorizedError: it needs a key. RateLimitError: its key has used what it may.
+            MisdirectedError: a web page of another site has sent it; see `tpray.serving.origins`.
         """
+        if self._pages is not None:
+            self._pages.check(scope["headers"])
         if not self.keys or self.is_open(scope):
             ASKING.set(None)  # whoever asked before in this context
             return

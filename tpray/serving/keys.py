@@ -251,7 +251,7 @@ class KeyRing:
         """
         self.look()
         scheme, _, shown = (authorization or b"").partition(b" ")
-        if scheme.lower() != b"bearer":
+        if scheme.lower() != b"bearer" or not shown.strip():
             raise UnauthorizedError("this server asks for a key: send the header Authorization: Bearer KEY")
         digest, found = hashlib.sha256(shown.strip()).digest(), None
         for caller in self._callers:

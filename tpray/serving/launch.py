@@ -119,7 +119,7 @@ class Server:
         threading.Thread(target=_import_routes, name="tpray-import", daemon=True).start()
         from tpray.local_ray.local import start_ray
         from tpray.local_ray.preflight import make_folder
-        from tpray.local_ray.private import connect_only_when_told
+        from tpray.ray_private import connect_only_when_told
 
         self._ports = take_ports(haproxy.PORTS, SERVER_PORTS)
         folder = make_folder()
@@ -188,7 +188,7 @@ class Server:
     def _start_serve(self) -> None:
         from ray import serve
 
-        from tpray.local_ray.private import quiet_logs
+        from tpray.local_ray.local import quiet_logs
 
         at = self.entrance
         logging.disable(logging.INFO)  # Serve's greeting; what goes wrong reaches the user as an error
@@ -326,10 +326,11 @@ class Server:
     def _ask_to_drain(self) -> None:
         from ray import serve
 
+        from tpray.ray_private import by_reference
         from tpray.serving.app import APP_NAME
 
         try:
-            handle = serve.get_app_handle(APP_NAME).options(_by_reference=True)
+            handle = by_reference(serve.get_app_handle(APP_NAME), through_ray=True)
             left = handle.broadcast("drain", self._drain_s).results(timeout_s=self._drain_s + 5)
         except Exception as e:  # noqa: BLE001  # a server that is broken has nothing to wait for
             log.info("nothing was waited for: %r", e)

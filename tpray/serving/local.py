@@ -314,6 +314,7 @@ def load(
     in_process: bool = False,
     chat_template: Path | None = None,
     classifier_from_token: Sequence[str] = (),
+    verify_key: Path | None = None,
 ) -> LocalClassifier:
     """Bring up one group on this machine, starting Ray here if there is none.
 
@@ -338,6 +339,7 @@ def load(
         chat_template: a jinja file that makes a text of a conversation, instead of the tokenizer's own.
         classifier_from_token: words of a language model that become the labels, ``("no", "yes")`` of a reranker that
             answers so.
+        verify_key: a public key in PEM: take no model but an artifact that was signed with its private one.
 
     Raises:
         TprayError: the model, the degree or the machine does not fit; the message says what would.
@@ -353,6 +355,7 @@ def load(
         dtype=dtype,
         buckets=shapes,
         store=store,
+        verify_key=verify_key,
     )
     parallel = ParallelConfig(
         tp=cheapest_degree(named) if tp == AUTO else tp,

@@ -98,7 +98,8 @@ class ModelRouter:
             except asyncio.TimeoutError as e:
                 raise DeadlineError(f"the request did not arrive within {self._timeout_s:g} s") from e
             query: bytes = scope.get("query_string", b"")
-            asked = Asked(scope["method"], path, query, list(scope["headers"]), bytes(body))
+            headers = [each for each in scope["headers"] if each[0] not in (b"host", b"origin")]  # it was let in here
+            asked = Asked(scope["method"], path, query, headers, bytes(body))
             answer = await self._answer(asked)
         except Exception as e:  # noqa: BLE001  # the boundary where errors become statuses
             answer = refusal(DIALECT, e)

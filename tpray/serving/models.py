@@ -14,7 +14,7 @@ from ray.serve.exceptions import RayServeException
 
 from tpray.config import ModelsConfig, stay_quiet
 from tpray.errors import ConfigError, GroupError
-from tpray.local_ray.private import keep_replica_on_loopback
+from tpray.ray_private import by_reference, keep_replica_on_loopback
 from tpray.serving.access import Access
 from tpray.serving.app import application_of
 from tpray.serving.dialects.base import Rendered
@@ -47,7 +47,7 @@ class Models:
 
 
 def _asking(name: str, handle: Any) -> Ask:
-    answer = handle.options(_by_reference=False).answer
+    answer = by_reference(handle, through_ray=False).answer
 
     async def ask(asked: Asked) -> Rendered:
         try:
