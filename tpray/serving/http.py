@@ -37,6 +37,7 @@ def make_app(
     served: tuple[str, ...] = (),
     access: Access | None = None,
     groups: int | None = 1,
+    release: str | None = None,
 ) -> Door:
     """The routes of an engine that has started; all requests come through ``gate``.
 
@@ -45,6 +46,7 @@ def make_app(
         ray_address: of the Ray that this runs on, for `tpray.connect`.
         served: what requests may call the model; see `ModelNames`.
         groups: how many the server has, each with an app of its own; None: that changes.
+        release: what the operator calls this version.
     """
     app = FastAPI(
         title="tpray",
@@ -61,6 +63,7 @@ def make_app(
     def whole() -> dict[str, Any]:
         now = engine.load.now
         return describe(engine) | {
+            "release": release,
             "inputs": made.accepts,
             "group": {"host": gethostname(), "pid": getpid(), "groups": groups},
             "load": live.load_of(engine, gate, now - live.RECENT_S, now),
