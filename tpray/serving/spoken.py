@@ -51,7 +51,7 @@ def dialect_of(path: str, below: str = "") -> Dialect:
 
 
 def _ends(path: str, below: str) -> Iterator[str]:
-    """What may follow the name, the shortest first, and last the path itself."""
+    """What may follow the name, the longest first, and last the path itself."""
     rest = path[len(below) :]
-    yield from (rest[at:] for at in range(len(rest) - 1, 0, -1) if rest[at] == "/" and rest[at:] != "/")
+    yield from (rest[at:] for at in range(1, len(rest) - 1) if rest[at] == "/")
     yield path
