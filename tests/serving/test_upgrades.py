@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from tests.faults.clients import Clients
 from tests.serving.deployed import Deployed, deployed
+from tests.serving.test_cluster_files import FLAGS
 from tpray.platforms.lease import SERVER_PORTS, take_ports
 from tpray.serving import haproxy
 from tpray.serving.entrance import errors
@@ -24,11 +26,11 @@ LABELS = (3, 4, 5)
 
 @pytest.fixture(scope="module")
 def deploy(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Deployed]:
-    """A Ray of three CPUs, with HAProxy: two groups of one rank fit, or one of two beside one of one."""
+    """A Ray of three CPUs, with HAProxy and what cluster.yaml sets; a group of two ranks leaves no room for another."""
     folder, ports = tmp_path_factory.mktemp("upgrades"), take_ports(haproxy.PORTS, SERVER_PORTS)
     soon = {"RAY_SERVE_SLOW_STARTUP_WARNING_S": "2", "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "1"}
     with tempfile.TemporaryDirectory() as short:  # than pytest's, for sockets
-        environ = haproxy.places(Path(short), ports.ids, "token", errors(60)) | haproxy.settings(60)
+        environ = haproxy.places(Path(short), ports.ids, "token", errors(60)) | haproxy.settings(60) | FLAGS
         with deployed(folder, free_port, 3, **soon, **environ) as ray:
             yield ray
     ports.release()
@@ -75,11 +77,34 @@ def pids(url: str) -> list[int]:
     return [rank["pid"] for rank in info(url)["ranks"]]
 
 
-def wait_for_labels(url: str, labels: int, limit_s: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, limit_s: float = 90.0) -> None:
     give_up = time.monotonic() + limit_s
-    while len(info(url)["labels"]) != labels:
-        assert time.monotonic() < give_up, f"no version with {labels} labels answers"
+    while not condition():
+        assert time.monotonic() < give_up, f"not in time: {what}"
         time.sleep(0.2)
+
+
+def wait_for_labels(url: str, labels: int) -> None:
+    wait_for(lambda: len(info(url).get("labels", ())) == labels, f"a version with {labels} labels answers")
+
+
+class Health:
+    """Asks for the health of the whole, ten times a second."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._over, self._seen = url, threading.Event(), set[int]()
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        while not self._over.wait(0.1):
+            self._seen.add(httpx.get(f"{self._url}/health", timeout=60).status_code)
+
+    def stop(self) -> set[int]:
+        """Which statuses there were."""
+        self._over.set()
+        self._thread.join(70)
+        return self._seen
 
 
 def settle(deploy: Deployed, running: int) -> None:
@@ -106,61 +131,112 @@ def versions(make_checkpoint: Callable[..., Path]) -> dict[int, Path]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_experiment(deploy: Deployed, versions: dict[int, Path], tmp_path: Path) -> None:
-    t0 = time.monotonic()
-
-    def say(*x):
-        print(f"{time.monotonic() - t0:6.1f}", *x, flush=True)
-
-    url = deploy(config(model(versions[3], release="one")))
-    say("up")
-    w = Watchers(url)
-    w.wait_for_answers()
-    deploy(config(model(versions[4], release="two")))
-    say("deployed 4")
+def test_where_a_group_fits_no_request_fails(
+    deploy: Deployed, versions: dict[int, Path], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """A new version, other limits, more groups and fewer, one that does not come, and the old file again."""
+    url = deploy(config(model(versions[3], release="first")))
+    watchers = Watchers(url)
+    watchers.wait_for_answers()
+    second = model(versions[4], release="second")
+    deploy(config(second))
+    settle(deploy, 1)
     wait_for_labels(url, 4)
-    settle(deploy, 1)
-    say("settled")
-    w.wait_for_answers()
-    a, b = w.span(3), w.span(4)
-    say("side by side", a[1] - b[0], info(url)["release"])
-    say(w.tally)
-    was = pids(url)
-    deploy(config(model(versions[4], release="two"), max_client_batch_size=20))
-    assert pids(url) == was
-    deploy(config(model(versions[4], release="two", replicas=2), max_client_batch_size=20))
+    assert info(url)["release"] == "second"
+    watchers.wait_for_answers()
+    first_answers, second_answers = watchers.span(3), watchers.span(4)
+    beside_s = first_answers[1] - second_answers[0]
+    assert -1 < beside_s < 10, "the second takes over, and is not alternated with"
+
+    before = pids(url)
+    deploy(config(second, max_client_batch_size=20))
+    wait_for(lambda: info(url)["max_client_batch_size"] == 20, "the new limit")
+    deploy(config(second | {"replicas": 2}, max_client_batch_size=20))
     settle(deploy, 2)
-    found = {tuple(pids(url)) for _ in range(20)}
-    say("two replicas", found, was)
-    deploy(config(model(versions[4], release="two"), max_client_batch_size=20))
+    wait_for(lambda: len({*pids(url), *before}) == 2, "the second group answers")
+    assert watchers.tally.right == watchers.tally.sent, watchers.tally
+    deploy(config(second, max_client_batch_size=20))
     settle(deploy, 1)
-    say("one again", pids(url))
-    say(w.tally)
-    # broken
-    since = deploy.send(config(model(tmp_path / "nothing")))
-    deploy.wait_for("DEPLOY_FAILED", ["tpray"], since)
-    say("broken", deploy.said()[-1500:])
-    say(w.tally)
-    was = pids(url)
-    deploy(config(model(versions[4], release="two")))
-    say("rolled back", pids(url) == was)
-    # no room
-    deploy(config(model(versions[3], tp=2)))
-    wait_for_labels(url, 3)
+    kept = pids(url)
+
+    broken = tmp_path / "broken"
+    shutil.copytree(versions[5], broken)
+    (broken / "tokenizer.json").write_text("{")
+    for source, said in ((tmp_path / "nothing", "there is no directory"), (broken, "tokenizer")):
+        deploy(config(model(source)), "DEPLOY_FAILED")
+        assert said in deploy.said()
+        assert str(source) in deploy.said()
+        assert pids(url) == kept, "the version before goes on"
+        deploy(config(second, max_client_batch_size=20))
+        assert pids(url) == kept, "nothing was replaced, and nothing is"
+    tally = watchers.stop()
+    record_property("fault", tally.row("new versions, two of them broken; more groups and fewer"))
+    assert tally.right == tally.sent, tally
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_where_no_group_fits_the_new_version_waits_or_the_old_one_stops_first(
+    deploy: Deployed, versions: dict[int, Path], record_property: Callable[[str, object], None]
+) -> None:
+    """Of three CPUs a group of two ranks takes two: a second one has to wait."""
+    url = deploy(config(model(versions[3], tp=2)))
     settle(deploy, 1)
-    say("tp 2", w.tally)
-    was = pids(url)
+    watchers, before = Watchers(url), pids(url)
+    watchers.wait_for_answers()
     deploy.send(config(model(versions[5], tp=2)))
-    time.sleep(8)
-    say("no room", {a["name"]: a["status"] for a in deploy.applications().values()}, deploy.said())
-    say(w.tally)
+    wait_for(lambda: "have taken more than 2s to be scheduled" in deploy.said(), "Serve says that it waits")
+    assert '{"CPU": 2.0}' in deploy.said()
+    assert deploy.applications()["tpray"]["status"] == "DEPLOYING"
+    assert pids(url) == before
     deploy(config(model(versions[3], tp=2)))
-    say("rolled back", pids(url) == was, w.tally)
+    assert pids(url) == before, "who does not want to wait deploys the old file again"
+    assert watchers.tally.right == watchers.tally.sent, watchers.tally
+
     deploy(config(model(versions[5], tp=2, upgrade="stop-first")))
     wait_for_labels(url, 5)
-    settle(deploy, 1)
-    say("stop-first")
-    tally = w.stop()
-    say(tally)
-    a, b = w.span(3), w.span(5)
-    say("gap", b[0] - a[1])
+    watchers.wait_for_answers()
+    tally = watchers.stop()
+    record_property("fault", tally.row("a new version with `upgrade: stop-first`, of one group"))
+    assert not tally.wrong, tally
+    assert not tally.lost, tally
+    assert set(tally.refused) <= {503}, tally
+    assert tally.refused, "for no group was there meanwhile"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_one_model_of_several_changes_and_the_others_go_on(deploy: Deployed, versions: dict[int, Path]) -> None:
+    def several(**models: dict[str, Any]) -> dict[str, Any]:
+        return config({"models": models}, "tpray.serving.models:build")
+
+    def ranks(name: str) -> list[int]:
+        return pids(f"{url}/models/{name}")
+
+    kept = model(versions[3])
+    url = deploy(several(kept=kept, changed=model(versions[4])))
+    settle(deploy, 3)
+    watchers, before = Watchers(f"{url}/models/kept"), ranks("kept")
+    changed = Watchers(f"{url}/models/changed", count=2)
+    for each in (watchers, changed):
+        each.wait_for_answers()
+    deploy(several(kept=kept, changed=model(versions[5])))
+    settle(deploy, 3)
+    wait_for_labels(f"{url}/models/changed", 5)
+    for each in (watchers, changed):
+        each.wait_for_answers()
+    tally = changed.stop()
+    assert tally.right == tally.sent, tally
+    assert ranks("kept") == before
+
+    health = Health(url)
+    deploy(several(kept=kept, new=model(versions[4])))
+    settle(deploy, 3)
+    wait_for(lambda: httpx.post(f"{url}/models/new/predict", json=BATCH, timeout=60).status_code == 200, "the new one")
+    gone = httpx.post(f"{url}/v1/rerank", json={"model": "changed", "query": "a", "documents": ["b"]}, timeout=60)
+    assert (gone.status_code, gone.json()) == (404, {"message": "there is no model 'changed' here: there is kept, new"})
+    assert [each["id"] for each in httpx.get(f"{url}/v1/models", timeout=60).json()["data"]] == ["kept", "new"]
+    assert ranks("kept") == before
+    assert health.stop() == {200}
+    tally = watchers.stop()
+    assert tally.right == tally.sent, tally

@@ -28,7 +28,8 @@ from tpray.local_ray.private import builds_for_a_file, keep_version
 from tpray.platforms.topology import Topology
 from tpray.version import __version__
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve.tpray")
+"""Into Serve's own log, for that of the process which builds for a file is nobody's."""
 
 NOT_OF_A_REPLICA = {"replicas", "autoscaling", "upgrade"}
 """What of a `ServeConfig` decides how many replicas there are and how they come, and not what each is."""
