@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 import time
@@ -44,7 +45,7 @@ def model(source: Path | str, tp: int = 1, **changes: Any) -> dict[str, Any]:
 
 def config(args: dict[str, Any], import_path: str = "tpray.serving.app:build", **user: Any) -> dict[str, Any]:
     """A config file of one application."""
-    app = {"name": "tpray", "route_prefix": "/", "import_path": import_path, "args": args}
+    app: dict[str, Any] = {"name": "tpray", "route_prefix": "/", "import_path": import_path, "args": args}
     if user:
         app["deployments"] = [{"name": "Classifier", "user_config": user}]
     return {"http_options": {"host": "127.0.0.1"}, "applications": [app]}
