@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import threading
@@ -16,8 +17,11 @@ import pytest
 from tests.faults.clients import Clients
 from tests.serving.deployed import Deployed, deployed
 from tests.serving.test_cluster_files import FLAGS
+from tpray.config import ServeConfig
+from tpray.local_ray.private import keep_version
 from tpray.platforms.lease import SERVER_PORTS, take_ports
-from tpray.serving import haproxy
+from tpray.platforms.topology import Topology
+from tpray.serving import haproxy, upgrades
 from tpray.serving.entrance import errors
 
 BATCH = {"inputs": [["a b"], ["a"], ["b c"], ["c a b"]]}
@@ -128,6 +132,56 @@ def settle(deploy: Deployed, running: int) -> None:
 def versions(make_checkpoint: Callable[..., Path]) -> dict[int, Path]:
     """Checkpoints, by their number of labels."""
     return {labels: make_checkpoint(num_labels=labels) for labels in LABELS}
+
+
+def version(source: Path, **changes: Any) -> str:
+    return upgrades.version_of(ServeConfig.model_validate(model(source, **changes)))
+
+
+def test_a_version_is_what_a_replica_is_made_of(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = version(tmp_path)
+    for change in ({"replicas": 3}, {"autoscaling": {"max_replicas": 2}}, {"upgrade": "stop-first"}):
+        assert version(tmp_path, **change) == before, change
+    for change in ({"release": "2"}, {"batch": {"max_batch_tokens": 99}}, {"tp": 2}):
+        assert version(tmp_path, **change) != before, change
+    (tmp_path / "config.json").write_text("{} ")
+    assert version(tmp_path) != before, "the same folder with other files"
+
+
+def test_serve_takes_a_version_that_is_kept() -> None:
+    """Through what Serve does to the configuration of a deployment, in the process that builds and in its own."""
+    from ray import serve
+    from ray.serve._private.config import DeploymentConfig
+
+    whole: Any = serve.deployment(type("Whole", (), {}))
+    deployment = whole.options(name="x")
+    keep_version(deployment, "mine")
+    changed = deployment.options(ray_actor_options={"num_cpus": 0})
+    config = changed._deployment_config
+    config.version = "Serve's"
+    arrived = DeploymentConfig.from_proto_bytes(config.to_proto_bytes())
+    assert (arrived.version, type(arrived)) == ("mine", DeploymentConfig)
+    assert whole._deployment_config.version is None, "others keep theirs"
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "said"),
+    [("side-by-side", "a new version waits for that, and the old one goes on"), ("stop-first", "that stops first")],
+)
+def test_what_comes_is_said_where_no_group_fits(
+    upgrade: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ServeConfig.model_validate(model("a", tp=2, upgrade=upgrade))
+    topology = Topology.of(config.parallel)
+    monkeypatch.setattr(upgrades.log, "parent", logging.getLogger())  # Serve's own is not the root's
+    for room in (True, False):
+        monkeypatch.setattr(upgrades, "has_room", lambda *_, room=room: room)
+        upgrades.say_what_comes("Classifier", topology, config)
+    (record,) = caplog.records
+    assert "no node has 2 CPU free for one more group" in record.getMessage()
+    assert said in record.getMessage()
+    assert "503 until a new group has started" in record.getMessage()
 
 
 @pytest.mark.slow
