@@ -7,14 +7,14 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from pydantic import ValidationError
 
 from tpray.config import BatchConfig, ModelConfig, ModelsConfig, ServeConfig
-from tpray.errors import GroupError, UnknownModelError
+from tpray.errors import GroupError, InputError, UnknownModelError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.fake_executor import FakeExecutor
 from tpray.serving.dialects import cohere, hugging_face, open_inference, tei, vllm, vllm_score
@@ -214,5 +214,43 @@ def test_below_a_prefix_models_are_asked_without_it() -> None:
                 assert (await client.post(path, json={})).status_code == 200
             assert (await client.get("/page/page.js")).status_code == 200
         assert asked == ["/predict", "/models/org/a", "/v2/models/a/infer", "/page/page.js"]
+
+    asyncio.run(work())
+
+
+def test_a_python_call_names_its_model_too() -> None:
+    from ray.exceptions import RayTaskError
+    from ray.serve.exceptions import RayServeException
+
+    from tpray.serving.models import Models
+
+    class Handle:
+        """Of a deployment that answers with its name, or fails as Serve has it fail."""
+
+        def __init__(self, name: str) -> None:
+            self.classify, self._name = self, name
+
+        async def remote(self, *asked: Any, **options: Any) -> Any:
+            if asked == ("bad",):
+                raise RayTaskError("classify", "", InputError("it is bad"))
+            if asked == ("gone",):
+                raise RayServeException("there is no replica")
+            return self._name, asked, options
+
+    async def work() -> None:
+        kind: Any = cast(Any, Models).func_or_class.__bases__[0]  # without what Serve puts around it
+        front = kind.__new__(kind)
+        front._handles, front._default = {"a": Handle("a"), "org/b": Handle("org/b")}, None
+        assert await front.classify("x", model="org/b", top_k=1) == ("org/b", ("x",), {"top_k": 1})
+        for model, asked, kind, said in (
+            (None, "x", InputError, "say which, as in model='a'"),
+            ("c", "x", UnknownModelError, "there is no model 'c' here: there is a, org/b"),
+            ("a", "bad", InputError, "it is bad"),
+            ("a", "gone", GroupError, "the model 'a' does not answer now"),
+        ):
+            with pytest.raises(kind, match=re.escape(said)):
+                await front.classify(asked, model=model)
+        front._default = "a"
+        assert (await front.classify("x"))[0] == "a"
 
     asyncio.run(work())
