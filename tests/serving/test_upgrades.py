@@ -35,7 +35,7 @@ def deploy(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int
     folder, ports = tmp_path_factory.mktemp("upgrades"), take_ports(haproxy.PORTS, SERVER_PORTS)
     soon = {"RAY_SERVE_SLOW_STARTUP_WARNING_S": "2", "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "1"}
     with tempfile.TemporaryDirectory() as short:  # than pytest's, for sockets
-        environ = haproxy.places(Path(short), ports.ids, "token", errors(60)) | haproxy.settings(60) | FLAGS
+        environ = haproxy.places(Path(short), ports.ids, "token", errors(60)) | FLAGS
         with deployed(folder, free_port, 3, **soon, **environ) as ray:
             yield ray
     ports.release()
@@ -76,6 +76,12 @@ class Watchers(Clients):
 def info(url: str) -> dict[str, Any]:
     found: dict[str, Any] = httpx.get(f"{url}/info", timeout=60).json()
     return found
+
+
+def answering(url: str) -> str:
+    """``url``, once it answers: HAProxy learns of the first group a moment after Serve has it running."""
+    wait_for(lambda: httpx.post(f"{url}/predict", json=BATCH, timeout=60).status_code == 200, f"{url} answers")
+    return url
 
 
 def pids(url: str) -> list[int]:
@@ -190,7 +196,7 @@ def test_where_a_group_fits_no_request_fails(
     deploy: Deployed, versions: dict[int, Path], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """A new version, other limits, more groups and fewer, one that does not come, and the old file again."""
-    url = deploy(config(model(versions[3], release="first")))
+    url = answering(deploy(config(model(versions[3], release="first"))))
     watchers = Watchers(url)
     watchers.wait_for_answers()
     second = model(versions[4], release="second")
@@ -237,6 +243,7 @@ def test_where_no_group_fits_the_new_version_waits_or_the_old_one_stops_first(
     """Of three CPUs a group of two ranks takes two: a second one has to wait."""
     url = deploy(config(model(versions[3], tp=2)))
     settle(deploy, 1)
+    wait_for_labels(answering(url), 3)
     watchers, before = Watchers(url), pids(url)
     watchers.wait_for_answers()
     deploy.send(config(model(versions[5], tp=2)))
@@ -271,6 +278,8 @@ def test_one_model_of_several_changes_and_the_others_go_on(deploy: Deployed, ver
     kept = model(versions[3])
     url = deploy(several(kept=kept, changed=model(versions[4])))
     settle(deploy, 3)
+    answering(f"{url}/models/kept")
+    answering(f"{url}/models/changed")
     watchers, before = Watchers(f"{url}/models/kept"), ranks("kept")
     changed = Watchers(f"{url}/models/changed", count=2)
     for each in (watchers, changed):
@@ -287,7 +296,7 @@ def test_one_model_of_several_changes_and_the_others_go_on(deploy: Deployed, ver
     health = Health(url)
     deploy(several(kept=kept, new=model(versions[4])))
     settle(deploy, 3)
-    wait_for(lambda: httpx.post(f"{url}/models/new/predict", json=BATCH, timeout=60).status_code == 200, "the new one")
+    answering(f"{url}/models/new")
     gone = httpx.post(f"{url}/v1/rerank", json={"model": "changed", "query": "a", "documents": ["b"]}, timeout=60)
     assert (gone.status_code, gone.json()) == (404, {"message": "there is no model 'changed' here: there is kept, new"})
     assert [each["id"] for each in httpx.get(f"{url}/v1/models", timeout=60).json()["data"]] == ["kept", "new"]
