@@ -207,6 +207,21 @@ def test_grpc_is_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     expect(server.addresses == ["127.0.0.1:9000"], "default_impl.add_grpc_address", needed)
 
 
+def test_a_deployment_keeps_the_version_that_it_is_given() -> None:
+    from ray.serve._private import deploy_utils
+    from ray.serve._private.config import DeploymentConfig
+
+    needed = "keep_version: that another number of groups, or one changed model of several, replaces no other group"
+    expect("deployment_config.version = version" in source(deploy_utils), "deploy_utils.get_deploy_args", needed)
+    made: Any = ray.serve.deployment(type("Any", (), {}))
+    expect(isinstance(made._deployment_config, DeploymentConfig), "Deployment._deployment_config", needed)
+    ray_private.keep_version(made, "own")
+    made._deployment_config.version = "Serve's"
+    expect(made._deployment_config.version == "own", "DeploymentConfig.version", needed)
+    kept = DeploymentConfig.from_proto_bytes(made._deployment_config.to_proto_bytes())
+    expect(kept.version == "own", "DeploymentConfig.to_proto_bytes", needed)
+
+
 def test_serve_forgets_its_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.serve import context
 

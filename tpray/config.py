@@ -178,6 +178,12 @@ class ServeConfig(Frozen):
     )
     access: AccessConfig = AccessConfig()
     node_labels: dict[str, str] = Field({}, description="of the nodes that groups may lie on, as Ray's label selectors")
+    upgrade: Literal["side-by-side", "stop-first"] = Field(
+        "side-by-side", description="a new version's groups start beside the old ones, or these stop first"
+    )
+    release: str | None = Field(
+        None, description="your name for this version; another one is a new version, even where nothing else differs"
+    )
 
     @field_validator("served_model_name")
     @classmethod

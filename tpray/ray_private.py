@@ -158,6 +158,29 @@ def keep_grpc_on_loopback() -> list[Any]:
     return []
 
 
+def keep_version(deployment: Any, version: str) -> None:
+    """Have Serve take ``version`` for that of a deployment.
+
+    Serve 2.60 replaces the replicas whose deployment has another version, and of a config file takes a digest of all
+    its ``args`` for the version of each deployment in it; it writes that into the deployment's private configuration.
+    """
+    from ray.serve._private.config import DeploymentConfig
+
+    class Kept(DeploymentConfig):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name != "version":
+                super().__setattr__(name, value)
+
+    config = deployment._deployment_config
+    config.version = version
+    config.__class__ = Kept
+
+
+def builds_for_a_file() -> bool:
+    """Whether this process is one in which Serve builds the application of a config file, and not the user's own."""
+    return bool(ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+
+
 def forget_serve() -> None:
     """Have Serve look for its controller again.
 

@@ -58,7 +58,7 @@ class Clients:
     """``count`` clients, each with a connection of its own, until `stop`.
 
     Args:
-        url: of the server.
+        url: of the server, or of a model of several.
         body: what all of them ask.
         is_right: whether an answer is.
         timeout_s: how long a client waits; longer than a request may take.
@@ -68,7 +68,7 @@ class Clients:
         self, url: str, body: Any, is_right: Callable[[Any], bool], count: int = 8, timeout_s: float = 80.0
     ) -> None:
         self.tally = Tally()
-        self._address = urlsplit(url).netloc
+        self._address, self._path = urlsplit(url).netloc, f"{urlsplit(url).path}/predict"
         self._body, self._is_right, self._timeout_s = json.dumps(body), is_right, timeout_s
         self._lock = threading.Lock()
         self._last_right = time.monotonic()
@@ -107,7 +107,7 @@ class Clients:
             self.before()
             started = time.monotonic()
             try:
-                connection.request("POST", "/predict", self._body, {"content-type": "application/json"})
+                connection.request("POST", self._path, self._body, {"content-type": "application/json"})
                 response = connection.getresponse()
                 status, headers, text = response.status, response.headers, response.read()
             except (OSError, HTTPException) as e:

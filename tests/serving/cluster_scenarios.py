@@ -256,7 +256,63 @@ def wait_for_a_node_type(port: int) -> None:
         wait_for(lambda: bool(ask(port, "/predict", {"inputs": "a b"})), 60, "an answer")
 
 
+@contextmanager
+def s3() -> Iterator[str]:
+    """The URL of an empty folder in a stand-in for S3, which the nodes that are started in the block reach."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    os.environ |= {"AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port())}
+    os.environ |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test")
+    os.environ |= {"AWS_DEFAULT_REGION": "us-east-1"}
+    boto3.client("s3").create_bucket(Bucket="models")
+    yield "s3://models/traced"
+    server.stop()
+
+
+def join_late(port: int) -> None:
+    """Of two groups one waits for a node. It joins with an empty cache, and all that the group needs is in a store."""
+    from ray import serve
+
+    from tpray import load
+    from tpray.group.thread_executor import ThreadExecutor
+    from tpray.serving.app import build
+
+    with tempfile.TemporaryDirectory() as folder, s3() as store:
+        os.environ["TPRAY_CACHE"] = f"{folder}/tracing"
+        with load(tp=2, dtype="float32", executor=ThreadExecutor(2), store=store) as classifier:
+            url = str(classifier.group.url)
+        note("the artifact in the store")
+        with cluster() as made:
+            add_node(made, f"{folder}/first")
+            args = {"model": {"source": url}, "parallel": {"tp": 2, "cores_per_rank": 1}, "replicas": 2}
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+            target = serve.RunTarget(build(ServeConfig.model_validate(args)), name="tpray", route_prefix="/")
+            serve.run_many([target], wait_for_applications_running=False)
+            wait_for(lambda: len(replicas()) == 1, 100, "one group")
+            first = ask(port, "/info")["ranks"][0]["pid"]
+            add_node(made, f"{folder}/second")
+            note("a node joins")
+            seen: list[dict[str, Any]] = []
+
+            def second_answers() -> bool:
+                info = ask(port, "/info")
+                if info and info["ranks"][0]["pid"] != first:
+                    seen.append(info)
+                return bool(seen)
+
+            wait_for(second_answers, 100, "the second group's answer")
+            phases = {phase["phase"]: phase for phase in seen[0]["startup"]}
+            assert "trace" not in phases
+            assert f"MB from {url}" in phases["fetch"]["note"]
+            EVENTS["its phases"] = round(sum(phase["seconds"] for phase in phases.values()), 1)
+            for phase in phases.values():
+                print(f"{phase['seconds']:8.2f} s  {phase['phase']}  {phase['note']}", file=sys.stderr)
+
+
 if __name__ == "__main__":
-    scenarios = {"load": follow_the_load, "death": outlive_a_node, "grow": wait_for_a_node_type}
+    scenarios = {"join": join_late, "load": follow_the_load, "death": outlive_a_node, "grow": wait_for_a_node_type}
     scenarios[sys.argv[1]](int(sys.argv[2]))
     print(json.dumps(EVENTS))

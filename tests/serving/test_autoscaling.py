@@ -71,6 +71,14 @@ def test_a_second_group_comes_with_the_load_and_goes_with_it(free_port: Callable
 
 @pytest.mark.slow
 @pytest.mark.ray
+def test_a_group_on_a_new_node_starts_from_the_store(free_port: Callable[[], int]) -> None:
+    events = scenario("join", free_port())
+    assert events["one group"] <= events["a node joins"] < events["the second group's answer"]
+    assert 0 < events["its phases"] < events["the second group's answer"] - events["a node joins"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
 def test_a_group_comes_back_on_another_node(free_port: Callable[[], int]) -> None:
     events = scenario("death", free_port())
     assert events["a node is killed"] < events["its group on another node"] <= events["an answer"]

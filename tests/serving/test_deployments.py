@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +13,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tests.faults.clients import Clients
-from tests.local_ray.ray_head import ray_head
 from tests.neuron_standin import environment
+from tests.serving.deployed import deployed
 from tpray.config import ModelsConfig, ServeConfig
 from tpray.serving.access import on_loopback
 from tpray.serving.keys import LOOK_EVERY_S
@@ -72,38 +69,10 @@ def deploy(
 ) -> Iterator[Callable[[dict[str, Any]], str]]:  # fmt: skip
     """A function that hands what a config file holds to `serve deploy`, waits until it runs, and gives the URL.
 
-    The Ray is one that `ray start` started, with its dashboard, in an environment with the stand-ins of one stack.
+    The Ray is in an environment with the stand-ins of one stack.
     """
     folder = tmp_path_factory.mktemp("deploy")
-    runtime = request.param.split()[-1]
-    environ = environment(runtime, folder, neuron_device) | {"TPRAY_CACHE": str(folder / "cache")}
-    gcs, dashboard, agent, http = (free_port() for _ in range(4))
-    address = f"http://127.0.0.1:{dashboard}"
-
-    def applications() -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(f"{address}/api/serve/applications/", timeout=30).json()["applications"]
-        return found
-
-    def run(stored: dict[str, Any]) -> str:
-        stored["http_options"]["port"] = http
-        file, names, since = folder / "config.yaml", [a["name"] for a in stored["applications"]], time.time()
-        file.write_text(yaml.safe_dump(stored))
-        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "--address", address, str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        give_up = time.monotonic() + 120
-        while True:
-            found = {name: app for name, app in applications().items() if name in names}
-            states = {app["status"] for app in found.values() if app["last_deployed_time_s"] >= since}
-            if len(found) == len(names) and states == {"RUNNING"}:
-                return f"http://127.0.0.1:{http}"
-            said = [part["message"] for app in found.values() for part in (app, *app["deployments"].values())]
-            assert "DEPLOY_FAILED" not in states, "\n".join(said)
-            assert time.monotonic() < give_up, found
-            time.sleep(0.2)
-
-    arguments = ["--include-dashboard=true", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    with ray_head(gcs, 4, *arguments, **environ):
+    with deployed(folder, free_port, 4, **environment(request.param.split()[-1], folder, neuron_device)) as run:
         yield run
 
 
@@ -152,30 +121,6 @@ def test_a_file_that_lets_others_in_needs_a_key(deploy: Callable[[dict[str, Any]
     (tmp_path / "keys").write_text("bob: bob-0123456789\n")
     time.sleep(LOOK_EVERY_S)
     assert httpx.post(f"{url}/predict", json=body, headers=shown, timeout=30).status_code == 401
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@on("cpu and neuron")
-def test_a_new_version_drops_no_request_where_a_second_group_fits(
-    deploy: Callable[[dict[str, Any]], str], make_checkpoint: Callable[..., Path]
-) -> None:
-    config = read("local-cpu.yaml")
-    url = deploy(config)
-    clients = Clients(url, {"inputs": "a b c"}, lambda answer: len(answer) in (2, 3))
-    clients.wait_for_answers()
-    before = httpx.get(f"{url}/info", timeout=30).json()
-    config["applications"][0]["args"]["model"] = {"source": str(make_checkpoint())}
-    deploy(config)
-    give_up = time.monotonic() + 60
-    while (after := httpx.get(f"{url}/info", timeout=30).json())["labels"] == before["labels"]:
-        assert time.monotonic() < give_up, "the old version still answers"
-        time.sleep(0.2)
-    assert len(after["labels"]) == 3
-    clients.wait_for_answers()
-    time.sleep(3)  # the old one ends
-    tally = clients.stop()
-    assert tally.right == tally.sent, tally
 
 
 @pytest.mark.slow

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from pydantic import ValidationError
 
 from tpray.config import BatchConfig, ModelConfig, ModelsConfig, ServeConfig
+from tpray.errors import GroupError, InputError, UnknownModelError
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.fake_executor import FakeExecutor
+from tpray.serving.dialects import cohere, hugging_face, open_inference, tei, vllm, vllm_score
 from tpray.serving.dialects.base import Rendered
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
@@ -117,6 +120,67 @@ def test_a_name_that_no_model_has_is_refused_with_those_there_are() -> None:
     run(work, "small")
 
 
+@pytest.mark.parametrize(
+    ("path", "worded"),
+    [
+        ("/models/smal/predict", tei),
+        ("/v1/rerank", cohere),
+        ("/models/smal/v2/rerank", cohere),
+        ("/models/org/smal", hugging_face),
+        ("/classify", vllm),
+        ("/models/org/smal/score", vllm_score),
+        ("/v2/models/org/smal/infer", open_inference),
+    ],
+)
+def test_what_is_refused_is_worded_by_the_dialect_of_the_route(path: str, worded: Any) -> None:
+    def without_numbers(body: bytes) -> str:
+        return re.sub(r"[0-9a-f-]{32,}", "ID", body.decode())
+
+    async def work(client: httpx.AsyncClient, executors: dict[str, FakeExecutor]) -> None:
+        answer = await client.post(path, json={"model": "smal"})
+        (said,) = re.findall(r"there is no model '\w+' here: there is small, org/small", answer.text)
+        expected = worded.DIALECT.render_error(UnknownModelError(said))
+        assert answer.status_code == expected.status == 404
+        assert without_numbers(answer.content) == without_numbers(expected.body)
+
+    run(work, None)
+
+
+def router_of(**asks: Any) -> tuple[ModelRouter, set[str]]:
+    """A router of models that give these answers, or raise them; and those that have started."""
+
+    def ask(given: Rendered | Exception) -> Any:
+        async def answer(_: Asked) -> Rendered:
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+        return answer
+
+    started = set(asks)
+    models = {name: ask(given) for name, given in asks.items()}
+    return ModelRouter(models, None, 10_000, 5, has_started=started.__contains__), started
+
+
+def test_a_model_that_comes_or_goes_leaves_the_others_well() -> None:
+    async def work() -> None:
+        listed = Rendered(200, b'{"object": "list", "data": [{"id": "a"}]}')
+        router, started = router_of(a=listed, gone=GroupError("it was removed"), new=listed)
+        started.remove("new")
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(router), base_url="http://test") as client:
+            assert (await client.get("/health")).status_code == 200
+            assert len((await client.get("/v1/models")).json()["data"]) == 1
+            for name, said in (("new", "'new' has not started yet"), ("gone", "it was removed")):
+                answer = await client.post(f"/models/{name}/predict", json={})
+                assert answer.status_code == 503
+                assert int(answer.headers["retry-after"]) > 0
+                assert said in answer.json()["error"]
+            started.clear()
+            assert (await client.get("/health")).status_code == 503
+
+    asyncio.run(work())
+
+
 def test_a_model_that_is_ill_makes_the_application_ill() -> None:
     async def work(client: httpx.AsyncClient, executors: dict[str, FakeExecutor]) -> None:
         executors["org/small"].delay(0, 30)
@@ -150,5 +214,43 @@ def test_below_a_prefix_models_are_asked_without_it() -> None:
                 assert (await client.post(path, json={})).status_code == 200
             assert (await client.get("/page/page.js")).status_code == 200
         assert asked == ["/predict", "/models/org/a", "/v2/models/a/infer", "/page/page.js"]
+
+    asyncio.run(work())
+
+
+def test_a_python_call_names_its_model_too() -> None:
+    from ray.exceptions import RayTaskError
+    from ray.serve.exceptions import RayServeException
+
+    from tpray.serving.models import Models
+
+    class Handle:
+        """Of a deployment that answers with its name, or fails as Serve has it fail."""
+
+        def __init__(self, name: str) -> None:
+            self.classify, self._name = self, name
+
+        async def remote(self, *asked: Any, **options: Any) -> Any:
+            if asked == ("bad",):
+                raise RayTaskError("classify", "", InputError("it is bad"))
+            if asked == ("gone",):
+                raise RayServeException("there is no replica")
+            return self._name, asked, options
+
+    async def work() -> None:
+        kind: Any = cast(Any, Models).func_or_class.__bases__[0]  # without what Serve puts around it
+        front = kind.__new__(kind)
+        front._handles, front._default = {"a": Handle("a"), "org/b": Handle("org/b")}, None
+        assert await front.classify("x", model="org/b", top_k=1) == ("org/b", ("x",), {"top_k": 1})
+        for model, asked, kind, said in (
+            (None, "x", InputError, "say which, as in model='a'"),
+            ("c", "x", UnknownModelError, "there is no model 'c' here: there is a, org/b"),
+            ("a", "bad", InputError, "it is bad"),
+            ("a", "gone", GroupError, "the model 'a' does not answer now"),
+        ):
+            with pytest.raises(kind, match=re.escape(said)):
+                await front.classify(asked, model=model)
+        front._default = "a"
+        assert (await front.classify("x"))[0] == "a"
 
     asyncio.run(work())

@@ -29,15 +29,20 @@ def note_path(
     Args:
         own: what else the user chose, as JSON. buckets: those that the user named.
     """
-    stamps = []
+    cores = [topology.tp, topology.runtime, *topology.compiled_for, topology.fake]
+    asked = [str(directory.resolve()), *own, dtype, [list(shape) for shape in buckets], cores]
+    parts = json.dumps([FORMAT, stamps(directory), asked, code_digest(), versions(topology.runtime)], sort_keys=True)
+    return cache_dir() / "notes" / hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def stamps(directory: Path) -> list[list[Any]]:
+    """Of each file in ``directory``: its name, size, time of change in ns, and what the kernel alone sets."""
+    found = []
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         if entry.is_file():
             s = entry.stat()
-            stamps.append([entry.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev])
-    cores = [topology.tp, topology.runtime, *topology.compiled_for, topology.fake]
-    asked = [str(directory.resolve()), *own, dtype, [list(shape) for shape in buckets], cores]
-    parts = json.dumps([FORMAT, stamps, asked, code_digest(), versions(topology.runtime)], sort_keys=True)
-    return cache_dir() / "notes" / hashlib.sha256(parts.encode()).hexdigest()[:32]
+            found.append([entry.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev])
+    return found
 
 
 def recall(note: Path) -> str | None:

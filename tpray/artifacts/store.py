@@ -27,6 +27,8 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,20 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 SIGNATURE_FILE = "manifest.sig"
 """See `tpray.artifacts.signature`."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was copied to this machine. started, ended: `time.monotonic`."""
+
+    url: str
+    size_bytes: int
+    started: float
+    ended: float
+
+
+COPIED: ContextVar[list[Copied] | None] = ContextVar("copied", default=None)
+"""Where whoever waits for copies wants them noted."""
 
 POLL_S = 1.0
 RENEW_S = 10.0
@@ -279,7 +295,7 @@ def _copy_once(files: Any, path: str, target: Path, url: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_artifact(target):
             return
-        started = time.perf_counter()
+        started, size = time.monotonic(), 0
         staging = target.with_name(f".{target.name}.fetching")
         shutil.rmtree(staging, ignore_errors=True)  # of one who crashed: the lock is ours
         try:
@@ -287,12 +303,16 @@ def _copy_once(files: Any, path: str, target: Path, url: str) -> None:
                 own = staging / _below(name, path)
                 own.parent.mkdir(parents=True, exist_ok=True)
                 files.get_file(name, str(own))
+                size += own.stat().st_size
             staging.rename(target)
         except Exception as e:
             raise StoreError(f"the artifact at {url} cannot be copied: {type(e).__name__}: {e}") from e
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        log.info("fetched %s in %.2f s", url, time.perf_counter() - started)
+        copied = Copied(url, size, started, time.monotonic())
+        if (noted := COPIED.get()) is not None:
+            noted.append(copied)
+        log.info("fetched %s, %.1f MB in %.2f s", url, size / 1e6, copied.ended - started)
 
 
 def _below(name: str, path: str) -> str:

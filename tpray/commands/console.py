@@ -190,6 +190,11 @@ def status_table(info: dict[str, Any], healthy: bool) -> Table:
         size = (rank["sharded_bytes"] + rank["replicated_bytes"]) / 2**20
         pinned = f"cores {rank['cores']}" if rank["cores"] else "unpinned"
         table.add_row(f"[bold]rank {rank['rank']}[/]", f"process {rank['pid']}, {pinned}, {size:.1f} MiB of weights")
+    phases = [f"{each['phase']} {each['seconds']:.1f} s" for each in info.get("startup", []) if each["seconds"] >= 0.05]
+    if phases:
+        table.add_row("[bold]start[/]", escape(", ".join(phases)))
+    if info.get("release"):
+        table.add_row("[bold]release[/]", escape(str(info["release"])))
     return table
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tpray.artifacts.folder import Artifact, rank_folder
 from tpray.artifacts.resolve import Found, Resolution, TraceTask, recall_or_find, resolve
+from tpray.artifacts.store import COPIED, Copied
 from tpray.artifacts.tracing import Traced, make_artifact
 from tpray.config import ModelConfig
 from tpray.errors import ArtifactError, NotReadyError, ParityError, RankError, StepError
@@ -73,6 +74,7 @@ class ClassifierGroup(Group):
         self._model, self._found, self._out = model, found, out
         self._resolution = Resolution()
         self._canary: list[_CanaryStep] = []
+        self._copied: list[Copied] = []
 
     @property
     def artifact(self) -> Artifact:
@@ -136,6 +138,7 @@ class ClassifierGroup(Group):
 
     async def _resolve(self) -> None:
         topology = self.executor.topology
+        COPIED.set(self._copied)
         found = self._found
         if found is None:
             found = await asyncio.to_thread(recall_or_find, self._model, topology)
@@ -167,6 +170,13 @@ class ClassifierGroup(Group):
             self.packs_rows, self.parts = await self._phase("load", self.executor.load(self.artifact))
         await self._phase("check", self._check())
         await self._phase("warm up", self._warm_up())
+
+    def _reported(self, number: int, name: str, note: str, ended: float | None = None) -> None:
+        """See `Group`; what was copied from a store meanwhile is a span of its own, ``fetch``."""
+        copied, self._copied = self._copied, []
+        super()._reported(number, name, note, copied[0].started if copied else ended)
+        for each in copied:
+            super()._reported(0, "fetch", f"{each.size_bytes / 1e6:.1f} MB from {each.url}", each.ended)
 
     def _note(self, phase: str) -> str:
         if phase == "resolve":

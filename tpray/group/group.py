@@ -332,9 +332,9 @@ class Group(ABC):
         self._reported(number, name, self._note(name))
         return result
 
-    def _reported(self, number: int, name: str, note: str) -> None:
+    def _reported(self, number: int, name: str, note: str, ended: float | None = None) -> None:
         """Keep the report of a phase that has ended, and pass it on. What lies between two phases is the second's."""
-        before, self._ended = self._ended, time.monotonic()
+        before, self._ended = self._ended, ended or time.monotonic()
         report = PhaseReport(number, name, self._ended - before, note, ended=self._ended)
         self.phases.append(report)
         log.info("phase %d %s: %.2f s %s", report.number, report.name, report.seconds, report.note)

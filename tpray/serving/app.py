@@ -22,12 +22,12 @@ from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
 from tpray.config import AUTO, AccessConfig, BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.group.classifier import ClassifierGroup
-from tpray.group.nodes import STRATEGY, has_room, wait_for_node
+from tpray.group.nodes import STRATEGY, wait_for_node
 from tpray.group.phases import PhaseReport, Spans
 from tpray.group.ray_executor import RayExecutor
 from tpray.platforms.topology import Topology
 from tpray.ray_private import ask_all, keep_replica_on_loopback, serve_listens
-from tpray.serving import progress
+from tpray.serving import progress, upgrades
 from tpray.serving.access import Access, check_host
 from tpray.serving.answers import rendered
 from tpray.serving.chunks import Chunks
@@ -114,13 +114,15 @@ class Classifier(OpenInferenceService):
             report.failed(e)
             raise
         address = ray.get_runtime_context().gcs_address
-        groups = config.replicas if config.autoscaling is None and config.replicas != AUTO else None
+        # Of a file there may be another number by now, without a restart of this replica.
+        groups = config.replicas if told.progress_address is not None and config.replicas != AUTO else None
         own = serve.get_replica_context().replica_id.unique_id
         self._scrape = Scrape(
             self._engine, self._gate, self._access.keys, names.listed[0], own, None if groups == 1 else self._ask_others
         )
+        named, release = config.served_model_name, config.release
         self._door = make_app(
-            self._engine, self._gate, address, config.served_model_name, self._access, groups, self._scrape
+            self._engine, self._gate, address, named, self._access, groups, self._scrape, release=release
         )
 
     def __serve_build_asgi_app__(self) -> Door:
@@ -297,11 +299,10 @@ def application_of(args: ServeConfig, name: str = DEPLOYMENT_NAME, behind: bool 
     stay_quiet()
     settled = settle(args, runs_here=False)
     args, topology = settled.config, settled.topology
-    surge = False
     if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing
         wait_for_node(topology, args.node_labels)
-        surge = has_room(topology, args.node_labels)
-    return application(args, topology, surge=surge, name=name, behind=behind)
+        upgrades.say_what_comes(name, topology, args)
+    return application(args, topology, name=name, behind=behind)
 
 
 def __getattr__(name: str) -> serve.Application:
@@ -334,7 +335,6 @@ def application(
     config: ServeConfig,
     topology: Topology,
     told: FromCommand | None = None,
-    surge: bool = False,
     name: str = DEPLOYMENT_NAME,
     behind: bool = False,
 ) -> serve.Application:
@@ -343,8 +343,6 @@ def application(
     Args:
         topology: of each group, as it is where this is called.
         told: by the command, if it is one that makes the application.
-        surge: whether a new version's groups start before the old ones stop, so that no request is dropped; where
-            there is no room for one more group, the new version would wait for ever.
         name: of the deployment. behind: whether requests come to another, which passes them on.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
@@ -361,7 +359,7 @@ def application(
         placement_group_bundles=[topology.resources()],
         placement_group_bundle_label_selector=[config.node_labels] if config.node_labels else None,
         placement_group_strategy=STRATEGY,
-        max_surge_percent=100 if surge else 0,
+        max_surge_percent=100 if config.upgrade == "side-by-side" else 0,
         # Admission is the batcher's, whose limit answers 429; Serve's own must not come first.
         max_ongoing_requests=1_000_000,
         health_check_period_s=2,
@@ -369,5 +367,6 @@ def application(
         # A replica that is replaced answers what it has taken.
         graceful_shutdown_timeout_s=config.batch.request_timeout_s + 5,
     )
-    bound: serve.Application = deployment.bind(config, told or FromCommand(), topology.why)
+    made = upgrades.replaceable(deployment, upgrades.version_of(config))
+    bound: serve.Application = made.bind(config, told or FromCommand(), topology.why)
     return bound

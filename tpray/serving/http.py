@@ -41,6 +41,7 @@ def make_app(
     access: Access | None = None,
     groups: int | None = 1,
     scrape: Scrape | None = None,
+    release: str | None = None,
 ) -> Door:
     """The routes of an engine that has started; all requests come through ``gate``.
 
@@ -50,6 +51,7 @@ def make_app(
         served: what requests may call the model; see `ModelNames`.
         groups: how many the server has, each with an app of its own; None: that changes.
         scrape: of all of them; default: of this engine alone.
+        release: what the operator calls this version.
     """
     app = FastAPI(
         title="tpray",
@@ -67,6 +69,7 @@ def make_app(
     def whole() -> dict[str, Any]:
         now = engine.load.now
         return describe(engine) | {
+            "release": release,
             "inputs": made.accepts,
             "group": {"host": gethostname(), "pid": getpid(), "groups": groups},
             "load": live.load_of(engine, gate, now - live.RECENT_S, now),

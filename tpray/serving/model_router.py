@@ -25,9 +25,9 @@ from tpray.serving import live, scrape
 from tpray.serving.access import OPEN, Access
 from tpray.serving.dialects import infinity, vllm
 from tpray.serving.dialects.base import Bodies, Rendered, has_more_values, headers_of, send_answer
-from tpray.serving.dialects.tei import DIALECT
 from tpray.serving.door import refusal, shared
 from tpray.serving.model_names import NO_NAMES
+from tpray.serving.spoken import dialect_of
 
 MODELS, V2_MODELS = "/models/", "/v2/models/"
 
@@ -64,6 +64,7 @@ class ModelRouter:
         limit_bytes: of one body.
         timeout_s: how long a request may take to arrive.
         access: who may ask; None: everybody. The models ask for the key too, and count its tokens.
+        has_started: whether a model has answered or could have, ever; those that have not are not asked.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class ModelRouter:
         limit_bytes: int,
         timeout_s: float,
         access: Access | None = None,
+        has_started: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        self._has_started = has_started
         self._models, self._default, self._access = dict(models), default, access or Access()
         self._shared = shared(self._respond, self._access.origins) if self._access.origins else self._respond
         self._limit_bytes, self._timeout_s = limit_bytes, timeout_s
@@ -102,7 +105,7 @@ class ModelRouter:
             asked = Asked(scope["method"], path, query, headers, bytes(body))
             answer = await self._answer(asked)
         except Exception as e:  # noqa: BLE001  # the boundary where errors become statuses
-            answer = refusal(DIALECT, e)
+            answer = refusal(dialect_of(path, MODELS), e)
         finally:
             self._bodies.drop(body)
         await send_answer(answer, send)
@@ -123,11 +126,23 @@ class ModelRouter:
         name, asked = self.route(asked)
         if asked.path == live.PATH:
             raise UnknownModelError(f"{live.PATH} is not passed on by an application of several models: poll /info")
+        if not self._has_started(name):
+            raise GroupError(f"the model {name!r} has not started yet: try again, or see what `serve status` says")
         return await self._models[name](asked)
 
     async def _all(self, asked: Asked) -> dict[str, Rendered]:
-        answers = await asyncio.gather(*(ask(asked) for ask in self._models.values()))
-        return dict(zip(self._models, answers, strict=True))
+        """What each model answers that is there: one that comes or goes does not make the others ill."""
+        names = [name for name in self._models if self._has_started(name)]
+        answers = await asyncio.gather(*(self._models[name](asked) for name in names), return_exceptions=True)
+        there = {}
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, Rendered):
+                there[name] = answer
+            elif not isinstance(answer, GroupError):
+                raise answer
+        if not there:
+            raise GroupError("no model of this server answers now: try again")
+        return there
 
     async def _scraped(self, asked: Asked) -> Rendered:
         """The metrics of all models; of one that does not answer, that."""
@@ -141,8 +156,9 @@ class ModelRouter:
         answers = dict(zip(self._models, await asyncio.gather(*map(answer, self._models.values())), strict=True))
         well = {name: each for name, each in answers.items() if each is not None and each.status == 200}
         if not well:
-            bad = next((each for each in answers.values() if each is not None), None)
-            return bad or refusal(DIALECT, GroupError("no model answers now: try again"))
+            if (bad := next((each for each in answers.values() if each is not None), None)) is not None:
+                return bad
+            raise GroupError("no model answers now: try again")
         text = scrape.joined((each.body.decode() for each in well.values()), answers.keys() - well.keys())
         return Rendered(200, b"" if asked.method == "HEAD" else text.encode(), next(iter(well.values())).headers)
 

@@ -5,23 +5,30 @@ no core and only passes requests on (`model_router`). That costs a request one m
 model `tpray.serving.app` has none. (Annotations are evaluated here, for Serve reads the builder's.)
 """
 
+import asyncio
 import re
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from tpray.config import ModelsConfig, stay_quiet
-from tpray.errors import ConfigError, GroupError
+from tpray.config import ModelsConfig, ServeConfig, stay_quiet
+from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, TprayError, UnknownModelError
 from tpray.ray_private import by_reference, keep_replica_on_loopback
 from tpray.serving.access import Access
 from tpray.serving.app import application_of
 from tpray.serving.dialects.base import Rendered
 from tpray.serving.model_router import Ask, Asked, ModelRouter
 from tpray.serving.one_write import join_writes
+from tpray.serving.upgrades import digest, replaceable
 
 DEPLOYMENT_NAME = "Models"
+
+HEARD_WITHIN_S = 3.0
+"""Until then a handle has heard which replicas there are."""
 
 
 @serve.deployment(name=DEPLOYMENT_NAME)
@@ -29,34 +36,71 @@ DEPLOYMENT_NAME = "Models"
 class Models:
     """The deployment that requests come to. models: the handles of the models' deployments, by name."""
 
-    def __init__(self, config: ModelsConfig, models: dict[str, Any]) -> None:
+    async def __init__(self, config: ModelsConfig, models: dict[str, Any]) -> None:  # type: ignore[misc]
         keep_replica_on_loopback()
         join_writes()
         batches = [model.batch for model in config.models.values()]
+        self._handles, self._default = models, config.default
         self._router = ModelRouter(
-            {name: _asking(name, handle) for name, handle in models.items()},
+            {name: _asking(name, handle, config.models[name]) for name, handle in models.items()},
             config.default,
             max(batch.payload_limit_bytes for batch in batches),
             max(batch.request_timeout_s for batch in batches),
             Access.of(config.access),
+            lambda name: models[name].running_replicas_populated(),
         )
+        give_up = time.monotonic() + HEARD_WITHIN_S
+        while time.monotonic() < give_up and not all(h.running_replicas_populated() for h in models.values()):
+            await asyncio.sleep(0.05)
 
     def __serve_build_asgi_app__(self) -> ModelRouter:
         """Serve's hook."""
         return self._router
 
+    async def classify(self, *asked: Any, model: str | None = None, **options: Any) -> Any:
+        """What a Python handle calls; see `tpray.serving.app.Classifier.classify`. model: which one, by its name."""
+        return await self._call("classify", model, asked, options)
 
-def _asking(name: str, handle: Any) -> Ask:
-    answer = by_reference(handle, through_ray=False).answer
+    async def classify_tokens(self, *asked: Any, model: str | None = None, **options: Any) -> Any:
+        """Likewise, of `Classifier.classify_tokens`."""
+        return await self._call("classify_tokens", model, asked, options)
+
+    async def rerank(self, *asked: Any, model: str | None = None, **options: Any) -> Any:
+        """Likewise, of `Classifier.rerank`."""
+        return await self._call("rerank", model, asked, options)
+
+    async def _call(self, method: str, model: str | None, asked: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+        name, names = model or self._default, ", ".join(self._handles)
+        if name is None:
+            raise InputError(f"this server has several models: say which, as in model={next(iter(self._handles))!r}")
+        if name not in self._handles:
+            raise UnknownModelError(f"there is no model {name!r} here: there is {names}")
+        try:
+            return await getattr(self._handles[name], method).remote(*asked, **options)
+        except RayTaskError as e:
+            raise (e.cause if isinstance(e.cause, TprayError) else e) from None
+        except (RayError, RayServeException) as e:
+            raise _silent(name, e) from e
+
+
+def _asking(name: str, handle: Any, config: ServeConfig) -> Ask:
+    answer, limit_s = by_reference(handle, through_ray=False).answer, config.batch.request_timeout_s + 1
 
     async def ask(asked: Asked) -> Rendered:
         try:
-            rendered: Rendered = await answer.remote(asked)
+            # The model keeps to its time itself; a deployment whose only replica is being replaced has nobody who does.
+            rendered: Rendered = await asyncio.wait_for(answer.remote(asked), limit_s)
+        except asyncio.TimeoutError as e:
+            raise DeadlineError(f"the model {name!r} has not answered within {limit_s:g} s") from e
         except (RayError, RayServeException) as e:
-            raise GroupError(f"the model {name!r} does not answer now ({type(e).__name__}): try again") from e
+            raise _silent(name, e) from e
         return rendered
 
     return ask
+
+
+def _silent(name: str, error: Exception) -> GroupError:
+    return GroupError(f"the model {name!r} does not answer now ({type(error).__name__}): try again")
 
 
 def build(args: ModelsConfig) -> serve.Application:
@@ -79,10 +123,14 @@ def build(args: ModelsConfig) -> serve.Application:
         )
         for name, config in args.models.items()
     }
+    # What is in front needs no core, and its next version is there before the old one goes.
+    limits = {name: [m.batch.payload_limit_bytes, m.batch.request_timeout_s] for name, m in args.models.items()}
+    version = digest(limits, args.default, args.access.model_dump(mode="json"))
     front: Any = Models
     ingress = front.options(
         num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1_000_000,
-        health_check_period_s=2, health_check_timeout_s=10,
+        health_check_period_s=2, health_check_timeout_s=10, max_surge_percent=100,
+        graceful_shutdown_timeout_s=max(timeout_s for _, timeout_s in limits.values()) + 5,
     )  # fmt: skip
-    made: serve.Application = ingress.bind(args, bound)
+    made: serve.Application = replaceable(ingress, version).bind(args, bound)
     return made
