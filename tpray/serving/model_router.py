@@ -95,7 +95,7 @@ class ModelRouter:
             try:
                 arriving = self._bodies.read(body, headers_of(scope), receive, self._limit_bytes)
                 await asyncio.wait_for(arriving, self._timeout_s)
-            except asyncio.TimeoutError as e:
+            except TimeoutError as e:
                 raise DeadlineError(f"the request did not arrive within {self._timeout_s:g} s") from e
             query: bytes = scope.get("query_string", b"")
             asked = Asked(scope["method"], path, query, list(scope["headers"]), bytes(body))
