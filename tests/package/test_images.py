@@ -120,6 +120,7 @@ def small_debian(tmp_path_factory: pytest.TempPathFactory) -> Image:
     pip.write_text('#!/bin/sh\nexec python -m pip "$@"\n')
     (base / "usr/local/bin/python").unlink(missing_ok=True)
     (base / "usr/local/bin/python").symlink_to("python3")
+    subprocess.run(["chroot", str(base), "/sbin/ldconfig"], check=True)
     path = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
     return Image((base,), {"PATH": path}, places_of_packages(), package_index())
 
