@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
-.PHONY: serve chromium test test-all test-xla test-device bench soak check clean
+.PHONY: serve chromium test test-all test-xla test-device test-image test-lowest bench soak check package clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,10 +7,12 @@ SOURCES := pyproject.toml deployments/constraints.txt
 # torch by its exact version first: pip then takes the CPU build where there is one, and nothing later replaces it.
 INSTALL = $(BIN)/pip install --disable-pip-version-check -q -c deployments/constraints.txt
 
+LOWEST = .venv-lowest/bin/pip install --disable-pip-version-check -q
+
 ARGS ?= --tp 2
 
 # A sentence instead of what pip says of it.
-CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "tpray needs Python 3.10 or \
+CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "tpray needs Python 3.11 or \
 newer, and $(PYTHON) is %d.%d: name another, as in: make PYTHON=python3.12 $(MAKECMDGOALS)" % (v[0], v[1]))'
 
 serve: .venv/serve.stamp
@@ -31,7 +33,16 @@ test: .venv/dev.stamp chromium
 	$(PYTEST) -m "not slow and not xla"
 
 test-all: .venv/dev.stamp chromium
-	$(PYTEST) -m "slow and not xla"
+	$(PYTEST) -m "slow and not xla and not image"
+
+# The lowest versions that pyproject.toml allows, in an environment of their own; without the clients that people have,
+# which want newer ones.
+test-lowest: .venv-lowest/stamp
+	.venv-lowest/bin/pytest --numprocesses 2 --dist loadgroup -m "not slow and not xla" --ignore tests/clients
+
+# As root, and with Debian's debootstrap: deployments/Dockerfile step by step, on a small Debian. Two minutes, 3 GB.
+test-image: .venv/dev.stamp
+	$(BIN)/pytest -m image tests/package
 
 # The programs of neuron-xla on the real torch-xla, in an environment of their own (8 GB; two minutes to make).
 test-xla: .venv-xla/stamp
@@ -55,6 +66,11 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A wheel, and the archive of sources that it is made from, in dist/.
+package: .venv-package/stamp
+	rm -rf dist
+	.venv-package/bin/python -m build
 
 .venv/serve.stamp: $(SOURCES)
 	@$(CHECK_PYTHON)
@@ -81,5 +97,20 @@ XLA := .venv-xla/bin
 	$(XLA)/pip install --disable-pip-version-check -q -c .venv-xla/constraints.txt jax==0.10.2 jaxlib==0.10.2 -e '.[test]'
 	touch $@
 
+.venv-lowest/stamp: $(SOURCES) tests/package/lowest.py
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST) packaging
+	.venv-lowest/bin/python tests/package/lowest.py > .venv-lowest/constraints.txt
+	$(LOWEST) torch==2.13.0
+	$(LOWEST) -c .venv-lowest/constraints.txt -e '.[test]'
+	touch $@
+
+.venv-package/stamp: deployments/constraints.txt
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/pip install --disable-pip-version-check -q -c deployments/constraints.txt build
+	touch $@
+
 clean:
-	rm -rf .venv .venv-xla
+	rm -rf .venv .venv-*

@@ -226,7 +226,7 @@ async def ask_all(handle: Any, method: str, limit_s: float) -> tuple[list[Any], 
     asked: Any = handle.broadcast(method)
     try:
         each = await asyncio.wait_for(asked._fetch_replica_results_async(), limit_s)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return [], 1
     tasks = [asyncio.ensure_future(result.get_async()) for result in each]
     if tasks:

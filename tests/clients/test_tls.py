@@ -21,7 +21,7 @@ from tpray.errors import ConfigError
 from tpray.serving.entrance import Entrance
 from tpray.serving.tls import Certificate, check
 
-NOW = datetime.datetime.now(datetime.timezone.utc)
+NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 CA = trustme.CA()
 

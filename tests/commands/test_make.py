@@ -26,6 +26,6 @@ def test_an_old_python_is_named(target: str, tmp_path: Path) -> None:
         ["make", "-C", str(tmp_path), target, f"PYTHON={old}"], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2
-    said = f"tpray needs Python 3.10 or newer, and {old} is 3.9: name another, as in: make PYTHON=python3.12 {target}"
+    said = f"tpray needs Python 3.11 or newer, and {old} is 3.9: name another, as in: make PYTHON=python3.12 {target}"
     assert said in done.stderr
     assert not (tmp_path / ".venv").exists()

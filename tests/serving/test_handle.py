@@ -27,7 +27,7 @@ from tpray.serving.local import LocalClassifier
 from tpray.serving.servers import PREFIX, Announcement, ServerRecord, running_servers
 
 if TYPE_CHECKING:
-    from typing_extensions import assert_type
+    from typing import assert_type
 
     from tpray.serving.typed import Entity, LabelScore, RankedDocument
 

@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -214,7 +214,7 @@ def versions(runtime: str = "cpu") -> dict[str, str]:
 
 def now() -> str:
     """The time of day in UTC, ISO 8601, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def machine() -> str:

@@ -166,7 +166,7 @@ class Generator:
         try:
             async with self._session.post(self._url, data=self._bodies[0]) as answer:
                 await answer.read()
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as e:
+        except (TimeoutError, aiohttp.ClientError, ValueError) as e:
             raise TprayError(f"no server answers at {self._url}: {e or type(e).__name__}") from e
 
     async def _run(self, load: Load, seconds: float, limit: int) -> Outcome:
@@ -210,7 +210,7 @@ class Generator:
         try:
             async with self._session.post(self._url, data=body) as answer:
                 await answer.read()
-        except asyncio.TimeoutError:
+        except TimeoutError:
             outcome.errors[f"no answer within {self._timeout_s:g} s"] += 1
             return False
         except aiohttp.ClientError as e:

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 
 from tpray.errors import GroupError, NotReadyError
 
 
-class State(str, Enum):
+class State(StrEnum):
     """What a group is doing."""
 
     NEW = "new"  # nothing was started

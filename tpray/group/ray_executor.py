@@ -266,7 +266,7 @@ async def _wait_gone(pid: int, fd: int, timeout_s: float) -> None:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         await asyncio.wait_for(gone.wait(), timeout_s)
-    except asyncio.TimeoutError as e:
+    except TimeoutError as e:
         raise GroupError(f"the rank with process id {pid} is still there {timeout_s:.0f} s after it was killed") from e
     finally:
         loop.remove_reader(fd)

@@ -92,8 +92,11 @@ def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None)
                 logging_level=logging.ERROR,
                 **ray_private.ON_LOOPBACK,
             )
-    except BaseException:
+    except BaseException as e:
         stop_ray()
+        if isinstance(e, OSError):  # it keeps a token in the home folder
+            hint = "set HOME to a folder that can be written" if e.filename else "see its logs"
+            raise ConfigError(f"Ray cannot start: {e}; {hint}") from e
         raise
 
 

@@ -54,10 +54,16 @@ def _raise_open_files() -> None:
 
 
 def make_folder() -> Path:
-    """A new folder for the files and sockets of one server."""
-    short = len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER
+    """A new folder for the files and sockets of one server, and for the script that starts HAProxy."""
+    default = tempfile.gettempdir()
+    parent = default if len(os.fsencode(default)) <= LONGEST_FOLDER else "/tmp"
     try:
-        return Path(tempfile.mkdtemp(prefix="tpray-", dir=None if short else "/tmp"))
+        if os.statvfs(parent).f_flag & os.ST_NOEXEC:
+            raise ConfigError(
+                f"{parent} is mounted so that no program in it is run (noexec): set TMPDIR to a folder with a short "
+                "name where they are, or, in a container, mount it with exec, as in `docker run --tmpfs /tmp:exec`"
+            )
+        return Path(tempfile.mkdtemp(prefix="tpray-", dir=parent))
     except OSError as e:
         raise ConfigError(
             f"a folder for the server's sockets cannot be made ({e}): set TMPDIR to a folder with a short name"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from tpray.errors import ConfigError, DegreeError, UnsupportedModelError
 from tpray.parallel_layers.files import read_json
 
 
-class Split(str, Enum):
+class Split(StrEnum):
     """What happens to a layer's parameters."""
 
     COLUMN = "column"  # cut by output features; the output stays cut
@@ -33,7 +33,7 @@ class Split(str, Enum):
     REPLICATED = "replicated"  # whole on every rank
 
 
-class Unit(str, Enum):
+class Unit(StrEnum):
     """What must not be cut in two."""
 
     HEAD = "head"

@@ -332,7 +332,7 @@ class Engine:
         self.group.artifact.manifest.model.check_inputs(inputs)
         try:
             logits = (await asyncio.wait_for(self._step(inputs), limit_s)).logits
-        except asyncio.TimeoutError as e:
+        except TimeoutError as e:
             raise DeadlineError(f"the request was not answered within {limit_s:g} s") from e
         wrong = np.flatnonzero(~np.isfinite(logits).reshape(len(logits), -1).all(axis=1))
         if len(wrong):
@@ -363,7 +363,7 @@ class Engine:
         limit_s = self.group.step_timeout_s + timeout_s
         try:
             await asyncio.wait_for(self._watch.check(), limit_s)
-        except asyncio.TimeoutError as e:
+        except TimeoutError as e:
             raise DeadlineError(f"the canary was not answered within {limit_s:g} s") from e
 
     async def check(self, timeout_s: float = 5.0) -> None:
@@ -378,7 +378,7 @@ class Engine:
             step = self.group.step([token, token, token * 0])
             try:  # the step's own limit holds, not this check's: a busy group is healthy
                 await asyncio.wait_for(step, self.group.step_timeout_s + timeout_s)
-            except asyncio.TimeoutError as e:
+            except TimeoutError as e:
                 raise GroupError("the ranks do not answer") from e
             self._checked = time.monotonic()
 

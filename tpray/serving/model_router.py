@@ -98,7 +98,7 @@ class ModelRouter:
             try:
                 arriving = self._bodies.read(body, headers_of(scope), receive, self._limit_bytes)
                 await asyncio.wait_for(arriving, self._timeout_s)
-            except asyncio.TimeoutError as e:
+            except TimeoutError as e:
                 raise DeadlineError(f"the request did not arrive within {self._timeout_s:g} s") from e
             query: bytes = scope.get("query_string", b"")
             headers = [each for each in scope["headers"] if each[0] not in (b"host", b"origin")]  # it was let in here
@@ -150,7 +150,7 @@ class ModelRouter:
         async def answer(ask: Ask) -> Rendered | None:
             try:
                 return await asyncio.wait_for(ask(asked._replace(method="GET")), scrape.MODEL_S)
-            except (GroupError, asyncio.TimeoutError):
+            except (TimeoutError, GroupError):
                 return None
 
         answers = dict(zip(self._models, await asyncio.gather(*map(answer, self._models.values())), strict=True))

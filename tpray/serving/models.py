@@ -90,7 +90,7 @@ def _asking(name: str, handle: Any, config: ServeConfig) -> Ask:
         try:
             # The model keeps to its time itself; a deployment whose only replica is being replaced has nobody who does.
             rendered: Rendered = await asyncio.wait_for(answer.remote(asked), limit_s)
-        except asyncio.TimeoutError as e:
+        except TimeoutError as e:
             raise DeadlineError(f"the model {name!r} has not answered within {limit_s:g} s") from e
         except (RayError, RayServeException) as e:
             raise _silent(name, e) from e

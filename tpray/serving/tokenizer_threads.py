@@ -42,7 +42,7 @@ class TokenizerThreads:
             return await asyncio.wait_for(
                 loop.run_in_executor(threads, encode, deadline), max(0.0, deadline - time.monotonic())
             )
-        except asyncio.TimeoutError as e:
+        except TimeoutError as e:
             raise DeadlineError("the request's time ran out before its text was tokenised: send less text") from e
 
     def close(self) -> None:

@@ -69,8 +69,8 @@ class Block:
             self._listener.cancel()
         if not self._ended:
             return
-        uncancel = getattr(self._task, "uncancel", None)  # Python 3.10 does not count who cancels
-        others = uncancel() if uncancel is not None else 0
+        assert self._task is not None, "it was cancelled"
+        others = self._task.uncancel()
         if kind is asyncio.CancelledError and not others:
             raise self.error from error
 
