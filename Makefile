@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
-.PHONY: serve chromium test test-all test-xla test-device bench soak check clean
+.PHONY: serve chromium test test-all test-xla test-device bench soak check audit clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -56,6 +56,10 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Advisories about the packages that deployments/constraints.txt pins; says so where none can be reached.
+audit: .venv/audit.stamp
+	$(BIN)/python -m tests.audit
+
 .venv/serve.stamp: $(SOURCES)
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
@@ -65,6 +69,10 @@ check: .venv/dev.stamp
 
 .venv/dev.stamp: .venv/serve.stamp
 	$(INSTALL) -e '.[test,clients]'
+	touch $@
+
+.venv/audit.stamp: .venv/serve.stamp
+	$(INSTALL) -e '.[audit]'
 	touch $@
 
 .venv/bench.stamp: .venv/serve.stamp
