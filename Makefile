@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
-.PHONY: serve chromium test test-all test-xla test-device test-image test-lowest bench soak check package clean
+.PHONY: serve chromium test test-all test-xla test-device test-image test-lowest bench soak check audit package clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -72,6 +72,10 @@ package: .venv-package/stamp
 	rm -rf dist
 	.venv-package/bin/python -m build
 
+# Advisories about the packages that deployments/constraints.txt pins; says so where none can be reached.
+audit: .venv/audit.stamp
+	$(BIN)/python -m tests.audit
+
 .venv/serve.stamp: $(SOURCES)
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
@@ -81,6 +85,10 @@ package: .venv-package/stamp
 
 .venv/dev.stamp: .venv/serve.stamp
 	$(INSTALL) -e '.[test,clients]'
+	touch $@
+
+.venv/audit.stamp: .venv/serve.stamp
+	$(INSTALL) -e '.[audit]'
 	touch $@
 
 .venv/bench.stamp: .venv/serve.stamp

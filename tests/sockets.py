@@ -116,19 +116,25 @@ def name_of(process: int, starter: int) -> str:
     return scripts[0] if program.startswith("python") and scripts else program
 
 
-def undeclared(pid: int, start: str, **ports: int) -> list[Listening]:
-    """What a start listens on and the table does not name. ports: what its words for ports are in this start."""
+def undeclared(pid: int, start: str, host: str = "127.0.0.1", **ports: int) -> list[Listening]:
+    """What a start listens on and the table does not name.
+
+    host: what the table's ``--host`` is in this start, as `Listening` says it. ports: what its words for ports are.
+    """
     rows = [row for row in declared() if start in row.starts]
     assert rows, f"the table has no start {start!r}"
-    return sorted((found for found in listening(pid) if not any(_names(row, found, ports) for row in rows)), key=str)
+    return sorted(
+        (found for found in listening(pid) if not any(_names(row, found, host, ports) for row in rows)), key=str
+    )
 
 
-def _names(row: Declared, found: Listening, ports: dict[str, int]) -> bool:
+def _names(row: Declared, found: Listening, host: str, ports: dict[str, int]) -> bool:
     if row.kind != found.kind or found.process not in re.split(r",\s*", row.process):
         return False
     if row.kind == "unix":
         return re.fullmatch(re.escape(row.address).replace(r"\*", ".*"), found.address) is not None
-    if found.address not in re.split(r",\s*", row.address):
+    addresses = re.split(r",\s*", row.address.replace("--host", host))
+    if found.address not in addresses and ("the node's" not in addresses or found.address == "all"):
         return False
     if row.port == "any":
         return True

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import trustme
 
+from tests import sockets
 from tests.served import assert_all_gone, children_of, start
 from tpray.config import AccessConfig
 from tpray.serving import keys
@@ -59,18 +60,24 @@ def test_keys_tls_and_pages_of_another_origin(free_port: Callable[[], int], tmp_
     (tmp_path / "ca").write_bytes(ca.cert_pem.bytes())
     (tmp_path / "cert").write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
     (tmp_path / "key").write_bytes(made.private_key_pem.bytes())
-    keys, port = tmp_path / "keys", free_port()
+    keys, port, grpc_port = tmp_path / "keys", free_port(), free_port()
     keys.write_text(f"alice: {ALICE}\nbob: sha256:{digest_of(BOB).hex()} requests=2/min\n")
     tls = "--tls-cert", str(tmp_path / "cert"), "--tls-key", str(tmp_path / "key")
     os.environ["TPRAY_API_KEY"] = DEFAULT
     try:
-        server = start(port, tmp_path, "--tp", "1", "--api-keys", str(keys), "--cors-origin", PAGE, *tls)
+        open_to_all = "--host", "0.0.0.0", "--grpc-port", str(grpc_port)
+        flags = "--tp", "1", "--api-keys", str(keys), "--cors-origin", PAGE
+        server = start(port, tmp_path, *flags, *tls, *open_to_all)
     finally:
         del os.environ["TPRAY_API_KEY"]
     family = children_of(server.process.pid)
     try:
         url = f"https://127.0.0.1:{port}"
-        assert f"at {url}" in server.log.read_text()
+        assert f"at https://0.0.0.0:{port}" in server.log.read_text()
+        ports = {"port": port, "grpc_port": grpc_port}
+        assert sockets.undeclared(server.process.pid, "serve", host="all", **ports) == []
+        reached = {each for each in sockets.listening(server.process.pid) if each.address == "all"}
+        assert {(each.process, each.port) for each in reached} == {("haproxy", port), ("haproxy", grpc_port)}
         context = ssl.create_default_context(cafile=str(tmp_path / "ca"))
         with httpx.Client(base_url=url, verify=context, timeout=60) as http:
             assert http.post("/predict", json={"inputs": "a"}).status_code == 401

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 import tpray
+from tests import sockets
 from tpray.artifacts.resolve import find_model
 from tpray.commands.cli import main
 from tpray.config import ModelConfig
@@ -50,6 +51,7 @@ def test_load_classifies_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     """And every process logs what TPRAY_LOG asks for: the ranks', in Ray's files."""
     monkeypatch.setenv("TPRAY_LOG", "INFO")
     with tpray.load(tp=2, dtype="float32") as classifier:
+        assert sockets.undeclared(os.getpid(), "load") == []
         node: Any = ray._private.worker._global_node  # to a checker None: Ray annotates it nowhere
         logs = Path(node.get_session_dir_path()) / "logs"
         said = "".join(file.read_text() for file in logs.glob("worker-*.err"))

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from ray._common.utils import get_default_ray_temp_dir
 
+from tests import sockets
 from tests.served import Running, assert_all_gone, children_of, processes_of, sessions_of, start
 from tpray.platforms import lease
 from tpray.platforms.cores import core_count
@@ -48,6 +49,15 @@ def test_the_tutorials_pairs(server: Running) -> None:
     assert sum(s["score"] for s in single) == pytest.approx(1.0)
     raw = server.predict({"inputs": [PLACE, OFFICE], "raw_scores": True}).json()
     assert raw[0]["score"] > 1.0
+
+
+def test_every_socket_is_one_that_the_security_page_names(server: Running) -> None:
+    pid, port = server.process.pid, int(server.url.rpartition(":")[2])
+    found = sockets.listening(pid)
+    assert {each.address for each in found if each.kind != "unix"} == {"127.0.0.1"}
+    assert not [each for each in found if each.kind == "udp"]
+    assert {each.process for each in found} >= {"haproxy", "ServeReplica", "raylet", "WorkerHost", "the command"}
+    assert sockets.undeclared(pid, "serve", port=port) == []
 
 
 def test_the_demo_ranks(server: Running) -> None:
