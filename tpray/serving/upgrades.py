@@ -35,7 +35,7 @@ NOT_OF_A_REPLICA = {"replicas", "autoscaling", "upgrade"}
 """What of a `ServeConfig` decides how many replicas there are and how they come, and not what each is."""
 
 
-MEANWHILE = "requests get 503 until a new group has started"
+MEANWHILE = "with one group requests wait until the new one has started"
 
 
 def version_of(config: ServeConfig) -> str:
