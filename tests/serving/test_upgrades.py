@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 import threading
@@ -182,7 +181,6 @@ def test_what_comes_is_said_where_no_group_fits(
 ) -> None:
     config = ServeConfig.model_validate(model("a", tp=2, upgrade=upgrade))
     topology = Topology.of(config.parallel)
-    monkeypatch.setattr(upgrades.log, "parent", logging.getLogger())  # Serve's own is not the root's
     for room in (True, False):
         monkeypatch.setattr(upgrades, "has_room", lambda *_, room=room: room)
         upgrades.say_what_comes("Classifier", topology, config)

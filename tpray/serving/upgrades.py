@@ -28,8 +28,7 @@ from tpray.local_ray.private import builds_for_a_file, keep_version
 from tpray.platforms.topology import Topology
 from tpray.version import __version__
 
-log = logging.getLogger("ray.serve.tpray")
-"""Into Serve's own log, for that of the process which builds for a file is nobody's."""
+log = logging.getLogger(__name__)
 
 NOT_OF_A_REPLICA = {"replicas", "autoscaling", "upgrade"}
 """What of a `ServeConfig` decides how many replicas there are and how they come, and not what each is."""
@@ -71,6 +70,8 @@ def say_what_comes(name: str, topology: Topology, config: ServeConfig) -> None:
     """Log what becomes of the groups that run, if this is a new version of them, where no further group fits."""
     if has_room(topology, config.node_labels):
         return
+    if builds_for_a_file():
+        log.parent = logging.getLogger("ray.serve")  # into Serve's log: nobody reads the others of this process
     needs = " and ".join(f"{amount:g} {resource}" for resource, amount in topology.resources().items())
     if config.upgrade == "stop-first":
         after = f"where this replaces a version, that stops first (upgrade: stop-first), and {MEANWHILE}"
