@@ -71,7 +71,8 @@ def say_what_comes(name: str, topology: Topology, config: ServeConfig) -> None:
     if has_room(topology, config.node_labels):
         return
     if builds_for_a_file():
-        log.parent = logging.getLogger("ray.serve")  # into Serve's log: nobody reads the others of this process
+        serves: logging.Logger = logging.getLogger("ray.serve")  # nobody reads other logs of this process
+        log.parent = serves
     needs = " and ".join(f"{amount:g} {resource}" for resource, amount in topology.resources().items())
     if config.upgrade == "stop-first":
         after = f"where this replaces a version, that stops first (upgrade: stop-first), and {MEANWHILE}"
