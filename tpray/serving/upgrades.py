@@ -28,14 +28,13 @@ from tpray.platforms.topology import Topology
 from tpray.ray_private import builds_for_a_file, keep_version
 from tpray.version import __version__
 
-log = logging.getLogger("ray.serve.tpray")
-"""Into Serve's own log, for that of the process which builds for a file is nobody's."""
+log = logging.getLogger(__name__)
 
 NOT_OF_A_REPLICA = {"replicas", "autoscaling", "upgrade"}
 """What of a `ServeConfig` decides how many replicas there are and how they come, and not what each is."""
 
 
-MEANWHILE = "requests get 503 until a new group has started"
+MEANWHILE = "with one group requests wait until the new one has started"
 
 
 def version_of(config: ServeConfig) -> str:
@@ -71,6 +70,9 @@ def say_what_comes(name: str, topology: Topology, config: ServeConfig) -> None:
     """Log what becomes of the groups that run, if this is a new version of them, where no further group fits."""
     if has_room(topology, config.node_labels):
         return
+    if builds_for_a_file():
+        serves: logging.Logger = logging.getLogger("ray.serve")  # nobody reads other logs of this process
+        log.parent = serves
     needs = " and ".join(f"{amount:g} {resource}" for resource, amount in topology.resources().items())
     if config.upgrade == "stop-first":
         after = f"where this replaces a version, that stops first (upgrade: stop-first), and {MEANWHILE}"
