@@ -22,9 +22,13 @@ from tpray.commands.flags import (
     FromToken,
     InsecureNoKey,
     Layout,
+    LogFormatFlag,
     LogicalCores,
+    LogInputs,
+    LogRequests,
     Model,
     OpenRoutes,
+    OtlpEndpoint,
     PlanFile,
     Replicas,
     Revision,
@@ -37,6 +41,7 @@ from tpray.commands.flags import (
     access_of,
     lnc_number,
     names_of,
+    telemetry_of,
     tls_of,
     words_of,
 )
@@ -83,6 +88,10 @@ def serve(
     cors_origin: CorsOrigin = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    otlp_endpoint: OtlpEndpoint = None,
+    log_format: LogFormatFlag = "text",
+    log_requests: LogRequests = False,
+    log_inputs: LogInputs = False,
     max_batch_tokens: Annotated[
         int, typer.Option(min=1, envvar="TPRAY_MAX_BATCH_TOKENS", help="Tokens taken from the queue at a time.")
     ] = BatchConfig().max_batch_tokens,
@@ -153,6 +162,7 @@ def serve(
         replicas=replicas,
         served_model_name=names_of(served_model_name),
         access=access_of(api_keys, api_key, open_routes, cors_origin, insecure_no_key),
+        telemetry=telemetry_of(otlp_endpoint, log_format, log_requests, log_inputs),
     )
     tls = tls_of(tls_cert, tls_key)
     from tpray.serving import launch

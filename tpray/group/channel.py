@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 from tpray.errors import GroupError, RankError, StepError, StepTimeoutError
 from tpray.group.pace import Limits
@@ -17,13 +17,33 @@ from tpray.group.wire import Array, Frame, FrameParser, Kind
 from tpray.parallel_layers.counters import furthest_behind, read_counters, read_waits_s
 
 
+class RankTime(NamedTuple):
+    """How long a rank's program ran in a step, seconds, and how much of that it waited for others; None: not known."""
+
+    run_s: float
+    wait_s: float | None
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """outputs: rank 0's, owned by the receiver. How long rank 0 computed; how long the step took once begun."""
+    """outputs: rank 0's, owned by the receiver. How long rank 0 computed; how long the step took once begun.
+
+    ranks: the time of each, in their order; empty: that is not known.
+    """
 
     outputs: tuple[Array, ...]
     compute_s: float
     total_s: float
+    ranks: tuple[RankTime, ...] = ()
+
+    @classmethod
+    def of_parts(cls, outputs: tuple[Array, ...], parts: Sequence[StepResult]) -> StepResult:
+        """A step that went in parts, one after another: their times together."""
+        ranks = tuple(
+            RankTime(sum(time.run_s for time in times), _sum(time.wait_s for time in times))
+            for times in zip(*(part.ranks for part in parts), strict=True)
+        )
+        return cls(outputs, sum(part.compute_s for part in parts), sum(part.total_s for part in parts), ranks)
 
     @property
     def logits(self) -> Array:
@@ -45,6 +65,7 @@ class _Step:
     due: float = 0.0
     output: Frame | None = None
     raised: dict[int, Frame] = field(default_factory=dict)
+    times: dict[int, RankTime] = field(default_factory=dict)
 
 
 class _Link(asyncio.Protocol):
@@ -150,8 +171,9 @@ class Channel:
         step.waiting_for.discard(rank)
         if frame.kind is not Kind.RESULT:
             step.raised[rank] = frame
-        elif frame.tensors:
-            step.output = frame
+        else:
+            step.times[rank] = RankTime(frame.micros / 1e6, None if frame.waited < 0 else frame.waited / 1e6)
+            step.output = frame if frame.tensors else step.output
         answered = len(self._links) - len(step.waiting_for)
         if step.raised and (not step.waiting_for or answered > len(step.raised)):
             self._on_raised(frame.step, step)
@@ -223,7 +245,8 @@ class Channel:
         self._begin_oldest()
         if not step.future.done():
             total_s = time.perf_counter() - step.began
-            step.future.set_result(StepResult(output.tensors, output.micros / 1e6, total_s))
+            ranks = tuple(step.times[rank] for rank in sorted(step.times))
+            step.future.set_result(StepResult(output.tensors, output.micros / 1e6, total_s, ranks))
 
     def _on_raised(self, number: int, step: _Step) -> None:
         """Some rank has raised, and either all have, or another one has not, or none will any more."""
@@ -271,6 +294,11 @@ def _set_error(step: _Step, error: Exception) -> None:
     if not step.future.done():
         step.future.set_exception(error)
         step.future.exception()  # marks it seen: its caller may have left
+
+
+def _sum(seconds: Iterable[float | None]) -> float | None:
+    known = list(seconds)
+    return None if None in known else sum(second for second in known if second is not None)
 
 
 def _listed(ranks: Iterable[int]) -> str:

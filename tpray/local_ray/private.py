@@ -47,6 +47,14 @@ def keep_grpc_on_loopback() -> list[Any]:
     return []
 
 
+def request_id() -> str:
+    """The id of the request that the current task answers, in a process of Serve: its ``X-Request-ID``; "": none."""
+    from ray.serve import context
+
+    private: Any = context
+    return str(private._get_serve_request_context().request_id)
+
+
 def stay_on_loopback() -> None:
     """Have Ray take 127.0.0.1 for this machine's address.
 

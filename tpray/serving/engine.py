@@ -38,6 +38,7 @@ from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.keys import charge
 from tpray.serving.load import Load
 from tpray.serving.relevance import Relevance
+from tpray.serving.request_notes import note_rows
 from tpray.serving.rows import RowResult
 from tpray.serving.scores import OWN, Ranked, Score, Scoring, activated, labelled, own_activation, ranked
 from tpray.serving.token_codec import TokenCodec, check_task
@@ -79,14 +80,9 @@ class Engine:
         spans = Spans(lambda _: None, self.startup[-1].ended)
         spans.end(LAST_SPAN)
         self.startup += tuple(spans.reports)
+        group, pad_id = self.group, self._codec.pad_id
         self._batcher = Batcher(
-            self.group,
-            self._batching(),
-            self._codec.pad_id,
-            self.group.packs_rows,
-            self.group.buckets,
-            self.group.parts,
-            self.load,
+            group, self._batching(), pad_id, group.packs_rows, group.buckets, group.parts, self.load
         )
         self._watch.start(self.config.canary_interval_s)
 
@@ -280,6 +276,7 @@ class Engine:
         self._batcher.check_room(count, deadline - time.monotonic())
         rows = encode(deadline) if characters is None else await self.tokenizing.run(encode, characters, deadline)
         charge(sum(map(len, rows)))
+        note_rows(rows, started)
         tokenized = time.perf_counter()
         try:
             results = await self._batcher.submit(rows, deadline - time.monotonic())

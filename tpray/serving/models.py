@@ -11,15 +11,19 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from starlette.types import ASGIApp
 
 from tpray.config import ModelsConfig, stay_quiet
 from tpray.errors import ConfigError, GroupError
-from tpray.local_ray.private import keep_replica_on_loopback
+from tpray.local_ray.private import keep_replica_on_loopback, request_id
 from tpray.serving.access import Access
 from tpray.serving.app import application_of
 from tpray.serving.dialects.base import Rendered
 from tpray.serving.model_router import Ask, Asked, ModelRouter
+from tpray.serving.observer import Observer
+from tpray.serving.observing import set_up_logs
 from tpray.serving.one_write import join_writes
+from tpray.serving.request_notes import NOTES
 
 DEPLOYMENT_NAME = "Models"
 
@@ -30,20 +34,28 @@ class Models:
     """The deployment that requests come to. models: the handles of the models' deployments, by name."""
 
     def __init__(self, config: ModelsConfig, models: dict[str, Any]) -> None:
+        set_up_logs(config.telemetry, request_id)
         keep_replica_on_loopback()
         join_writes()
         batches = [model.batch for model in config.models.values()]
-        self._router = ModelRouter(
+        router = ModelRouter(
             {name: _asking(name, handle) for name, handle in models.items()},
             config.default,
             max(batch.payload_limit_bytes for batch in batches),
             max(batch.request_timeout_s for batch in batches),
             Access.of(config.access),
         )
+        self._observer = Observer.of(config.telemetry, request_id)
+        self._app: ASGIApp = router if self._observer is None else self._observer.app(router)
 
-    def __serve_build_asgi_app__(self) -> ModelRouter:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook."""
-        return self._router
+        return self._app
+
+    async def __del__(self) -> None:
+        observer = getattr(self, "_observer", None)  # __init__ may have failed before it was there
+        if observer is not None:
+            await observer.close()
 
 
 def _asking(name: str, handle: Any) -> Ask:
@@ -54,6 +66,8 @@ def _asking(name: str, handle: Any) -> Ask:
             rendered: Rendered = await answer.remote(asked)
         except (RayError, RayServeException) as e:
             raise GroupError(f"the model {name!r} does not answer now ({type(e).__name__}): try again") from e
+        if (notes := NOTES.get()) is not None:
+            notes.passed_on = True
         return rendered
 
     return ask
@@ -75,7 +89,9 @@ def build(args: ModelsConfig) -> serve.Application:
     behind = args.access.model_copy(update={"cors_origins": ()})  # these are let in by what is in front
     bound = {
         name: application_of(
-            config.model_copy(update={"served_model_name": (name,), "access": behind}), names[name], True
+            config.model_copy(update={"served_model_name": (name,), "access": behind, "telemetry": args.telemetry}),
+            names[name],
+            True,
         )
         for name, config in args.models.items()
     }
