@@ -150,12 +150,17 @@ def current() -> LogSettings:
     return _settings or LogSettings.of_environment()
 
 
+def in_json() -> bool:
+    """Whether this process has been told to log JSON lines."""
+    return _settings is not None and _settings.form == "json"
+
+
 def set_up(settings: LogSettings, context: Context = dict) -> None:
     """Have this process log tpray's messages from a level on, and others' warnings."""
     global _settings
     _settings = settings
     root = logging.getLogger()
-    for handler in root.handlers:
+    for handler in list(root.handlers):
         if isinstance(handler, Lines):
             root.removeHandler(handler)
     if not root.handlers or settings.address:  # else a host of ours, such as pytest, has its own

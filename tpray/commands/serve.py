@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from tpray.commands.console import ROUTES, err, print_ready, show_phase, show_progress, spinner
+from tpray import logs
+from tpray.commands.console import ROUTES, print_ready, say, show_phase, show_progress, spinner
 from tpray.commands.flags import (
     OPEN_ROUTES,
     ApiKey,
@@ -22,13 +24,9 @@ from tpray.commands.flags import (
     FromToken,
     InsecureNoKey,
     Layout,
-    LogFormatFlag,
     LogicalCores,
-    LogInputs,
-    LogRequests,
     Model,
     OpenRoutes,
-    OtlpEndpoint,
     PlanFile,
     Replicas,
     Revision,
@@ -41,10 +39,10 @@ from tpray.commands.flags import (
     access_of,
     lnc_number,
     names_of,
-    telemetry_of,
     tls_of,
     words_of,
 )
+from tpray.commands.telemetry_flags import LogFormatFlag, LogInputs, LogRequests, OtlpEndpoint, telemetry_of
 from tpray.commands.try_it import curl, present
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError
@@ -129,6 +127,7 @@ def serve(
     """Serve a classifier over HTTP until Ctrl-C."""
     from tpray.runtime.buckets import parse
 
+    logs.set_up(replace(logs.LogSettings.of_environment(), form=log_format))
     if grpc_port == port:
         raise ConfigError(f"--grpc-port and --port are both {port}: choose another --grpc-port")
     config = ServeConfig(
@@ -184,5 +183,5 @@ def serve(
             with suppress(KeyboardInterrupt):  # as soon as it is ready
                 print_ready(at.url, named, server.config, example, routes, at.key_names)
                 server.wait()
-            err.print("Stopping: what is under way is answered first; Ctrl-C again ends at once")
-    err.print("Stopped")
+            say("Stopping: what is under way is answered first; Ctrl-C again ends at once")
+    say("Stopped")

@@ -52,7 +52,7 @@ class Door:
         self.router = app.router
         own = [*((path, "POST") for path in handlers), *((path, "GET") for path in self._streams)]
         self.routes: list[Any] = [*(Route(path, app, methods=[method]) for path, method in own), *app.routes]
-        self._known = {route.path: "" for route in self.routes}
+        self._known = {route.path: "" for route in self.routes if isinstance(route, Route)}
         self._known |= {route.path: dialect.name for dialect, routes in reversed(spoken) for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +98,8 @@ class Door:
         if path not in self._known:
             path = path.rstrip("/") or "/"
         if path not in self._known:
-            path = next((r.path for r in self.routes if "{" in r.path and r.matches(scope)[0] != Match.NONE), "")
+            varying = (r for _, routes in self._spoken for r in routes if "{" in r.path)
+            path = next((str(r.path) for r in varying if r.matches(scope)[0] != Match.NONE), "")
         return path, self._known.get(path, "")
 
     def _refusal(self, scope: Scope, error: Exception) -> Rendered:

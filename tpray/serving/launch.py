@@ -37,6 +37,7 @@ from tpray.serving import haproxy, telemetry
 from tpray.serving.client import get
 from tpray.serving.entrance import Entrance
 from tpray.serving.log_printer import LogPrinter
+from tpray.serving.observing import settings_of
 from tpray.serving.progress import Receiver
 from tpray.serving.servers import Announcement, ServerRecord
 from tpray.serving.signals import catch_signals, end_at_once_if_asked_again
@@ -138,7 +139,7 @@ class Server:
         timeout_s = self.config.batch.request_timeout_s
         set_variables(self.entrance.places(folder, self._ports.ids, timeout_s))
         self._printer = LogPrinter()
-        set_variables({LOG_ADDRESS: self._printer.address, LOG_FORMAT: self.config.telemetry.log_format})
+        set_variables({LOG_ADDRESS: self._printer.address, LOG_FORMAT: settings_of(self.config.telemetry).form})
         set_variables({API_KEY: None})  # it is among the configuration's, and no other process needs it
         at, most = self.entrance, self.config.batch.payload_limit_bytes
         set_default_variables(haproxy.settings(timeout_s) | haproxy.grpc_settings(at.grpc_port, most))

@@ -82,7 +82,7 @@ class Observer:
         return cls(config, spans, request_id) if spans is not None or config.log_requests else None
 
     def app(self, app: ASGIApp, route_of: RouteOf | None = None) -> ASGIApp:
-        """``app``, watched. route_of: a request's route and dialect, "" where there is none; None: it passes them on."""
+        """``app``, watched. route_of: a request's route and dialect, "" for none; None: it passes requests on."""
         return _Watched(self, app, route_of)
 
     def call(self, call: Call, name: str) -> Call:
