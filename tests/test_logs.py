@@ -79,7 +79,12 @@ def test_a_process_does_not_wait_for_a_command_that_prints_nothing(
     handler.setFormatter(TextLines(dict))
     handler.handle(record("first"))
     real, started = printer._selector.select, time.monotonic()
-    monkeypatch.setattr(printer._selector, "select", lambda timeout: time.sleep(0.05) or [])
+
+    def asleep(timeout: float) -> list[object]:
+        time.sleep(0.05)
+        return []
+
+    monkeypatch.setattr(printer._selector, "select", asleep)
     time.sleep(0.3)
     for _ in range(2000):
         handler.handle(record("x" * 1000))

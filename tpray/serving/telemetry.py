@@ -178,10 +178,12 @@ class RequestSpans:
         span.end(ended_ns)
 
     def _add_error(self, span: Span, error: BaseException, failed: str | None, at_ns: int) -> None:
-        """An event with the error's type, and its words where they cannot be a client's or may be told."""
+        """An event with the error's type, and its words where these are no client's, or may be told all the same."""
         event = {"exception.type": f"{type(error).__module__}.{type(error).__name__}"}
-        if self._with_inputs or isinstance(error, GroupError):
+        if self._with_inputs:
             event["exception.message"] = str(error)
+        elif isinstance(error, GroupError):  # which rank; after the colon comes what a program raised
+            event["exception.message"] = str(error).partition(":")[0]
         span.add_event("exception", event, at_ns)
         if failed is not None:
             self._fail(span, failed)
