@@ -84,7 +84,7 @@ def caught() -> Iterator[Caught]:
 ASKED: list[tuple[str, dict[str, Any], str, int]] = [
     ("/predict", {"inputs": [["a"], ["b"]]}, "/predict", 2),
     ("/", {"inputs": ["a", "b"]}, "/", 2),
-    ("/models/org/any", {"inputs": "a"}, "/models/{owner}/{name}", 1),
+    ("/models/org/any", {"inputs": "a"}, "/models/{owner}/{model}", 1),
     ("/classify", {"input": "a", "model": "any"}, "/classify", 1),
     ("/infinity/classify", {"input": ["a"], "model": "any"}, "/infinity/classify", 1),
     ("/v1/rerank", {"query": "a", "documents": ["b", "c"], "model": "any"}, "/v1/rerank", 2),
@@ -93,7 +93,7 @@ ASKED: list[tuple[str, dict[str, Any], str, int]] = [
     (
         "/v2/models/any/infer",
         {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]},
-        "/v2/models/{model}/infer",
+        "/v2/models/{model:path}/infer",
         1,
     ),
 ]
