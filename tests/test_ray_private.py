@@ -222,6 +222,14 @@ def test_a_deployment_keeps_the_version_that_it_is_given() -> None:
     expect(kept.version == "own", "DeploymentConfig.to_proto_bytes", needed)
 
 
+def test_serve_knows_the_id_of_a_request() -> None:
+    from ray.serve import context
+
+    needed = "request_id: that log lines and traces have the id which the answer has"
+    expect(hasattr(context, "_get_serve_request_context"), "serve.context._get_serve_request_context", needed)
+    assert ray_private.request_id() == ""
+
+
 def test_serve_forgets_its_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.serve import context
 

@@ -7,19 +7,19 @@ variables that its parser reads; what has no flag is read here:
 ``TPRAY_CACHE``     where artifacts live (default ``$XDG_CACHE_HOME/tpray``)
 ``TPRAY_LOG``       logging level of every tpray process (default ``WARNING``)
 ``TPRAY_API_KEY``   a key: a replica asks for it, and a client of a server shows it
+``OTEL_...``        where spans go, and which (`tpray.serving.telemetry`); OpenTelemetry's SDK reads them itself
 ==================  =====================================================================
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -31,6 +31,7 @@ ProcessLayout = Literal["process-per-rank", "single-process"]
 NeuronLayout = Literal["auto", "process-per-rank", "single-process"]
 Goal = Literal["latency", "throughput"]
 OpenRoute = Literal["health", "page", "metrics"]
+LogFormat = Literal["text", "json"]
 
 AUTO: Final = "auto"
 """The runtime, dtype, degree or number of groups that suits this machine; `tpray.platforms` names the runtimes."""
@@ -162,6 +163,24 @@ class TlsConfig(Frozen):
     key: Path
 
 
+class TelemetryConfig(Frozen):
+    """What is told of requests, and in which form."""
+
+    otlp_endpoint: str | None = Field(
+        None, description="base URL of a collector that takes OTLP over HTTP; None: as OTEL_EXPORTER_OTLP_ENDPOINT says"
+    )
+    log_format: LogFormat | None = Field(None, description="None: as TPRAY_LOG_FORMAT says, or text")
+    log_requests: bool = Field(False, description="a line for each request")
+    log_inputs: bool = Field(False, description="what a request sent, in its line and its trace")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _url(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
+            raise ValueError(f"{url!r} is no URL of a collector: give one such as http://localhost:4318")
+        return url
+
+
 class ServeConfig(Frozen):
     """One Serve application: the ``args`` of ``tpray.serving.app:build`` in a Serve config file."""
 
@@ -177,6 +196,7 @@ class ServeConfig(Frozen):
         (), description="what requests may call the model; answers carry the first; none: any name, and its own"
     )
     access: AccessConfig = AccessConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     node_labels: dict[str, str] = Field({}, description="of the nodes that groups may lie on, as Ray's label selectors")
     upgrade: Literal["side-by-side", "stop-first"] = Field(
         "side-by-side", description="a new version's groups start beside the old ones, or these stop first"
@@ -211,6 +231,7 @@ class ModelsConfig(Frozen):
     models: dict[str, ServeConfig] = Field(min_length=1, description="by the names that requests say")
     default: str | None = Field(None, description="the model of requests that name none; None: these are refused")
     access: AccessConfig = AccessConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _known(self) -> ModelsConfig:
@@ -218,6 +239,8 @@ class ModelsConfig(Frozen):
             raise ValueError(f"default is {self.default!r}, and the models are {', '.join(self.models)}")
         if kept := [name for name, model in self.models.items() if model.access != AccessConfig()]:
             raise ValueError(f"{kept[0]}: access is said once for all models, beside `models`")
+        if told := [name for name, model in self.models.items() if model.telemetry != TelemetryConfig()]:
+            raise ValueError(f"{told[0]}: telemetry is said once for all models, beside `models`")
         if named := [name for name, model in self.models.items() if model.served_model_name]:
             raise ValueError(f"{named[0]}: served_model_name is what the model is called in `models`: leave it out")
         return self
@@ -269,7 +292,6 @@ def write_whole(path: Path, text: str) -> None:
 
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 
 def log_level() -> str:
@@ -284,10 +306,36 @@ def log_level() -> str:
     return given.upper()
 
 
-def set_up_logging(level: str | None = None) -> None:
-    """Have this process log tpray's messages from ``level`` on (default: that of ``TPRAY_LOG``), others' warnings."""
-    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
-    logging.getLogger("tpray").setLevel(level or log_level())
+LOG_FORMAT = "TPRAY_LOG_FORMAT"
+LOG_ADDRESS = "TPRAY_LOG_ADDRESS"  # set by `tpray serve` for what it starts
+
+
+def log_format() -> LogFormat:
+    """The form named by ``TPRAY_LOG_FORMAT``; `ConfigError` if there is none such."""
+    given = os.environ.get(LOG_FORMAT) or "text"
+    if given not in get_args(LogFormat):
+        raise ConfigError(f"{LOG_FORMAT}={given} is no form of logs: use one of {', '.join(get_args(LogFormat))}")
+    return "json" if given == "json" else "text"
+
+
+def log_address() -> str:
+    """Where this process's lines are printed; "": nowhere but here."""
+    return os.environ.get(LOG_ADDRESS, "")
+
+
+def otlp_variable() -> str | None:
+    """Which variable of OpenTelemetry's asks for spans to be sent; None: none does."""
+    wanted = os.environ.get("OTEL_TRACES_EXPORTER", "otlp") == "otlp"
+    if not wanted or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    names = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+    return next((name for name in names if os.environ.get(name)), None)
+
+
+def otlp_protocol() -> str:
+    """The protocol that OpenTelemetry's variables name."""
+    names = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
+    return next((os.environ[name] for name in names if os.environ.get(name)), "http/protobuf")
 
 
 API_KEY = "TPRAY_API_KEY"

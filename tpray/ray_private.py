@@ -181,6 +181,14 @@ def builds_for_a_file() -> bool:
     return bool(ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
 
 
+def request_id() -> str:
+    """The id of the request that the current task answers, in a process of Serve: its ``X-Request-ID``; "": none."""
+    from ray.serve import context
+
+    private: Any = context
+    return str(private._get_serve_request_context().request_id)
+
+
 def forget_serve() -> None:
     """Have Serve look for its controller again.
 

@@ -36,10 +36,10 @@ def test_frames_survive_any_cut_of_the_stream() -> None:
 def test_a_frame_is_as_the_picture_says() -> None:
     """Read by the picture in the module's docstring alone."""
     ids, scores = np.arange(6, dtype=np.int64).reshape(2, 3), np.array([1.5], dtype=np.float32)
-    data = Frame(Kind.RESULT, 7, (ids, scores), 12, "naïve").encode()
-    magic, kind, tensors, _, text, step, micros, body = struct.unpack_from("<4sBBHIQQQ", data)
-    assert (magic, kind, tensors, text, step, micros) == (b"TPR1", 3, 2, len("naïve".encode()), 7, 12)
-    rest = data[struct.calcsize("<4sBBHIQQQ") :]
+    data = Frame(Kind.RESULT, 7, (ids, scores), 12, "naïve", 5).encode()
+    magic, kind, tensors, _, text, step, micros, waited, body = struct.unpack_from("<4sBBHIQQqQ", data)
+    assert (magic, kind, tensors, text, step, micros, waited) == (b"TPR2", 3, 2, len("naïve".encode()), 7, 12, 5)
+    rest = data[struct.calcsize("<4sBBHIQQqQ") :]
     assert len(rest) == body
     (length,) = struct.unpack_from("<I", rest)
     table = rest[4 : 4 + length]

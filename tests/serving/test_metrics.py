@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.conftest import WithEngine
 from tests.serving.test_access import BEARER, KEY, access
 from tpray.group.fake_executor import FakeExecutor, fake_logits
-from tpray.group.rank_time import RankTime
+from tpray.group.rank_time import RankTime, RankTotal
 from tpray.group.wire import Array, Frame, Kind
 from tpray.platforms.memory import memory_of
 from tpray.serving.dialects import DIALECTS
@@ -288,17 +288,15 @@ def test_seconds_of_a_rank_only_grow_and_show_who_is_slow(with_fake_engine: With
     with_fake_engine(work)
 
 
-def test_what_a_rank_waited_in_a_step_that_it_never_ended_is_not_taken_from_what_it_computed() -> None:
-    time = RankTime()
-    time.program_s = 3.0
-    time.update(1.0)
-    assert (time.compute_s, time.wait_s) == (2.0, 1.0)
-    time.update(2.5)  # it waits in a step that is under way
-    assert (time.compute_s, time.wait_s) == (2.0, 2.5)
-    time.update(2.5, ends=True)
-    time.program_s += 1.0
-    time.update(0.25)
-    assert (time.compute_s, time.wait_s) == (2.75, 2.75)
+def test_the_times_of_a_rank_add_up() -> None:
+    total = RankTotal()
+    total.add(RankTime(3.0, None))
+    assert (total.compute_s, total.wait_s) == (3.0, None)
+    total.add(RankTime(3.0, 1.0))
+    total.add(RankTime(1.0, 0.25))
+    assert (total.compute_s, total.wait_s) == (5.75, 1.25)
+    assert RankTime.together([RankTime(3.0, 1.0), RankTime(1.0, 0.25)]) == (4.0, 1.25)
+    assert RankTime.together([RankTime(3.0, 1.0), RankTime(1.0, None)]) == (4.0, None)
 
 
 def test_label_values_are_none_that_clients_choose(with_fake_engine: WithEngine) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tpray import logs
 from tpray.commands.bench import bench
 from tpray.commands.classify import classify
 from tpray.commands.console import err, out, print_error
@@ -17,7 +18,7 @@ from tpray.commands.rerank import rerank
 from tpray.commands.serve import serve
 from tpray.commands.status import status
 from tpray.commands.trace import trace
-from tpray.config import environment, set_up_logging, stay_quiet
+from tpray.config import environment, stay_quiet
 from tpray.errors import ArtifactError, CheckpointError, ConfigError, InputError, ModelNotFoundError, TprayError
 from tpray.version import __version__
 
@@ -56,7 +57,7 @@ def _start(
         typer.echo(context.get_help())
         raise typer.Exit(2)
     stay_quiet()
-    set_up_logging()
+    logs.set_up(logs.LogSettings.of_environment())
 
 
 def main() -> NoReturn:

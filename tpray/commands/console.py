@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
+from tpray import logs
 from tpray.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from tpray.commands.plan_report import PlanReport
     from tpray.group.phases import PhaseReport
     from tpray.serving.typed import RankedDocument
+
+log = logging.getLogger(__name__)
+log.setLevel(logging.INFO)  # where logs are JSON, these are what the command says
 
 out, err = Console(), Console(stderr=True)
 
@@ -40,6 +45,9 @@ def print_ready(
         keys: the names of those that are asked for.
     """
     groups = f"{config.replicas} group{'' if config.replicas == 1 else 's'} of tp {config.parallel.tp}"
+    if logs.in_json():
+        log.info("Ready %s, %s, at %s", named, groups, url, extra={"fields": {"url": url}})
+        return
     out.print(f"[bold green]Ready[/] {escape(named)}, {groups}, at [bold]{escape(url)}[/]", highlight=False)
     for route in routes:
         name = ROUTES[route]
@@ -159,6 +167,10 @@ def show_progress(status: Status, what: str, report: PhaseReport) -> None:
 
 def show_phase(report: PhaseReport) -> None:
     """A line for a phase of a group's start."""
+    if logs.in_json():
+        fields = {"phase": report.name, "seconds": round(report.seconds, 3)}
+        log.info("phase %s: %s", report.name, report.note, extra={"fields": fields})
+        return
     note = f"  [dim]{escape(report.note)}[/]" if report.note else ""
     number = report.number or " "
     err.print(f"  {number} {report.name:<9} {report.seconds:6.2f} s{note}", highlight=False, soft_wrap=True)
@@ -232,8 +244,19 @@ def duration(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or len(parts) == 1)
 
 
+def say(what: str) -> None:
+    """What the command does, in a line of standard error."""
+    if logs.in_json():
+        log.info("%s", what)
+    else:
+        err.print(what)
+
+
 def print_error(error: Exception | str) -> None:
     """An error that the user can mend, in one line."""
+    if logs.in_json():
+        log.error("%s", error)
+        return
     err.print(f"[bold red]tpray:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 

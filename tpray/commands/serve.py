@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from tpray.commands.console import ROUTES, err, print_ready, show_phase, show_progress, spinner
+from tpray import logs
+from tpray.commands.console import ROUTES, print_ready, say, show_phase, show_progress, spinner
 from tpray.commands.flags import (
     OPEN_ROUTES,
     ApiKey,
@@ -41,6 +43,7 @@ from tpray.commands.flags import (
     tls_of,
     words_of,
 )
+from tpray.commands.telemetry_flags import LogFormatFlag, LogInputs, LogRequests, OtlpEndpoint, telemetry_of
 from tpray.commands.try_it import curl, present
 from tpray.config import AUTO, DRAIN_S, BatchConfig, ModelConfig, ParallelConfig, ServeConfig
 from tpray.errors import ConfigError
@@ -85,6 +88,10 @@ def serve(
     cors_origin: CorsOrigin = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    otlp_endpoint: OtlpEndpoint = None,
+    log_format: LogFormatFlag = "text",
+    log_requests: LogRequests = False,
+    log_inputs: LogInputs = False,
     max_batch_tokens: Annotated[
         int, typer.Option(min=1, envvar="TPRAY_MAX_BATCH_TOKENS", help="Tokens taken from the queue at a time.")
     ] = BatchConfig().max_batch_tokens,
@@ -122,6 +129,7 @@ def serve(
     """Serve a classifier over HTTP until Ctrl-C."""
     from tpray.runtime.buckets import parse
 
+    logs.set_up(replace(logs.LogSettings.of_environment(), form=log_format))
     if grpc_port == port:
         raise ConfigError(f"--grpc-port and --port are both {port}: choose another --grpc-port")
     config = ServeConfig(
@@ -156,6 +164,7 @@ def serve(
         replicas=replicas,
         served_model_name=names_of(served_model_name),
         access=access_of(api_keys, api_key, open_routes, cors_origin, insecure_no_key),
+        telemetry=telemetry_of(otlp_endpoint, log_format, log_requests, log_inputs),
     )
     tls = tls_of(tls_cert, tls_key)
     from tpray.serving import launch
@@ -177,5 +186,5 @@ def serve(
             with suppress(KeyboardInterrupt):  # as soon as it is ready
                 print_ready(at.url, named, server.config, example, routes, at.key_names)
                 server.wait()
-            err.print("Stopping: what is under way is answered first; Ctrl-C again ends at once")
-    err.print("Stopped")
+            say("Stopping: what is under way is answered first; Ctrl-C again ends at once")
+    say("Stopped")

@@ -13,18 +13,28 @@ from typing import cast
 
 from tpray.errors import GroupError, RankError, StepError, StepTimeoutError
 from tpray.group.pace import Limits
-from tpray.group.rank_time import RankTime
+from tpray.group.rank_time import RankTime, RankTotal
 from tpray.group.wire import Array, Frame, FrameParser, Kind
 from tpray.parallel_layers.counters import furthest_behind, read_counters, read_waits_s
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """outputs: rank 0's, owned by the receiver. How long rank 0 computed; how long the step took once begun."""
+    """outputs: rank 0's, owned by the receiver. How long rank 0 computed; how long the step took once begun.
+
+    ranks: the time of each, in their order; empty: that is not known.
+    """
 
     outputs: tuple[Array, ...]
     compute_s: float
     total_s: float
+    ranks: tuple[RankTime, ...] = ()
+
+    @classmethod
+    def of_parts(cls, outputs: tuple[Array, ...], parts: Sequence[StepResult]) -> StepResult:
+        """A step that went in parts, one after another: their times together."""
+        ranks = tuple(map(RankTime.together, zip(*(part.ranks for part in parts), strict=True)))
+        return cls(outputs, sum(part.compute_s for part in parts), sum(part.total_s for part in parts), ranks)
 
     @property
     def logits(self) -> Array:
@@ -46,6 +56,7 @@ class _Step:
     due: float = 0.0
     output: Frame | None = None
     raised: dict[int, Frame] = field(default_factory=dict)
+    times: dict[int, RankTime] = field(default_factory=dict)
 
 
 class _Link(asyncio.Protocol):
@@ -92,12 +103,13 @@ class Channel:
         self._timer: asyncio.TimerHandle | None = None  # rings when the oldest step is due, or before
         self._rings_at = 0.0
         self._memory: int | None = None
-        self._times: list[RankTime] = []
+        self.times: list[RankTotal] = []
+        """Where the time of each rank went, in all steps that it has ended since the first start."""
 
     async def open(self, sockets: Sequence[socket.socket], memory: int | None = None) -> None:
         """Take the sockets of the ranks, in their order, and a descriptor of the memory that these share."""
         self._memory = memory
-        self._times.extend(RankTime() for _ in sockets[len(self._times) :])
+        self.times.extend(RankTotal() for _ in sockets[len(self.times) :])
         for rank, sock in enumerate(sockets):
             sock.setblocking(False)
             link = _Link(self, rank)
@@ -134,7 +146,6 @@ class Channel:
     def close(self) -> None:
         """Close the sockets. Call `fail` before, so that nobody waits for a step."""
         self._stop_timer()
-        self._update_times(ends=True)
         links, self._links = self._links, []
         for link in links:
             if link.transport is not None:
@@ -152,11 +163,12 @@ class Channel:
         if step is None:
             return
         step.waiting_for.discard(rank)
-        self._times[rank].program_s += frame.micros / 1e6
         if frame.kind is not Kind.RESULT:
             step.raised[rank] = frame
-        elif frame.tensors:
-            step.output = frame
+        else:
+            took = step.times[rank] = RankTime(frame.micros / 1e6, None if frame.waited < 0 else frame.waited / 1e6)
+            self.times[rank].add(took)
+            step.output = frame if frame.tensors else step.output
         answered = len(self._links) - len(step.waiting_for)
         if step.raised and (not step.waiting_for or answered > len(step.raised)):
             self._on_raised(frame.step, step)
@@ -174,17 +186,6 @@ class Channel:
     def waits_s(self) -> list[float]:
         """How long each rank has waited for others in collectives since it came up; []: that is not known."""
         return read_waits_s(self._memory, len(self._links)) if self._memory is not None else []
-
-    @property
-    def times(self) -> list[RankTime]:
-        """Where the time of each rank went, in all steps since the first start."""
-        self._update_times()
-        return self._times
-
-    def _update_times(self, ends: bool = False) -> None:
-        waits_s = self.waits_s
-        for rank, each in enumerate(self._times):
-            each.update(waits_s[rank] if rank < len(waits_s) else None, ends)
 
     @property
     def _oldest(self) -> _Step | None:
@@ -239,7 +240,8 @@ class Channel:
         self._begin_oldest()
         if not step.future.done():
             total_s = time.perf_counter() - step.began
-            step.future.set_result(StepResult(output.tensors, output.micros / 1e6, total_s))
+            ranks = tuple(step.times[rank] for rank in sorted(step.times))
+            step.future.set_result(StepResult(output.tensors, output.micros / 1e6, total_s, ranks))
 
     def _on_raised(self, number: int, step: _Step) -> None:
         """Some rank has raised, and either all have, or another one has not, or none will any more."""

@@ -102,7 +102,7 @@ class ClassifierGroup(Group):
             return await super()._run(inputs, timeout_s, kind)
         rows, length = inputs[0].shape
         size = largest_batch(self.buckets, length)
-        logits, compute_s, total_s = [], 0.0, 0.0
+        logits, results = [], list[StepResult]()
         for start in range(0, rows, size):
             part = [array[start : start + size] for array in inputs]
             bucket = fitting(self.buckets, len(part[0]), length)
@@ -110,8 +110,8 @@ class ClassifierGroup(Group):
             result = await super()._run(pad_to(part, bucket, self.artifact.manifest.model.pad_id), timeout_s)
             own = result.logits[: len(part[0])]
             logits.append(own if own.ndim == 2 else own[:, :length])
-            compute_s, total_s = compute_s + result.compute_s, total_s + result.total_s
-        return StepResult((np.concatenate(logits),), compute_s, total_s)
+            results.append(result)
+        return StepResult.of_parts((np.concatenate(logits),), results)
 
     async def step_in_parts(self, inputs: Sequence[Array]) -> StepResult:
         """`step` in `parts` pieces, between which the ranks run other steps; one at a time goes like that.
@@ -128,9 +128,9 @@ class ClassifierGroup(Group):
                 if self.lifecycle.restarts != restarts:
                     raise NotReadyError("the group has restarted, and knows nothing of a step that had begun")
                 parts.append(await self.step((), timeout_s, Kind.NEXT))
-            total_s = sum(part.total_s for part in parts)
-            self._pace.measure(size, total_s)
-            return StepResult(parts[-1].outputs, sum(part.compute_s for part in parts), total_s)
+            whole = StepResult.of_parts(parts[-1].outputs, parts)
+            self._pace.measure(size, whole.total_s)
+            return whole
 
     def _size(self, inputs: Sequence[Array]) -> int:
         """Tokens, with padding where that is computed."""

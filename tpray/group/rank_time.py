@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class RankTime(NamedTuple):
+    """How long a rank's program ran in a step, seconds, and how much of that it waited for others; None: not known."""
+
+    run_s: float
+    wait_s: float | None
+
+    @property
+    def compute_s(self) -> float:
+        """How long it did not wait, as far as that is known."""
+        return self.run_s - (self.wait_s or 0.0)
+
+    @classmethod
+    def together(cls, times: Sequence[RankTime]) -> RankTime:
+        """Those of several steps, or parts of one."""
+        waits = [time.wait_s for time in times if time.wait_s is not None]
+        return cls(sum(time.run_s for time in times), sum(waits) if len(waits) == len(times) else None)
 
 
 @dataclass
-class RankTime:
+class RankTotal:
     """Of one rank, whatever process it is in: seconds that only grow, also when the group restarts.
 
     compute_s: in its program, without waiting. wait_s: for others in collectives; None: that is not known.
-    program_s: both, as far as steps have ended.
     """
 
     compute_s: float = 0.0
     wait_s: float | None = None
-    program_s: float = 0.0
-    _waited_before_s: float = 0.0  # by processes that are gone
 
-    def update(self, wait_s: float | None, ends: bool = False) -> None:
-        """Take how long its process has waited so far; None: that is not known. ends: another one comes.
-
-        How long it waits is known at once, and how long its program took only at the end of a step: until then what it
-        computed is not known to have grown.
-        """
-        if wait_s is not None:
-            self.wait_s = self._waited_before_s + wait_s
-        waited_s = self.wait_s or 0.0
-        self.compute_s = max(self.compute_s, self.program_s - waited_s)
-        if ends:  # a step that it did not end is not counted
-            self._waited_before_s, self.program_s = waited_s, self.compute_s + waited_s
+    def add(self, time: RankTime) -> None:
+        """The rank has ended a step."""
+        self.compute_s += time.compute_s
+        if time.wait_s is not None:
+            self.wait_s = (self.wait_s or 0.0) + time.wait_s

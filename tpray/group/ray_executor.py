@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tpray.config import cache_dir, log_level
+from tpray import logs
+from tpray.config import cache_dir
 from tpray.errors import GroupError, PlacementError, RankError, TprayError
 from tpray.group import spares
 from tpray.group.executor import Worker, WorkerExecutor
@@ -53,13 +54,13 @@ class RayExecutor(WorkerExecutor):
             await self._placement.ready()
 
     async def spawn(self) -> list[WorkerInfo]:
-        topology, level = self.topology, log_level()
+        topology, how = self.topology, logs.current()
         if not topology.on_assigned_cores:
             names, self._spares = self._spares, ()  # of the first start
             self._actors = await spares.claim(names, len(topology.processes))
             self._start_actors()
             variables = topology.platform.tracing_environment(self._cache)
-            begin: list[tuple[Any, ...]] = [(ranks, topology, variables, None, level) for ranks in topology.processes]
+            begin: list[tuple[Any, ...]] = [(ranks, topology, variables, None, how) for ranks in topology.processes]
         else:
             cores = await self._spawn_on_cores()
             self._ports = lease.take_ports(2, lease.GROUP_PORTS)
@@ -70,18 +71,18 @@ class RayExecutor(WorkerExecutor):
                 for ranks in topology.processes
             ]
             topology.platform.prepare_machine(given[0])
-            begin = [self._begin_on(process, level) for process in given]
+            begin = [self._begin_on(process, how) for process in given]
         calls = [actor.begin.remote(*arguments) for actor, arguments in zip(self._actors, begin, strict=True)]
         infos = [info for infos in await _gather(calls, "begin") for info in infos]
         self._remember(info.pid for info in infos)
         return infos
 
-    def _begin_on(self, process: ProcessCores, level: str) -> tuple[Any, ...]:
+    def _begin_on(self, process: ProcessCores, how: logs.LogSettings) -> tuple[Any, ...]:
         """The arguments of `WorkerHost.begin` for a process that Ray gave cores."""
         topology, width = self.topology, self.topology.cores_per_rank
         variables = topology.platform.environment(topology, process)
         each = [tuple(process.cores[i * width : (i + 1) * width]) for i in range(len(process.ranks))]
-        return process.ranks, topology, variables, each, level
+        return process.ranks, topology, variables, each, how
 
     def _start_actors(self) -> None:
         import ray

@@ -2,7 +2,7 @@
 
 A frame is a header and a body::
 
-    header  magic "TPR1" | kind u8 | tensors u8 | pad u16 | text u32 | step u64 | micros u64 | body u64
+    header  magic "TPR2" | kind u8 | tensors u8 | pad u16 | text u32 | step u64 | micros u64 | waited i64 | body u64
     body    table u32, its length in bytes
             table, for each tensor: dtype u8 | dimensions u8 | pad u16 | size u32 x dimensions
             the tensors' bytes in order, C-contiguous
@@ -35,9 +35,9 @@ from tpray.errors import ConfigError, GroupError, StartTimeoutError
 
 Array = npt.NDArray[Any]
 
-_HEADER = struct.Struct("<4sBBHIQQQ")
+_HEADER = struct.Struct("<4sBBHIQQqQ")
 _ENTRY = struct.Struct("<BBH")
-_MAGIC = b"TPR1"
+_MAGIC = b"TPR2"
 _DTYPES = tuple(np.dtype(name) for name in ("int64", "int32", "float32", "float64", "bool", "uint8", "float16"))
 MAX_FRAME_BYTES = 1 << 30
 
@@ -60,7 +60,7 @@ class Frame:
     """What crosses the wire.
 
     step: the number the answer repeats. tensors: CPU arrays, owned by the receiver once decoded.
-    micros: how long the rank computed, microseconds.
+    micros: how long the rank computed, microseconds. waited: so much of it for other ranks; -1: that is not known.
     """
 
     kind: Kind
@@ -68,6 +68,7 @@ class Frame:
     tensors: tuple[Array, ...] = field(default=())
     micros: int = 0
     text: str = ""
+    waited: int = -1
 
     def encode(self) -> bytes:
         """The frame as bytes.
@@ -85,12 +86,14 @@ class Frame:
             _ENTRY.pack(_DTYPES.index(a.dtype), a.ndim, 0) + struct.pack(f"<{a.ndim}I", *a.shape) for a in arrays
         )
         body = b"".join([struct.pack("<I", len(table)), table, *(a.tobytes() for a in arrays), text])
-        header = _HEADER.pack(_MAGIC, self.kind, len(arrays), 0, len(text), self.step, self.micros, len(body))
+        header = _HEADER.pack(
+            _MAGIC, self.kind, len(arrays), 0, len(text), self.step, self.micros, self.waited, len(body)
+        )
         return header + body
 
 
 def _parse(header: bytes | bytearray | memoryview, body: bytearray | bytes) -> Frame:
-    _, kind, count, _, text_length, step, micros, _ = _HEADER.unpack(header)
+    _, kind, count, _, text_length, step, micros, waited, _ = _HEADER.unpack(header)
     (table_length,) = struct.unpack_from("<I", body)
     entry, data = 4, 4 + table_length
     tensors: list[Array] = []
@@ -102,7 +105,7 @@ def _parse(header: bytes | bytearray | memoryview, body: bytearray | bytes) -> F
         data += array.nbytes
         tensors.append(array)
     text = bytes(body[data : data + text_length]).decode(errors="replace")
-    return Frame(Kind(kind), step, tuple(tensors), micros, text)
+    return Frame(Kind(kind), step, tuple(tensors), micros, text, waited)
 
 
 def _body_bytes(header: bytes | bytearray | memoryview) -> int:

@@ -13,7 +13,6 @@ import resource
 import shutil
 import socket
 import time
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -255,7 +254,7 @@ class ShardWorker:
         return (_UNFINISHED,)
 
     def _step(self, frame: Frame) -> bytes:
-        started = time.perf_counter()
+        started, waited_ns = time.perf_counter(), self._collective.waited_ns
         try:
             assert self._program is not None, "no step is sent before the program is loaded"
             inputs = map(torch.from_numpy, frame.tensors)
@@ -264,9 +263,10 @@ class ShardWorker:
             outputs = self._program(*inputs) if frame.kind is Kind.STEP else self._next_part()
             micros = int((time.perf_counter() - started) * 1e6)
             sent = tuple(map(as_array, outputs)) if self.rank == 0 else ()
-            return Frame(Kind.RESULT, frame.step, sent, micros).encode()
-        except Exception as e:  # noqa: BLE001  # whatever a program raises must reach the owner, not end the thread
-            log.error("rank %d: step %d failed\n%s", self.rank, frame.step, traceback.format_exc())
+            waited = -1 if waited_ns is None else ((self._collective.waited_ns or 0) - waited_ns) // 1000
+            return Frame(Kind.RESULT, frame.step, sent, micros, waited=waited).encode()
+        except Exception as e:  # whatever a program raises must reach the owner, not end the thread
+            log.exception("rank %d: step %d failed", self.rank, frame.step)
             kind = Kind.FAULT if isinstance(e, GroupError) else Kind.ERROR
             begun = np.array(self._collective.begun, dtype=np.int64)
             return Frame(kind, frame.step, (begun,), text=f"{type(e).__name__}: {e}").encode()

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tpray.config import set_up_logging, set_variables
+from tpray import logs
+from tpray.config import set_variables
 from tpray.errors import GroupError
 from tpray.platforms.topology import Topology
 
@@ -89,7 +90,7 @@ class WorkerHost:
         topology: Topology,
         variables: Mapping[str, str | None] | None = None,
         cores: Sequence[tuple[int, ...]] | None = None,
-        log_level: str | None = None,
+        log_settings: logs.LogSettings | None = None,
         exit_process: Callable[[int], object] = os._exit,
     ) -> list[WorkerInfo]:
         """Set the environment, and be ``ranks`` of a group.
@@ -97,7 +98,7 @@ class WorkerHost:
         Args:
             variables: of the environment; None: must not be set.
             cores: of each of the ranks, where Ray gave them out.
-            log_level: what this process logs of tpray; None: it has set up its logging itself.
+            log_settings: how this process logs; None: it has seen to that itself.
 
         Raises:
             GroupError: an accelerator's backend was imported already, and has read the environment as it was.
@@ -106,8 +107,8 @@ class WorkerHost:
         if variables and early:
             raise GroupError(f"{early[0]} was imported before this process knew its cores: do not import it for Ray")
         set_variables(variables or {})
-        if log_level is not None:
-            set_up_logging(log_level)
+        if log_settings is not None:
+            logs.set_up(log_settings, lambda: {"rank": ranks[0]} if len(ranks) == 1 else {})
         from tpray.group.worker import ShardWorker
 
         together = topology.on_assigned_cores and topology.layout == "single-process"

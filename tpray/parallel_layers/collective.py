@@ -33,6 +33,11 @@ class Collective(Protocol):
     size: int
     begun: int  # exchanges with the other ranks that this one has begun: its place in the order of the calls
 
+    @property
+    def waited_ns(self) -> int | None:
+        """How long this rank has waited for the others in exchanges, nanoseconds; None: that is not measured."""
+        ...
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum of every rank's x, on every rank."""
         ...
@@ -56,6 +61,7 @@ class SingleRank:
     rank = 0
     size = 1
     begun = 0
+    waited_ns: int | None = 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return x.clone()
@@ -82,6 +88,7 @@ class ThreadCollective:
         self._slots = slots
         self._barrier = barrier
         self.begun = 0
+        self.waited_ns: int | None = None
 
     @classmethod
     def create(cls, size: int, timeout_s: float = 60.0) -> list[ThreadCollective]:

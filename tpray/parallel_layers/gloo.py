@@ -29,6 +29,7 @@ class GlooCollective:
         self.rank = rank
         self.size = size
         self.begun = 0
+        self.waited_ns: int | None = None
         self._store_fd = store_fd
         try:
             self._store = torch._C._distributed_c10d.FileStore(f"/proc/self/fd/{store_fd}", size)

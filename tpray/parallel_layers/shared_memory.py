@@ -56,6 +56,11 @@ class SharedMemoryCollective:
         self._views: dict[tuple[torch.Size, torch.dtype], list[list[Tensor]]] = {}  # of the even slots, of the odd ones
         self.begun = 0
 
+    @property
+    def waited_ns(self) -> int | None:
+        """How long this rank has waited for the others, nanoseconds."""
+        return self._waits_ns[self.rank]
+
     @classmethod
     def shared_bytes(cls, size: int, slot_bytes: int = SLOT_BYTES) -> int:
         """How large the memfd for ``size`` ranks is."""

@@ -17,6 +17,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from starlette.types import ASGIApp
 
 from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
@@ -26,15 +27,14 @@ from tpray.group.nodes import STRATEGY, wait_for_node
 from tpray.group.phases import PhaseReport, Spans
 from tpray.group.ray_executor import RayExecutor
 from tpray.platforms.topology import Topology
-from tpray.ray_private import ask_all, keep_replica_on_loopback, serve_listens
-from tpray.serving import progress, upgrades
+from tpray.ray_private import ask_all, keep_replica_on_loopback, request_id, serve_listens
+from tpray.serving import progress, telemetry, upgrades
 from tpray.serving.access import Access, check_host
 from tpray.serving.answers import rendered
 from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
 from tpray.serving.dialects.base import CLIENT_LEFT, Rendered
 from tpray.serving.dialects.tei import render_error
-from tpray.serving.door import Door
 from tpray.serving.engine import Engine
 from tpray.serving.entities import Strategy
 from tpray.serving.gate import Gate
@@ -43,6 +43,8 @@ from tpray.serving.keys import KeyRing
 from tpray.serving.metrics import QUEUE_TOKENS
 from tpray.serving.model_names import ModelNames
 from tpray.serving.model_router import Asked, ask_app
+from tpray.serving.observer import Observer
+from tpray.serving.observing import set_up_logs, settings_of, watch_methods
 from tpray.serving.oip.service import OpenInferenceService
 from tpray.serving.one_write import join_writes
 from tpray.serving.ray_metrics import RayMetrics
@@ -88,7 +90,7 @@ class Classifier(OpenInferenceService):
         told: FromCommand,
         why: str = "",
     ) -> None:
-        logging.getLogger("tpray").setLevel(log_level())
+        set_up_logs(config.telemetry, request_id)
         keep_replica_on_loopback()
         join_writes()
         self._config = config
@@ -100,6 +102,7 @@ class Classifier(OpenInferenceService):
         spans = Spans(report.phase, before[-1].ended if before else None)
         spans.end("replica")
         try:
+            self._observer = Observer.of(config.telemetry, request_id)
             self._access = Access.of(config.access, told.key_digest)
             await _check_host(config.access, self._access.keys, own_ports=told.token is not None)
             # Of this machine, which need not be the one where the application was built.
@@ -122,16 +125,17 @@ class Classifier(OpenInferenceService):
             self._engine, self._gate, self._access.keys, names.listed[0], own, None if groups == 1 else self._ask_others
         )
         named, release = config.served_model_name, config.release
-        self._door = make_app(
-            self._engine, self._gate, address, named, self._access, groups, self._scrape, release=release
-        )
-
+        door = make_app(self._engine, self._gate, address, named, self._access, groups, self._scrape, release=release)
+        self._app: ASGIApp = door
+        if self._observer is not None:
+            self._app = self._observer.app(door, door.route_of)
+            watch_methods(self, self._observer)
         if told.token is None:  # the Ray of `tpray serve` exports nothing
             self._telling = asyncio.create_task(RayMetrics(self._scrape.own).tell_again_and_again())
 
-    def __serve_build_asgi_app__(self) -> Door:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook: the routes, once the constructor is done."""
-        return self._door
+        return self._app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:  # one that is not async is called in a thread
         """Serve's hook for ``user_config``: keys of `BatchConfig`, changed without a restart.
@@ -166,10 +170,13 @@ class Classifier(OpenInferenceService):
         chunks: Any = None,
         activation: Activation | None = None,
         top_k: int | None = None,
+        traceparent: str | None = None,
     ) -> list[Any]:
         """What a Python handle calls.
 
         Args:
+            traceparent: W3C's, of the span that the call belongs to, here and of the other methods; `tpray.connect`
+                gives that of its caller.
             inputs: a text, a pair as a tuple, a conversation (``[{"role", "content"}, ...]`` or ``{"messages":
                 [...]}``), or a list of these. (Over HTTP, where there are no tuples, a list of two texts is a pair;
                 here it is a batch of two.)
@@ -197,6 +204,7 @@ class Classifier(OpenInferenceService):
         ignore_labels: Sequence[str] = ("O",),
         raw_scores: bool = False,
         truncate: bool = False,
+        traceparent: str | None = None,
     ) -> list[Any]:
         """What a Python handle calls: entities, as `LocalClassifier.classify_tokens` gives them."""
         single = isinstance(texts, str)
@@ -214,6 +222,7 @@ class Classifier(OpenInferenceService):
         raw_scores: bool = False,
         truncate: bool = True,
         chunks: Any = None,
+        traceparent: str | None = None,
     ) -> list[dict[str, Any]]:
         """What a Python handle calls: ``[{"index", "score"}, ...]``, as `LocalClassifier.rerank` gives them."""
         documents = list(documents)
@@ -225,7 +234,7 @@ class Classifier(OpenInferenceService):
 
     async def answer(self, asked: Asked) -> Rendered:
         """Answer an HTTP request that the deployment in front of several models passes on; see `models`."""
-        return await ask_app(self._door, asked)
+        return await ask_app(self._app, asked)
 
     async def snapshot(self) -> Snapshot:
         """The metrics of this replica, for another one that is asked for those of all."""
@@ -245,7 +254,10 @@ class Classifier(OpenInferenceService):
 
     async def drain(self, limit_s: float) -> int:
         """Take no new work, and wait until what is under way is answered; how many requests are left at the limit."""
-        return await self._gate.close(limit_s)
+        left = await self._gate.close(limit_s)
+        if self._observer is not None:
+            await self._observer.flush()
+        return left
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: what `autoscaling.TokenBacklog` decides by."""
@@ -259,6 +271,9 @@ class Classifier(OpenInferenceService):
         engine = getattr(self, "_engine", None)  # __init__ may have failed before it was there
         if engine is not None:
             await engine.stop()
+        observer = getattr(self, "_observer", None)
+        if observer is not None:
+            await observer.close()
 
 
 async def _check_host(config: AccessConfig, keys: KeyRing, own_ports: bool) -> None:
@@ -301,6 +316,7 @@ def application_of(args: ServeConfig, name: str = DEPLOYMENT_NAME, behind: bool 
         PlacementError: no node of the cluster can hold a group, and none that could is coming; see `wait_for_node`.
     """
     stay_quiet()
+    telemetry.check(args.telemetry)
     settled = settle(args, runs_here=False)
     args, topology = settled.config, settled.topology
     if ray.is_initialized():  # not so for `serve build`, which writes a file and starts nothing
@@ -359,7 +375,11 @@ def application(
         **_scale(config),
         ray_actor_options={"num_cpus": 0},
         # A line for each request costs as much as a third of what a Serve application without any work costs.
-        logging_config={"log_level": log_level(), "enable_access_log": log_level() in ("DEBUG", "INFO")},
+        logging_config={
+            "log_level": log_level(),
+            "enable_access_log": log_level() in ("DEBUG", "INFO"),
+            "encoding": settings_of(config.telemetry).form.upper(),
+        },
         placement_group_bundles=[topology.resources()],
         placement_group_bundle_label_selector=[config.node_labels] if config.node_labels else None,
         placement_group_strategy=STRATEGY,

@@ -43,6 +43,7 @@ from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, size_in
 from tpray.serving.load import Load
+from tpray.serving.request_notes import step_notes
 from tpray.serving.row_queue import SHORT_SHARE, Lane, RowQueue
 from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, results_of, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
@@ -207,10 +208,7 @@ class Batcher:
                 raise RefusedError(REFUSED, number)
         self.check_room(len(rows), timeout_s)
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        queued = [
-            QueuedRow(encoded, loop.create_future(), now, now + timeout_s, encoded in self._suspects)
-            for encoded in rows
-        ]
+        queued = [QueuedRow(row, loop.create_future(), now, now + timeout_s, row in self._suspects) for row in rows]
         self._admitted.update(queued)
         self._queue.extend(queued)
         self._wake()
@@ -314,7 +312,9 @@ class Batcher:
         started = time.monotonic()
         try:
             inputs = pad([row.encoded for row in rows], self._pad_id)
-            result = await (self._group.step_in_parts(inputs) if in_parts else self._group.step(inputs))
+            with step_notes(rows) as notes:
+                result = await (self._group.step_in_parts(inputs) if in_parts else self._group.step(inputs))
+                notes.result = result
         except NotReadyError:  # nothing was sent
             self._put_back(rows)
             return

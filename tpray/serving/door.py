@@ -62,6 +62,8 @@ class Door:
         self.router = app.router
         own = [*((path, "POST") for path in handlers), *((path, "GET") for path in self._streams)]
         self.routes: list[Any] = [*(Route(path, app, methods=[method]) for path, method in own), *app.routes]
+        self._known = {route.path: "" for route in self.routes if isinstance(route, Route)}
+        self._known |= {route.path: dialect.name for dialect, routes in reversed(spoken) for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -122,6 +124,16 @@ class Door:
                 scope["path_params"] = found.groupdict()
                 return named
         return None
+
+    def route_of(self, scope: Scope) -> tuple[str, str]:
+        """The path of the route that a request is for, with ``{name}`` for what varies, and its dialect; "": none."""
+        path = get_route_path(scope)
+        if path not in self._known:
+            path = path.rstrip("/") or "/"
+        if path not in self._known:
+            varying = (r for _, routes in self._spoken for r in routes if "{" in r.path)
+            path = next((str(r.path) for r in varying if r.matches(scope)[0] != Match.NONE), "")
+        return path, self._known.get(path, "")
 
     def _dialect_of(self, scope: Scope) -> Dialect | None:
         """Whose route it is, with whatever method."""

@@ -37,6 +37,7 @@ from tpray.serving.codec import Direction, TextCodec
 from tpray.serving.keys import charge
 from tpray.serving.load import Load
 from tpray.serving.relevance import Relevance
+from tpray.serving.request_notes import note_rows
 from tpray.serving.rows import RowResult
 from tpray.serving.scores import OWN, Ranked, Score, Scoring, activated, labelled, own_activation, ranked
 from tpray.serving.token_codec import TokenCodec, check_task
@@ -78,14 +79,9 @@ class Engine:
         spans = Spans(lambda _: None, self.startup[-1].ended)
         spans.end(LAST_SPAN)
         self.startup += tuple(spans.reports)
+        group, pad_id = self.group, self._codec.pad_id
         self._batcher = Batcher(
-            self.group,
-            self._batching(),
-            self._codec.pad_id,
-            self.group.packs_rows,
-            self.group.buckets,
-            self.group.parts,
-            self.load,
+            group, self._batching(), pad_id, group.packs_rows, group.buckets, group.parts, self.load
         )
         self._watch.start(self.config.canary_interval_s)
 
@@ -284,6 +280,7 @@ class Engine:
         rows = encode(deadline) if characters is None else await self.tokenizing.run(encode, characters, deadline)
         tokens, load = sum(map(len, rows)), self.load
         load.tokens_without_key += 0 if charge(tokens) else tokens
+        note_rows(rows, started)
         tokenized = time.perf_counter()
         load.tokenize_s.add(tokenized - started)
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from tpray.errors import GroupError, TprayError
+from tpray.serving.telemetry import traceparent_here
 from tpray.serving.typed import Entity, LabelScore, Pair, RankedDocument, Texts, in_order
 
 if TYPE_CHECKING:
@@ -273,7 +274,9 @@ class Handle:
         server = self._find()
         with own_errors(server.over):
             handle = server.handle.options(**self._options) if self._options else server.handle
-            return getattr(handle, method).remote(*arguments), server.over
+            here = traceparent_here()
+            carried = {} if here is None else {"traceparent": here}
+            return getattr(handle, method).remote(*arguments, **carried), server.over
 
     def __dir__(self) -> list[str]:
         return ["classify", "classify_tokens", "options", "rerank", "score"]

@@ -23,6 +23,9 @@ TIMEOUT_HEADER = "x-request-timeout-seconds"
 RENAMED_TIMEOUT_HEADER = "x-tpray-timeout"
 """What HAProxy makes of it for `tpray serve`, since Serve reads it too."""
 
+REQUEST_ID = "^[A-Za-z0-9_.:/+=@~-]{1,128}$"
+"""A caller's id of its request that is taken; in place of another one Serve makes its own."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -74,6 +77,7 @@ def rewrite(config: str, rules: Rules) -> str:
         f" if {{ req.hdr({TIMEOUT_HEADER}) -m found }}\n"
         f"    http-request del-header {TIMEOUT_HEADER}\n"
         f"{told}"
+        f"    http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg {REQUEST_ID} }}\n"
         "    http-request set-header x-request-disconnect-disabled ?1\n"
         "    http-request del-header serve_multiplexed_model_id\n"
         "    http-request del-header x-request-id if { req.hdr(x-request-id) -m reg [^\\ -~] }\n"

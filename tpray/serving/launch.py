@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from tpray.artifacts.resolve import Found, locate, recall_or_find
 from tpray.artifacts.settle import settle
-from tpray.config import API_KEY, DRAIN_S, ServeConfig, TlsConfig, set_default_variables, set_variables
+from tpray.config import (
+    API_KEY,
+    DRAIN_S,
+    LOG_ADDRESS,
+    LOG_FORMAT,
+    ServeConfig,
+    TlsConfig,
+    set_default_variables,
+    set_variables,
+)
 from tpray.errors import GroupError, PlacementError, TprayError
 from tpray.group.daemon import on_daemon_thread
 from tpray.group.phases import LAST_SPAN, PhaseReport, Spans
@@ -24,9 +33,11 @@ from tpray.parallel_layers.checkpoint import Checkpoint
 from tpray.platforms.cores import core_count
 from tpray.platforms.lease import SERVER_PORTS, Lease, take_ports
 from tpray.platforms.topology import Topology
-from tpray.serving import haproxy
+from tpray.serving import haproxy, telemetry
 from tpray.serving.client import get
 from tpray.serving.entrance import Entrance
+from tpray.serving.log_printer import LogPrinter
+from tpray.serving.observing import settings_of
 from tpray.serving.progress import Receiver
 from tpray.serving.servers import Announcement, ServerRecord
 from tpray.serving.signals import catch_signals, end_at_once_if_asked_again
@@ -75,6 +86,7 @@ class Server:
         self._show, self._drain_s = show, drain_s
         self._spans = Spans(show, started)
         self._ports: Lease | None = None
+        self._printer: LogPrinter | None = None
         self._spares: Spares | None = None
         self._announcement: Announcement | None = None
         self._well_at, self._gone, self._complaint = time.monotonic(), "", ""
@@ -83,6 +95,7 @@ class Server:
         from tpray.local_ray.preflight import check_machine
 
         self._spans.end("import")
+        telemetry.check(self.config.telemetry)
         check_machine()  # before anything that takes long, and before there is anything that nobody would remove
         settled = settle(self.config)
         self.config, topology = settled.config, settled.topology
@@ -125,6 +138,8 @@ class Server:
         folder = make_folder()
         timeout_s = self.config.batch.request_timeout_s
         set_variables(self.entrance.places(folder, self._ports.ids, timeout_s))
+        self._printer = LogPrinter()
+        set_variables({LOG_ADDRESS: self._printer.address, LOG_FORMAT: settings_of(self.config.telemetry).form})
         set_variables({API_KEY: None})  # it is among the configuration's, and no other process needs it
         at, most = self.entrance, self.config.batch.payload_limit_bytes
         set_default_variables(haproxy.settings(timeout_s) | haproxy.grpc_settings(at.grpc_port, most))
@@ -344,6 +359,8 @@ class Server:
 
         # The whole Ray is ours and goes: taking Serve down first only takes longer, and complains about it.
         stop_ray()
+        if self._printer is not None:
+            self._printer.close()
         if self._ports is not None:
             self._ports.release()
 

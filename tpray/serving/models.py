@@ -14,15 +14,19 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
+from starlette.types import ASGIApp
 
 from tpray.config import ModelsConfig, ServeConfig, stay_quiet
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, TprayError, UnknownModelError
-from tpray.ray_private import by_reference, keep_replica_on_loopback
+from tpray.ray_private import by_reference, keep_replica_on_loopback, request_id
 from tpray.serving.access import Access
 from tpray.serving.app import application_of
 from tpray.serving.dialects.base import Rendered
 from tpray.serving.model_router import Ask, Asked, ModelRouter
+from tpray.serving.observer import Observer
+from tpray.serving.observing import set_up_logs
 from tpray.serving.one_write import join_writes
+from tpray.serving.request_notes import NOTES
 from tpray.serving.upgrades import digest, replaceable
 
 DEPLOYMENT_NAME = "Models"
@@ -37,11 +41,12 @@ class Models:
     """The deployment that requests come to. models: the handles of the models' deployments, by name."""
 
     async def __init__(self, config: ModelsConfig, models: dict[str, Any]) -> None:  # type: ignore[misc]
+        set_up_logs(config.telemetry, request_id)
         keep_replica_on_loopback()
         join_writes()
         batches = [model.batch for model in config.models.values()]
         self._handles, self._default = models, config.default
-        self._router = ModelRouter(
+        router = ModelRouter(
             {name: _asking(name, handle, config.models[name]) for name, handle in models.items()},
             config.default,
             max(batch.payload_limit_bytes for batch in batches),
@@ -49,13 +54,20 @@ class Models:
             Access.of(config.access),
             lambda name: models[name].running_replicas_populated(),
         )
+        self._observer = Observer.of(config.telemetry, request_id)
+        self._app: ASGIApp = router if self._observer is None else self._observer.app(router)
         give_up = time.monotonic() + HEARD_WITHIN_S
         while time.monotonic() < give_up and not all(h.running_replicas_populated() for h in models.values()):
             await asyncio.sleep(0.05)
 
-    def __serve_build_asgi_app__(self) -> ModelRouter:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook."""
-        return self._router
+        return self._app
+
+    async def __del__(self) -> None:
+        observer = getattr(self, "_observer", None)  # __init__ may have failed before it was there
+        if observer is not None:
+            await observer.close()
 
     async def classify(self, *asked: Any, model: str | None = None, **options: Any) -> Any:
         """What a Python handle calls; see `tpray.serving.app.Classifier.classify`. model: which one, by its name."""
@@ -94,6 +106,8 @@ def _asking(name: str, handle: Any, config: ServeConfig) -> Ask:
             raise DeadlineError(f"the model {name!r} has not answered within {limit_s:g} s") from e
         except (RayError, RayServeException) as e:
             raise _silent(name, e) from e
+        if (notes := NOTES.get()) is not None:
+            notes.passed_on = True
         return rendered
 
     return ask
@@ -119,7 +133,9 @@ def build(args: ModelsConfig) -> serve.Application:
     behind = args.access.model_copy(update={"cors_origins": ()})  # these are let in by what is in front
     bound = {
         name: application_of(
-            config.model_copy(update={"served_model_name": (name,), "access": behind}), names[name], True
+            config.model_copy(update={"served_model_name": (name,), "access": behind, "telemetry": args.telemetry}),
+            names[name],
+            True,
         )
         for name, config in args.models.items()
     }

@@ -10,6 +10,7 @@ from typing import Any
 from tpray.errors import ItemError
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, largest_batch
+from tpray.serving.request_notes import NOTES, RequestNotes
 from tpray.tokenizer import Encoded
 
 
@@ -42,13 +43,17 @@ class RowResult:
 
 @dataclass(slots=True, eq=False)
 class QueuedRow:
-    """A row in the queue. Times are `time.monotonic` seconds. suspected: to be run while nothing else is under way."""
+    """A row in the queue. Times are `time.monotonic` seconds.
+
+    suspected: to be run while nothing else is under way. notes: of the request that makes it, if any are taken.
+    """
 
     encoded: Encoded
     future: asyncio.Future[RowResult]
     arrived: float
     deadline: float
     suspected: bool = False
+    notes: RequestNotes | None = field(default_factory=NOTES.get)
 
     def __len__(self) -> int:
         return len(self.encoded)

@@ -19,6 +19,7 @@ from tpray.serving.codec import Direction
 from tpray.serving.engine import Engine
 from tpray.serving.haproxy_start import RENAMED_TIMEOUT_HEADER, TIMEOUT_HEADER
 from tpray.serving.model_names import ModelNames
+from tpray.serving.request_notes import note_error
 from tpray.serving.waiting import ClientLeftError, Waiting
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ class Dialect:
 
 
 def logged(answer: Rendered, error: Exception) -> Rendered:
-    """``answer`` with its error, which is logged if it is a fault of the server."""
+    """``answer`` with its error, which is noted, and logged if it is a fault of the server."""
+    note_error(error)
     if answer.internal:
         log.exception("a request failed", exc_info=error)
     return answer._replace(error=error)

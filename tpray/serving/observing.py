@@ -1,0 +1,37 @@
+"""Where an `Observer` watches in a replica of Serve, and how a replica logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from tpray import logs
+from tpray.config import TelemetryConfig
+from tpray.serving.observer import Observer, log_context
+from tpray.serving.oip.service import SERVICE
+
+CALLS = ("classify", "classify_tokens", "rerank")
+"""The methods of a Python handle."""
+RPCS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelConfig")
+"""Those of gRPC, but for what is asked again and again, as health is."""
+
+
+def settings_of(config: TelemetryConfig) -> logs.LogSettings:
+    """How a process logs whose environment a configuration goes before."""
+    settings = logs.LogSettings.of_environment()
+    return settings if config.log_format is None else replace(settings, form=config.log_format)
+
+
+def set_up_logs(config: TelemetryConfig, request_id: Callable[[], str]) -> None:
+    """Have a replica log as configured. request_id: Serve's, of the current task."""
+    logs.set_up(settings_of(config), partial(log_context, request_id))
+
+
+def watch_methods(deployment: Any, observer: Observer) -> None:
+    """Have a deployment's methods watched: Serve looks for them in the object, and there it finds these."""
+    for name in CALLS:
+        setattr(deployment, name, observer.call(getattr(deployment, name), name))
+    for name in (*RPCS, "ModelStatistics"):
+        setattr(deployment, name, observer.rpc(getattr(deployment, name), SERVICE, name))
