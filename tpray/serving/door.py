@@ -53,7 +53,7 @@ class Door:
         load: Load,
     ) -> None:
         self._app, self._gate, self._spoken, self._access, self._load = app, gate, spoken, access, load
-        dialects = {route.path: dialect.name for dialect, routes in spoken for route in routes}
+        dialects = {route.path: dialect.name for dialect, routes in reversed(spoken) for route in routes}
         named = {path: (dialects[path], handler) for path, handler in handlers.items()}
         self._handlers = {path: handler for path, handler in named.items() if "{" not in path}
         self._patterns = [(compile_path(path)[0], handler) for path, handler in named.items() if "{" in path]
@@ -63,7 +63,7 @@ class Door:
         own = [*((path, "POST") for path in handlers), *((path, "GET") for path in self._streams)]
         self.routes: list[Any] = [*(Route(path, app, methods=[method]) for path, method in own), *app.routes]
         self._known = {route.path: "" for route in self.routes if isinstance(route, Route)}
-        self._known |= {route.path: dialect.name for dialect, routes in reversed(spoken) for route in routes}
+        self._known |= dialects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
