@@ -112,7 +112,7 @@ class Door:
         return noting
 
     def _handler_of(self, path: str, scope: Scope) -> tuple[str, Handler] | None:
-        """The handler of a path, and whose dialect it is; the path's parameters come into the scope's ``path_params``."""
+        """The handler of a path, and its dialect; the path's parameters come into the scope's ``path_params``."""
         if (handler := self._handlers.get(path)) is not None:
             return handler
         if path.endswith("/") and path != "/":  # starlette would redirect, and not every client sends its body again
