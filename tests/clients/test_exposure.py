@@ -38,7 +38,7 @@ def command(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (("--host", "::"), "lets others on the network ask"),
         (("--api-keys", "/no/such/file"), "the file of keys /no/such/file cannot be read (No such file or directory)"),
         (("--api-key", "short"), "the key 'default' is not one: take 8 or more"),
-        (("--open-routes", "health,info"), "there is no 'info': name some of health, page, or none"),
+        (("--open-routes", "health,info"), "there is no 'info': name some of health, page, metrics, or none"),
         (("--cors-origin", "example.com"), "'example.com' is no origin"),
         (("--tls-cert", "cert.pem"), "--tls-cert and --tls-key go together: give both"),
         (("--tls-cert", "/no/cert", "--tls-key", "/no/key"), "--tls-cert /no/cert cannot be read"),

@@ -6,6 +6,7 @@ It shows what Grafana asks for, in Grafana's places, and not Grafana itself.
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import time
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tests.monitoring.prometheus import Prometheus
-from tests.monitoring.queries import for_prometheus, panels
+from tests.monitoring.queries import DASHBOARD, for_prometheus, panels
 from tests.monitoring.scene import scene
 
 PICTURE = Path(__file__).parent / "dashboard.png"
@@ -50,6 +51,11 @@ def said(value: float, unit: str) -> str:
     return f"{value:.3g}"
 
 
+def after(value: float, _: int | None) -> str:
+    """A time on the axis; its beginning is where the other axis has its labels."""
+    return f"{value:.0f} s" if value else ""
+
+
 class Drawing:
     """A figure with a place for each panel.
 
@@ -66,6 +72,10 @@ class Drawing:
             "stat": self._stat, "timeseries": self._lines_of, "heatmap": self._heatmap, "bargauge": self._bars,
             "table": self._table,
         }  # fmt: skip
+        for row in json.loads(DASHBOARD.read_text())["panels"]:
+            if row["type"] == "row":
+                y = 1 - (row["gridPos"]["y"] + 0.65) / self._lines
+                self.figure.text(0.005, y, row["title"], color=TEXT, size=10, va="center")
         for panel in panels():
             kinds[panel["type"]](self._place(panel), panel)
 
@@ -81,7 +91,7 @@ class Drawing:
         for spine in frame.spines.values():
             spine.set_color(FAINT)
         line = 1 / self._lines
-        axes = self.figure.add_axes((x + 0.042, y + 2.1 * line, w - 0.077, h - 3.5 * line), facecolor=PANEL)
+        axes = self.figure.add_axes((x + 0.042, y + 1.6 * line, w - 0.077, h - 2.9 * line), facecolor=PANEL)
         axes.tick_params(colors=TEXT, labelsize=7, length=0, pad=2)
         axes.grid(color=FAINT, linewidth=0.6)
         for spine in axes.spines.values():
@@ -150,9 +160,9 @@ class Drawing:
     def _scale(axes: Axes, unit: str) -> None:
         top = axes.get_ylim()[1]
         axes.set_ylim(0, top if top > 0 and axes.dataLim.ymax > 0 else 1)
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=unit == "short" and axes.get_ylim()[1] > 2))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=unit == "short" and axes.dataLim.ymax >= 1))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value, unit)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} s"))
+        axes.xaxis.set_major_formatter(FuncFormatter(after))
 
     def _heatmap(self, axes: Axes, panel: dict[str, Any]) -> None:
         found = self._series(panel["targets"][0])
@@ -166,7 +176,7 @@ class Drawing:
         axes.pcolormesh(times, np.arange(len(bounds) + 1), shown[:, :-1], cmap="YlOrBr_r", norm="log")
         labels = ["" if bound == "+Inf" else said(float(bound), "s") for bound in bounds]
         axes.set_yticks(np.arange(1, len(bounds) + 1), labels)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} s"))
+        axes.xaxis.set_major_formatter(FuncFormatter(after))
 
     def _bars(self, axes: Axes, panel: dict[str, Any]) -> None:
         found = [(name, values[-1]) for name, _, values in self._series(panel["targets"][0])]

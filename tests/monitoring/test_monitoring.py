@@ -15,6 +15,7 @@ import yaml
 from tests.monitoring.prometheus import MISSING, MONITORING, PROMETHEUS, PROMTOOL
 from tests.monitoring.queries import DASHBOARD, Query, for_prometheus, of_dashboard, of_rules, panels
 from tests.monitoring.scene import Scene, scene
+from tpray.serving.load import REASONS
 from tpray.serving.metrics import METRICS
 from tpray.serving.metrics import MISSING as REPLICAS_MISSING
 
@@ -79,6 +80,15 @@ def test_queries_name_only_what_is_declared(query: Query) -> None:
     assert set(re.findall(r"{{(\w+)}}", query.legend)) <= known
 
 
+def test_reasons_and_kinds_are_those_that_there_are() -> None:
+    """A misspelt value matches nothing, and its alert would never fire."""
+    reasons = {reason for _, reason in REASONS}
+    for query in QUERIES:
+        for values in re.findall(r'reason=~?"([^"]+)"', query.expr):
+            assert set(values.split("|")) <= reasons, query.of
+        assert set(re.findall(r'dialect!?="([^"]+)"', query.expr)) <= {"none"}
+
+
 def test_every_metric_is_watched() -> None:
     """On the dashboard or by an alert; what is not says why."""
     seen = {re.sub("_(bucket|sum|count)$", "", name) for query in QUERIES for name in named(query.expr)}
@@ -101,7 +111,7 @@ def test_the_configuration_and_each_variant_of_it_are_valid(tmp_path: Path) -> N
     assert {"authorization", "scheme", "tls_config"} <= config["scrape_configs"][0].keys()
     assert config["alerting"]
     (tmp_path / "key").write_text("a-key")
-    for name in ("/etc/prometheus/tpray-key", "/etc/prometheus/ca.pem"):
+    for name in ("/etc/prometheus/tpray.key", "/etc/prometheus/ca.pem"):
         uncommented = uncommented.replace(name, str(tmp_path / "key"))
     (tmp_path / "alerts.yml").write_text((MONITORING / "alerts.yml").read_text())
     (tmp_path / "prometheus.yml").write_text(uncommented)

@@ -45,6 +45,7 @@ from tpray.serving.model_names import ModelNames
 from tpray.serving.model_router import Asked, ask_app
 from tpray.serving.oip.service import OpenInferenceService
 from tpray.serving.one_write import join_writes
+from tpray.serving.ray_metrics import RayMetrics
 from tpray.serving.scores import Activation, Scoring
 from tpray.serving.scrape import OTHERS_S, Others, Scrape, Snapshot
 from tpray.serving.tagging import Tagging, tag
@@ -122,6 +123,9 @@ class Classifier(OpenInferenceService):
         self._door = make_app(
             self._engine, self._gate, address, config.served_model_name, self._access, groups, self._scrape
         )
+
+        if told.token is None:  # the Ray of `tpray serve` exports nothing
+            self._telling = asyncio.create_task(RayMetrics(self._scrape.own).tell_again_and_again())
 
     def __serve_build_asgi_app__(self) -> Door:
         """Serve's hook: the routes, once the constructor is done."""

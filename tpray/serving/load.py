@@ -126,7 +126,7 @@ class Load:
     def add(
         self, rows: int, tokens: int, compute_s: float, total_s: float = 0.0, padding: int = 0, fill: float = 0.0
     ) -> None:
-        """A step was answered. It costs three microseconds, for it is called after each.
+        """A step was answered. It costs about a microsecond, for it is called after each.
 
         Args:
             tokens: of the rows; padding: computed beside them. total_s: how long the step took, once begun.
@@ -150,7 +150,7 @@ class Load:
     def answered(
         self, dialect: str, status: int | str, key: str, seconds: float, error: Exception | None = None
     ) -> None:
-        """A request was answered, with an error or without; a microsecond."""
+        """A request was answered, with an error or without; about a microsecond."""
         self.requests[dialect, status, key] += 1
         histogram = self.request_s.get(dialect)
         if histogram is None:

@@ -228,7 +228,7 @@ class OpenInferenceService:
 
     async def ModelStatistics(self, request: Any, grpc_context: Context) -> messages.ModelStatisticsResponse:
         """Triton's; there are none here."""
-        _refuse(grpc_context, "a model has no statistics here: ask for /info over HTTP, or Ray's exporter of metrics")
+        _refuse(grpc_context, "a model has no statistics here: ask for /metrics over HTTP")
         return self._messages.ModelStatisticsResponse()
 
     async def Check(self, request: Any, grpc_context: Context) -> Any:
