@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -118,7 +119,8 @@ class Drawing:
         for step in defaults["thresholds"]["steps"]:
             if step["value"] is None or (last and last[0] >= step["value"]):
                 color = step["color"]
-        text = " of ".join(said(round(value, 3), defaults["unit"]) for value in last) or "-"
+        places = 0 if defaults.get("decimals") == 0 else 3
+        text = " of ".join(said(round(value, places), defaults["unit"]) for value in last) or "-"
         axes.text(0.5, 0.2, text, color=NAMED[color], size=17, ha="center", va="center", transform=axes.transAxes)
 
     def _lines_of(self, axes: Axes, panel: dict[str, Any]) -> None:
@@ -137,16 +139,16 @@ class Drawing:
         axes.set_xlim(0, self._end - self._begin)
         if defaults["custom"].get("stacking"):
             times = np.arange(0, self._end - self._begin + 1, self._prometheus.every_s)
-            values = [np.interp(times, t, np.nan_to_num(v), left=0) for _, t, v in stay]
-            axes.stackplot(times, values, colors=[colors[one[0]] for one in stay], alpha=0.75)
+            layers = [np.interp(times, t, np.nan_to_num(v), left=0) for _, t, v in stay]
+            axes.stackplot(times, layers, colors=[colors[one[0]] for one in stay], alpha=0.75)
         else:
-            for name, times, values in stay:
-                axes.plot(times, values, color=colors[name], linewidth=1.1)
+            for one in stay:
+                axes.plot(one[1], one[2], color=colors[one[0]], linewidth=1.1)
         self._scale(axes, defaults["unit"])
         if right:
             other = axes.twinx()
-            for name, times, values in right:
-                other.plot(times, values, color=colors[name], linewidth=1.1)
+            for one in right:
+                other.plot(one[1], one[2], color=colors[one[0]], linewidth=1.1)
             other.tick_params(colors=TEXT, labelsize=7, length=0, pad=2)
             other.spines[:].set_visible(False)
             self._scale(other, unit_right)
@@ -183,8 +185,8 @@ class Drawing:
         unit = panel["fieldConfig"]["defaults"]["unit"]
         axes.set_position(axes.get_position().shrunk(0.72, 1.15).translated(0.075, -0.01))
         axes.barh([name for name, _ in found], [value for _, value in found], color=NAMED["blue"], height=0.6)
-        for name, value in found:
-            axes.text(value, name, f" {said(value, unit)}", color=TEXT, size=7, va="center")
+        for line, (_, value) in enumerate(found):
+            axes.text(value, line, f" {said(value, unit)}", color=TEXT, size=7, va="center")
         axes.set_xticks([])
         axes.grid(visible=False)
         axes.invert_yaxis()
@@ -217,9 +219,11 @@ def free_port() -> int:
 def main() -> None:
     with TemporaryDirectory() as folder, scene(Path(folder), free_port(), free_port()) as found:
         begin = time.time()
-        found.traffic(70, in_burst=lambda share: 0.35 < share < 0.75)
-        found.restart()
-        found.traffic(25, in_burst=lambda share: False)
+        with ThreadPoolExecutor() as pool:
+            clients = pool.submit(found.traffic, 100, in_burst=lambda share: 0.25 < share < 0.55)
+            time.sleep(70)
+            found.restart()
+            clients.result()
         Drawing(found.prometheus, begin, time.time()).save(PICTURE)
 
 

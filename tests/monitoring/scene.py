@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -93,8 +94,11 @@ def scene(folder: Path, port: int, prometheus_port: int) -> Iterator[Scene]:
     """The demo on two ranks, with a short queue and keys, at these ports of loopback."""
     file = folder / "keys"
     file.write_text("".join(f"{name}: {key}\n" for name, key in KEYS.items()))
-    arguments = ["--tp", "2", "--dtype", "float32", "--max-concurrent-requests", "24", "--api-keys", str(file)]
-    server = start(port, folder, *arguments)
+    settings = {
+        "--tp": "2", "--dtype": "float32", "--served-model-name": "paraphrases", "--max-concurrent-requests": "24",
+        "--api-keys": str(file),
+    }  # fmt: skip
+    server = start(port, folder, *chain.from_iterable(settings.items()))
     try:
         with scraping(f"127.0.0.1:{port}", prometheus_port, folder, key=KEYS["prometheus"]) as prometheus:
             yield Scene(server, prometheus)
