@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
-.PHONY: serve chromium test test-all test-xla test-device test-image test-lowest bench soak check audit package clean
+.PHONY: serve chromium prometheus test test-all test-xla test-device test-image test-lowest bench soak check audit package clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,10 +29,19 @@ chromium:
 	  timeout 120 apt-get update -qq && timeout 600 apt-get install -qq --no-install-recommends chromium fonts-dejavu-core \
 	    >/dev/null || echo "chromium could not be installed: the tests of the page are skipped" >&2; }
 
-test: .venv/dev.stamp chromium
+# The Prometheus of tests/monitoring, from Debian or its kin. It is unpacked and not installed: no service starts, and it
+# needs no root. Where that fails, these tests are skipped and say why.
+UNPACKED := .venv/prometheus
+prometheus:
+	@test -n "$$(command -v prometheus)" || test -x $(UNPACKED)/usr/bin/prometheus || ! command -v apt-get >/dev/null || { \
+	  { test "$$(id -u)" != 0 || timeout 120 apt-get update -qq; } && mkdir -p $(UNPACKED) && cd $(UNPACKED) && \
+	  timeout 300 apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg -x prometheus_*.deb . && \
+	  rm prometheus_*.deb || echo "Prometheus could not be had: the tests that start it are skipped" >&2; }
+
+test: .venv/dev.stamp chromium prometheus
 	$(PYTEST) -m "not slow and not xla"
 
-test-all: .venv/dev.stamp chromium
+test-all: .venv/dev.stamp chromium prometheus
 	$(PYTEST) -m "slow and not xla and not image"
 
 # The lowest versions that pyproject.toml allows, in an environment of their own; without the clients that people have,

@@ -66,6 +66,8 @@ class ClassifierGroup(Group):
         self.parity = float("nan")
         self.canary_difference, self.canary_at = float("nan"), float("-inf")
         """Off the unsharded model, of the step of the canary that was answered last; when, `time.monotonic`."""
+        self.canary_failures = 0
+        """How often its answer was wrong, after which the group restarts."""
         self.artifact_loads: Counter[str] = Counter()
         """How often an artifact came from where: named, cache, store, traced, or another group that was waited for."""
         self.traced = False
@@ -234,6 +236,7 @@ class ClassifierGroup(Group):
                 if attempt == "second":
                     log.warning("the canary's logits were not those of the start, and then were again: a passing fault")
                 return
+        self.canary_failures += 1
         error = ParityError(
             "the group no longer gives the answers of its start, the canary's logits differ by "
             f"{difference(step.answer, logits):.2e}: a weight has changed in memory or a core computes wrongly; the "

@@ -145,6 +145,12 @@ METRICS: tuple[Metric, ...] = (
     NOT_FINITE,
     RESTARTS,
     Metric(
+        "tpray_canary_failures_total",
+        "counter",
+        "how often the canary was answered wrongly, after which the group restarts",
+        _one(lambda e: float(e.group.canary_failures)),
+    ),
+    Metric(
         "tpray_rank_compute_seconds_total",
         "counter",
         "seconds in a rank's program without waiting; a slow rank has more than others",

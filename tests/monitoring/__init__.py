@@ -1,0 +1,1 @@
+"""The files of deployments/monitoring against a real Prometheus that scrapes a real server."""
