@@ -80,7 +80,8 @@ def classify(
     """Classify texts, or a file of them, without a server."""
     from tpray.commands.classify_file import How, classify_file
     from tpray.commands.loading import load_with_progress
-    from tpray.commands.records import Columns, check_source, check_target
+    from tpray.commands.records import check_source, check_target
+    from tpray.data.columns import Columns
 
     if bool(texts) == (input_file is not None):
         raise ConfigError("name texts to classify, or a file of them with --in, and not both")
