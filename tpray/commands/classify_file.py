@@ -175,12 +175,19 @@ class Progress(Shown):
 
     def said(self, seconds: float) -> str:
         """After so many seconds."""
-        text = f"{self._done} {self._reader.unit}s, {self._done / max(seconds, 1e-9):.0f} a second"
-        share = self._reader.share()
-        if share is None or self._share is None or share <= self._share:
-            return text
-        left_s = seconds * (1 - share) / (share - self._share)
-        return f"{text}, {share:.0%}, {duration(left_s)} left"
+        return said_of(self._done, f"{self._reader.unit}s", seconds, self._share, self._reader.share())
+
+
+def said_of(done: int, units: str, seconds: float, first: float | None, share: float | None) -> str:
+    """How many are done, how fast, and how long it will take.
+
+    Args:
+        first, share: of the whole that was done at first and is done after so many seconds, from 0 to 1, where known.
+    """
+    text = f"{done} {units}, {done / max(seconds, 1e-9):.0f} a second"
+    if share is None or first is None or share <= first:
+        return text
+    return f"{text}, {share:.0%}, {duration(seconds * (1 - share) / (share - first))} left"
 
 
 def _answers(

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
-from tpray.artifacts.store import file_system, is_url
+from tpray.artifacts.store import EXTRAS, file_system, is_url
 from tpray.config import cache_dir
 from tpray.data.columns import Columns
 from tpray.errors import ConfigError, InputError, StoreError, TprayError
@@ -114,13 +114,22 @@ def check_target(source: str, target: str | None, resume: bool) -> None:
         file_system(target)
     elif not Path(target).absolute().parent.is_dir():
         raise ConfigError(f"there is no folder {Path(target).absolute().parent} to write {Path(target).name} in")
+    check_partial(target, resume)
+    if resume and source == STANDARD_INPUT:
+        raise ConfigError("--resume reads its input again from the start: name a file with --in")
+
+
+def check_partial(target: str, resume: bool) -> None:
+    """Refuse a target that an interrupted run has begun, unless that is to be gone on with.
+
+    Raises:
+        ConfigError: there is such a one.
+    """
     partial = partial_file(target)
     if partial.exists() and not resume:
         raise ConfigError(
             f"{partial} is left from a run that was interrupted: go on with it with --resume, or remove it"
         )
-    if resume and source == STANDARD_INPUT:
-        raise ConfigError("--resume reads its input again from the start: name a file with --in")
 
 
 def _exists(source: str) -> bool:
@@ -201,7 +210,7 @@ def open_writer(reader: Reader, target: str | None, stack: ExitStack) -> Writer:
 
 
 def deliver(complete: Path, target: str) -> None:
-    """Give the complete file its name, or copy it to its URL; nothing else of the run stays.
+    """Give the complete file its name, or copy it to its URL, where it is never half there; nothing else stays.
 
     Raises:
         StoreError: it cannot be written there.
@@ -210,7 +219,11 @@ def deliver(complete: Path, target: str) -> None:
     if is_url(target):
         files, path = file_system(target)
         try:
-            files.put_file(str(complete), path)
+            if target.partition(":")[0] in EXTRAS:  # an object there is written whole
+                files.put_file(str(complete), path)
+            else:
+                files.put_file(str(complete), f"{path}.partial")
+                files.mv(f"{path}.partial", path)
         except Exception as e:
             raise StoreError(
                 f"{target} cannot be written ({type(e).__name__}: {e}): all answers are in {partial}; try again with "
@@ -218,6 +231,11 @@ def deliver(complete: Path, target: str) -> None:
             ) from e
     else:
         os.replace(complete, target)
+    discard(partial)
+
+
+def discard(partial: Path) -> None:
+    """Remove a partial file, or folder of parts, if there is one."""
     if partial.is_dir():
         shutil.rmtree(partial)
     else:

@@ -25,9 +25,7 @@ class Asking:
     chunks: Chunks | None = None
 
 
-def asked(
-    classifier: LocalClassifier, items: Iterable[Any], how: Asking
-) -> Iterator[list[dict[str, Any]] | ItemError]:
+def asked(classifier: LocalClassifier, items: Iterable[Any], how: Asking) -> Iterator[list[dict[str, Any]] | ItemError]:
     """The labels of each item; where the model labels tokens, its entities, neighbours of one label together."""
     if classifier.task != TOKEN:
         return classifier.classify_each(items, RAW if how.raw else OWN, how.truncate, how.chunks)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from tpray.config import AUTO
 from tpray.data.answers import Asking, given
 from tpray.data.columns import Columns, arrow_types, check_ray_data, prefix_of
-from tpray.data.host import NODE_PATIENCE_S, Hosted, settled
+from tpray.data.host import Hosted, settled
 from tpray.errors import ConfigError, InputError, ItemError
+from tpray.group.nodes import NODE_PATIENCE_S
 from tpray.parallel_layers.tasks import TOKEN
 from tpray.serving.chunks import Chunks
 

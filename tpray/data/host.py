@@ -93,15 +93,15 @@ class Hosted:
     def __init__(self, options: Mapping[str, Any], patience_s: float = NODE_PATIENCE_S) -> None:
         self._placement = _place(topology_of(options), patience_s)
         # No CPU of its own: what it tokenises is little beside what its ranks compute.
-        self._actor: Any = ray.remote(GroupHost).options(
+        host: Any = ray.remote(GroupHost)
+        self._actor = host.options(
             num_cpus=0,
             max_concurrency=CALLS,
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=0),
         ).remote(options)  # fmt: skip
-        with _own_errors():
-            self.task: str = ray.get(self._actor.task.remote())
+        self.task = str(self._get(self._actor.task.remote()))
 
     async def answer(self, items: Sequence[Item], how: Asking) -> list[list[dict[str, Any]] | ItemError]:
         """See `GroupHost.answer`.
@@ -115,8 +115,12 @@ class Hosted:
 
     def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """See `GroupHost.run`."""
+        return self._get(self._actor.run.remote(work, *arguments))
+
+    @staticmethod
+    def _get(reference: Any) -> Any:
         with _own_errors():
-            return ray.get(self._actor.run.remote(work, *arguments))
+            return ray.get(reference)
 
 
 def settled(options: Mapping[str, Any], replicas: int) -> dict[str, Any]:
@@ -152,7 +156,8 @@ def _place(topology: Topology, patience_s: float) -> PlacementGroup:
         PlacementError: there is none, and none is coming.
     """
     wait_for_node(topology, patience_s=patience_s)
-    placement, started = placement_group([topology.resources()], strategy=STRATEGY), time.monotonic()
+    placement: PlacementGroup = placement_group([topology.resources()], strategy=STRATEGY)
+    started = time.monotonic()
     while not placement.wait(1):
         waited = time.monotonic() - started
         if waited > NODE_LIMIT_S or (waited > patience_s and not nodes_are_coming()):

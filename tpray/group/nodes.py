@@ -94,9 +94,7 @@ NODE_LIMIT_S = 900.0
 """How long to wait for a node that can hold a group: while no autoscaler starts one, and at the longest."""
 
 
-def wait_for_node(
-    topology: Topology, labels: Mapping[str, str] | None = None, patience_s: float | None = None
-) -> None:
+def wait_for_node(topology: Topology, labels: Mapping[str, str] | None = None, patience_s: float | None = None) -> None:
     """Return when a node of this Ray could hold the group, were it idle; ask the autoscaler for one meanwhile.
 
     Without this a deployment whose group is too large for every node would wait for ever, and say so nowhere.
