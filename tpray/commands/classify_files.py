@@ -22,7 +22,7 @@ from tpray.artifacts.settle import settle
 from tpray.artifacts.store import file_system, is_url
 from tpray.commands.classify_file import LOG_EVERY_S, How, Shown, classify_file, said_of
 from tpray.commands.records import KINDS, Reader, check_partial, discard, open_reader, partial_file
-from tpray.config import ModelConfig, ParallelConfig, ServeConfig
+from tpray.config import ModelConfig, ParallelConfig, ServeConfig, set_default_variables
 from tpray.data.columns import Columns, check_ray_data
 from tpray.errors import ConfigError, StoreError, TprayError
 from tpray.platforms.cores import core_count
@@ -148,6 +148,7 @@ def classify_files(
     from tpray.data.work import each, start_board
     from tpray.local_ray.local import ensure_ray, stop_ray
 
+    set_default_variables({"RAY_BACKEND_LOG_LEVEL": "error"})  # Ray's warnings of its own library's actors
     owns_ray = ensure_ray(max(core_count(), groups * topology.tp * topology.threads))
     try:
         board = start_board()
@@ -265,6 +266,8 @@ class _Progress:
                 found = said(self._board)
             except Exception:  # noqa: BLE001  # of a Ray that ends; whoever waits for the answers says so
                 return
+            if not found:
+                continue  # the groups come up
             done = sum(count for count, _ in found.values())
             share = sum(self._sizes[name] * share for name, (_, share) in found.items())
             share /= max(1, sum(self._sizes.values()))
