@@ -1,4 +1,4 @@
-"""A folder or a pattern of files: which are read, where their answers go, and what is refused before anything starts."""
+"""A folder or a pattern of files: which are read, where answers go, and what is refused before anything starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups as the actors of a real Ray Data: a dataset, folders of files, a rank that is killed, and a server beside it."""
+"""Groups as the actors of a real Ray Data: a dataset, folders of files, a rank that is killed, a server beside it."""
 
 from __future__ import annotations
 
@@ -160,7 +160,8 @@ class Ask:
 
 tpray.connect(url=url)
 ray.data.DataContext.get_current().enable_progress_bars = False
-ray.data.read_parquet(source).map_batches(Ask, concurrency=2, batch_size=32).write_parquet(out)
+pool = ray.data.ActorPoolStrategy(size=2)
+ray.data.read_parquet(source).map_batches(Ask, compute=pool, batch_size=32).write_parquet(out)
 """
 
 
@@ -191,7 +192,8 @@ def test_of_100000_rows_none_is_lost_or_twice_when_a_rank_is_killed(tmp_path: Pa
     write_texts(tmp_path / "in", 50, rows // 50)
     made = tpray.data.classify(ray.data.read_parquet(str(tmp_path / "in")), tp=1, replicas=2)
     seen, known, started, killed = bytearray(rows), set[int](), 0.0, 0
-    for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
+    batches: Any = made.iter_batches(batch_size=None, batch_format="pyarrow")
+    for batch in batches:
         if not killed:
             started, known = time.monotonic(), ranks()
             killed = max(known)

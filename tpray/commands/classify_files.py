@@ -22,7 +22,7 @@ from tpray.artifacts.settle import settle
 from tpray.artifacts.store import file_system, is_url
 from tpray.commands.classify_file import LOG_EVERY_S, How, Shown, classify_file, said_of
 from tpray.commands.records import KINDS, Reader, check_partial, discard, open_reader, partial_file
-from tpray.config import ModelConfig, ParallelConfig, ServeConfig, set_default_variables
+from tpray.config import ModelConfig, ParallelConfig, ServeConfig, variable_set
 from tpray.data.columns import Columns, check_ray_data
 from tpray.errors import ConfigError, StoreError, TprayError
 from tpray.platforms.cores import core_count
@@ -148,8 +148,8 @@ def classify_files(
     from tpray.data.work import each, start_board
     from tpray.local_ray.local import ensure_ray, stop_ray
 
-    set_default_variables({"RAY_BACKEND_LOG_LEVEL": "error"})  # Ray's warnings of its own library's actors
-    owns_ray = ensure_ray(max(core_count(), groups * topology.tp * topology.threads))
+    with variable_set("RAY_BACKEND_LOG_LEVEL", "error"):  # else Ray warns of how its own library starts actors
+        owns_ray = ensure_ray(max(core_count(), groups * topology.tp * topology.threads))
     try:
         board = start_board()
         with _Progress(console, board, {name: sources.sizes[name] for name in left}):
