@@ -115,9 +115,9 @@ def classify(
         totals = classify_files(input_file, output_file, how, model, tp, replicas, cores_per_rank, options, err)
         err.print(str(totals), highlight=False, soft_wrap=True)
         raise typer.Exit(1 if totals.failed or totals.refused else 0)
-    if replicas not in (1, AUTO):
-        raise ConfigError("--replicas is for a folder or a pattern of files: one file, or texts, are one group's work")
     if input_file is not None:
+        if replicas not in (1, AUTO):
+            raise ConfigError("--replicas is for a folder or a pattern of files: one file is one group's work")
         check_source(input_file, columns)
         check_target(input_file, output_file, resume)
     in_process = input_file is None  # a file may take hours, and its ranks are brought back

@@ -22,7 +22,7 @@ from tpray.artifacts.settle import settle
 from tpray.artifacts.store import file_system, is_url
 from tpray.commands.classify_file import LOG_EVERY_S, How, Shown, classify_file, said_of
 from tpray.commands.records import KINDS, Reader, check_partial, discard, open_reader, partial_file
-from tpray.config import ModelConfig, ParallelConfig, ServeConfig, variable_set
+from tpray.config import AUTO, ModelConfig, ParallelConfig, ServeConfig, variable_set
 from tpray.data.columns import Columns, check_ray_data
 from tpray.errors import ConfigError, StoreError, TprayError
 from tpray.platforms.cores import core_count
@@ -140,6 +140,7 @@ def classify_files(
         _say_failed(console, name, problem)
     if not left:
         return totals
+    replicas = replicas if replicas == AUTO else min(replicas, len(left))
     chosen = settle(_config({**options, "source": model, "tp": tp, "cores_per_rank": cores}, replicas))
     topology, groups = chosen.topology, min(chosen.replicas, len(left))
     recall_or_find(chosen.config.model, topology)  # refuses what cannot work
