@@ -43,14 +43,14 @@ from typing import TYPE_CHECKING, Any
 
 from tpray.version import __version__
 
-__all__ = ["__version__", "connect", "errors", "load", "parallel_layers", "trace"]
+__all__ = ["__version__", "connect", "data", "errors", "load", "parallel_layers", "trace"]
 
 if TYPE_CHECKING:
-    from tpray import errors, parallel_layers, trace
+    from tpray import data, errors, parallel_layers, trace
     from tpray.serving.client import connect
     from tpray.serving.local import load
 
-_MODULES = ("errors", "modules", "parallel_layers", "trace")
+_MODULES = ("data", "errors", "modules", "parallel_layers", "trace")
 
 
 def __dir__() -> list[str]:

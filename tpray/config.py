@@ -39,6 +39,11 @@ AUTO: Final = "auto"
 DRAIN_S: Final = 25.0
 """How long the end of a server waits for requests that are under way; Kubernetes kills after 30 s."""
 
+SPARE_CPUS: Final = 4
+"""CPUs that a Ray of tpray's own hands out beside those of groups: a task or an actor of Ray Data's wants one."""
+SPARE_CPUS_LABEL: Final = "tpray/spare-cpus"
+"""The label of a node that has such, and how many."""
+
 DEMO_DIR = Path(__file__).parent / "demo" / "model"
 """The embedded demo checkpoint, used where no MODEL is named."""
 

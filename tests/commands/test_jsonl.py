@@ -14,7 +14,8 @@ from rich.console import Console
 
 from tpray.commands import classify_file as module
 from tpray.commands.classify_file import Counts, How, classify_file
-from tpray.commands.records import Columns, check_source, check_target, partial_file
+from tpray.commands.records import check_source, check_target, partial_file
+from tpray.data.columns import Columns
 from tpray.errors import ConfigError
 from tpray.group.fake_executor import FakeExecutor, fake_logits
 from tpray.group.wire import Frame, Kind

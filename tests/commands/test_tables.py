@@ -17,7 +17,8 @@ from rich.console import Console
 from tpray.commands import classify_file as module
 from tpray.commands.classify_file import Counts, How, Progress, classify_file, read_texts
 from tpray.commands.jsonl import JsonlReader
-from tpray.commands.records import ADDED, Columns, check_source, check_target, partial_file
+from tpray.commands.records import check_source, check_target, partial_file
+from tpray.data.columns import ADDED, Columns
 from tpray.errors import ConfigError, InputError, StoreError
 from tpray.serving.local import LocalClassifier
 

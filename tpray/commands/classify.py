@@ -21,6 +21,7 @@ from tpray.commands.flags import (
     MaxChunks,
     ModelFlag,
     PlanFile,
+    Replicas,
     Revision,
     Runtime,
     Stride,
@@ -46,6 +47,7 @@ def classify(
     model: ModelFlag = None,
     revision: Revision = None,
     tp: Tp = AUTO,
+    replicas: Replicas = 1,
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
     plan: PlanFile = None,
@@ -59,7 +61,10 @@ def classify(
     pair: Annotated[bool, typer.Option("--pair", help="The two texts are one pair.")] = False,
     input_file: InputFile = None,
     output_file: Annotated[
-        str | None, typer.Option("--out", help="File or URL to write, of the same kind; standard output without it.")
+        str | None,
+        typer.Option(
+            "--out", help="File or URL to write, of the same kind; standard output without it. A folder, for several."
+        ),
     ] = None,
     text_column: TextColumn = "text",
     pair_column: Annotated[
@@ -69,7 +74,7 @@ def classify(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the output file of a run that was interrupted.")
+        bool, typer.Option("--resume", help="Go on with what a run that was interrupted has written.")
     ] = False,
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Logits instead of probabilities.")] = False,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
@@ -81,8 +86,10 @@ def classify(
 ) -> None:
     """Classify texts, or a file of them, without a server."""
     from tpray.commands.classify_file import How, classify_file
+    from tpray.commands.classify_files import classify_files, is_many
     from tpray.commands.loading import load_with_progress
-    from tpray.commands.records import Columns, check_source, check_target
+    from tpray.commands.records import check_source, check_target
+    from tpray.data.columns import Columns
 
     if bool(texts) == (input_file is not None):
         raise ConfigError("name texts to classify, or a file of them with --in, and not both")
@@ -92,27 +99,33 @@ def classify(
         raise ConfigError("--out and --resume go with a file: name it with --in, or use --json for texts")
     read = chunks_of(chunks, stride, aggregate, max_chunks)
     columns = Columns(text_column, pair_column)
+    how = How(raw_scores, truncate, read, columns, resume)
+    options = {
+        "revision": revision,
+        "dtype": dtype,
+        "runtime": runtime,
+        "plan": plan,
+        "chat_template": chat_template,
+        "classifier_from_token": words_of(classifier_from_token),
+        "verify_key": verify_key,
+        "instance_family": instance_family,
+        "neuron_layout": neuron_layout,
+        "lnc": lnc_number(lnc),
+    }
+    if input_file is not None and is_many(input_file):
+        if output_file is None:
+            raise ConfigError(f"{input_file} names many files: name a folder to write with --out")
+        totals = classify_files(input_file, output_file, how, model, tp, replicas, cores_per_rank, options, err)
+        err.print(str(totals), highlight=False, soft_wrap=True)
+        raise typer.Exit(1 if totals.failed or totals.refused else 0)
     if input_file is not None:
+        if replicas not in (1, AUTO):
+            raise ConfigError("--replicas is for a folder or a pattern of files: one file is one group's work")
         check_source(input_file, columns)
         check_target(input_file, output_file, resume)
-    with load_with_progress(
-        model,
-        revision=revision,
-        tp=tp,
-        dtype=dtype,
-        runtime=runtime,
-        cores=cores_per_rank,
-        plan=plan,
-        chat_template=chat_template,
-        classifier_from_token=words_of(classifier_from_token),
-        verify_key=verify_key,
-        instance_family=instance_family,
-        neuron_layout=neuron_layout,
-        lnc=lnc_number(lnc),
-        in_process=input_file is None,  # a file may take hours, and its ranks are brought back
-    ) as classifier:
+    in_process = input_file is None  # a file may take hours, and its ranks are brought back
+    with load_with_progress(model, tp=tp, cores=cores_per_rank, in_process=in_process, **options) as classifier:
         if input_file is not None:
-            how = How(columns, raw_scores, truncate, read, resume)
             done = classify_file(classifier, input_file, output_file, err, how)
             if not done.classified and not done.refused and not done.kept:
                 err.print(

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from tpray.commands.console import duration
-from tpray.commands.records import (
-    Columns,
-    Reader,
-    Record,
-    deliver,
-    open_reader,
-    open_writer,
-    partial_file,
-)
+from tpray.commands.records import Reader, Record, deliver, open_reader, open_writer, partial_file
+from tpray.data.answers import Asking, asked, given
+from tpray.data.columns import Columns
 from tpray.errors import InputError, ItemError
-from tpray.parallel_layers.tasks import TOKEN
-from tpray.serving.scores import OWN, RAW
-from tpray.serving.tagging import Tagging
 from tpray.tokenizer import Item
 
 if TYPE_CHECKING:
-    from tpray.serving.chunks import Chunks
     from tpray.serving.local import LocalClassifier
 
 LOG_EVERY_S = 10.0
@@ -66,24 +57,29 @@ class _Read:
 
 
 @dataclass(frozen=True)
-class How:
-    """How a file is classified. raw: logits. chunks: how texts that are too long are read, if in chunks."""
+class How(Asking):
+    """How a file is classified."""
 
     columns: Columns = field(default_factory=Columns)
-    raw: bool = False
-    truncate: bool = False
-    chunks: Chunks | None = None
     resume: bool = False
 
 
 def classify_file(
-    classifier: LocalClassifier, source: str, target: str | None, console: Console, how: How | None = None
+    classifier: LocalClassifier,
+    source: str,
+    target: str | None,
+    console: Console,
+    how: How | None = None,
+    shown: Callable[[Console, Reader], Shown] | None = None,
 ) -> Counts:
     """Classify every record of ``source`` (``-`` is standard input) into ``target`` (None is standard output).
 
     A record has a text and perhaps its pair, or, of JSON lines and Parquet, ``messages``; all that it has is kept, and
     ``label``, ``score`` and ``scores`` are added, or ``error`` where it cannot be classified; see `records.ADDED`.
     Where the model labels tokens, ``entities`` are added. A blank line stays blank.
+
+    Args:
+        shown: how far it is; the default is `Progress`.
 
     Raises:
         ConfigError: the file cannot be read, or the partial file is not of this source.
@@ -96,7 +92,7 @@ def classify_file(
         counts, records = Counts(reader.unit), iter(reader)
         if how.resume:
             counts.kept = writer.resume(records)
-        progress = stack.enter_context(Progress(console, reader))
+        progress = stack.enter_context((shown or Progress)(console, reader))
         try:
             read = _read(records, reader.unit, classifier, how, counts.kept + 1)
             for each, added, refused in _answers(classifier, read, reader.unit, how):
@@ -140,7 +136,15 @@ def read_texts(source: str, columns: Columns) -> tuple[str, list[tuple[int, str]
     return reader.unit, found
 
 
-class Progress:
+class Shown(AbstractContextManager["Shown"], ABC):
+    """Shows, within a ``with`` block, how far a file is."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """One more record is done."""
+
+
+class Progress(Shown):
     """How many records are done, how fast, and how long it will take; within a ``with`` block."""
 
     def __init__(self, console: Console, reader: Reader) -> None:
@@ -159,7 +163,6 @@ class Progress:
             self._status.stop()
 
     def advance(self) -> None:
-        """One more is done."""
         self._done += 1
         now = time.monotonic()
         if now - self._shown < (LOG_EVERY_S if self._status is None else SHOW_EVERY_S):
@@ -172,12 +175,19 @@ class Progress:
 
     def said(self, seconds: float) -> str:
         """After so many seconds."""
-        text = f"{self._done} {self._reader.unit}s, {self._done / max(seconds, 1e-9):.0f} a second"
-        share = self._reader.share()
-        if share is None or self._share is None or share <= self._share:
-            return text
-        left_s = seconds * (1 - share) / (share - self._share)
-        return f"{text}, {share:.0%}, {duration(left_s)} left"
+        return said_of(self._done, f"{self._reader.unit}s", seconds, self._share, self._reader.share())
+
+
+def said_of(done: int, units: str, seconds: float, first: float | None, share: float | None) -> str:
+    """How many are done, how fast, and how long it will take.
+
+    Args:
+        first, share: of the whole that was done at first and is done after so many seconds, from 0 to 1, where known.
+    """
+    text = f"{done} {units}, {done / max(seconds, 1e-9):.0f} a second"
+    if share is None or first is None or share <= first:
+        return text
+    return f"{text}, {share:.0%}, {duration(seconds * (1 - share) / (share - first))} left"
 
 
 def _answers(
@@ -192,26 +202,12 @@ def _answers(
             if each.item is not None:
                 yield each.item
 
-    for answer in _asked(classifier, items(), how):
+    for answer in asked(classifier, items(), how):
         while waiting[0].item is None:
             yield _unanswered(waiting.popleft())
         each = waiting.popleft()
-        if isinstance(answer, ItemError):
-            yield each, {"error": answer.said_of(f"{unit} {each.number}")}, True
-        elif classifier.task == TOKEN:
-            yield each, {"entities": answer}, False
-        else:
-            best = answer[0]
-            yield each, {"label": best["label"], "score": best["score"], "scores": answer}, False
+        yield each, given(answer, classifier.task, f"{unit} {each.number}"), isinstance(answer, ItemError)
     yield from map(_unanswered, waiting)
-
-
-def _asked(classifier: LocalClassifier, items: Iterator[Any], how: How) -> Iterator[list[dict[str, Any]] | ItemError]:
-    """The labels of each item; where the model labels tokens, its entities, neighbours of one label together."""
-    if classifier.task != TOKEN:
-        return classifier.classify_each(items, RAW if how.raw else OWN, how.truncate, how.chunks)
-    tagging = Tagging("none" if how.raw else "simple", raw_scores=how.raw, truncate=how.truncate)
-    return classifier.tag_each(items, tagging)
 
 
 def _unanswered(each: _Read) -> tuple[_Read, dict[str, Any], bool]:

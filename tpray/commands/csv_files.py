@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from tpray.commands.records import ADDED, Columns, Record, RowError, prefix_of, share_of, size_of
+from tpray.commands.records import Record, RowError, share_of, size_of
+from tpray.data.columns import ADDED, Columns, prefix_of
 from tpray.errors import ConfigError, InputError
 
 LONGEST_CELL = 2**31 - 1

@@ -133,7 +133,8 @@ InputFile = Annotated[
     str | None,
     typer.Option(
         "--in",
-        help="File or URL to read: JSON lines, CSV (.csv, .tsv) or Parquet; - is standard input, JSON lines.",
+        help="File or URL to read: JSON lines, CSV (.csv, .tsv) or Parquet; - is standard input, JSON lines. To "
+        "classify, also a folder, or a pattern with *, of many.",
         show_default="none",
     ),
 ]

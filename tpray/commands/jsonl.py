@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from tpray.commands.records import Record, prefix_of, share_of, size_of
+from tpray.commands.records import Record, share_of, size_of
+from tpray.data.columns import prefix_of
 from tpray.errors import ConfigError, InputError
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tpray.commands.records import ADDED, Columns, Record, prefix_of
+from tpray.commands.records import Record
+from tpray.data.columns import Columns, arrow_types, prefix_of
 from tpray.errors import ConfigError
 from tpray.installation import install_command
 
@@ -39,13 +40,14 @@ class ParquetReader:
             raise ConfigError(f"{source} is no Parquet file: {str(e).splitlines()[0]}") from e
         self.schema = self._file.schema_arrow
         columns.check(self.schema.names, source)
-        read = [name for name in (columns.text, columns.pair or "text_pair") if name in self.schema.names]
-        for name in read:
+        self._read = columns.read_of(self.schema.names)
+        for name in self._read:
+            if name == "messages" != columns.text:
+                continue  # a conversation is no string
             kind = self.schema.field(name).type
             kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
             if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
                 raise ConfigError(f"the column {name!r} of {source} is of {kind} and not of strings")
-        self._read = [*read, *({"messages"} & set(self.schema.names))]
         self.batches: list[Any] = []
         """Tables that were read and not written yet."""
         self._done = 0
@@ -101,7 +103,7 @@ class ParquetWriter:
         from pyarrow import parquet
 
         table = self._reader.batches.pop(0)
-        for name, kind in _types().items():
+        for name, kind in arrow_types().items():
             values = [added.get(name) for added in self._added]
             table = table.append_column(self._prefix + name, pyarrow.array(values, kind))
         self._added = []
@@ -118,21 +120,9 @@ class ParquetWriter:
 
         whole = self._partial / "whole.parquet"
         schema = self._reader.schema
-        for name, kind in _types().items():
+        for name, kind in arrow_types().items():
             schema = schema.append(pyarrow.field(self._prefix + name, kind))
         with parquet.ParquetWriter(whole, schema) as writer:
             for part in self._parts:
                 writer.write_table(parquet.read_table(part).cast(schema))
         return whole
-
-
-def _types() -> dict[str, Any]:
-    """Of the columns of `ADDED`."""
-    import pyarrow as pa
-
-    scores = pa.list_(pa.struct({"label": pa.string(), "score": pa.float64()}))
-    entity = {"entity": pa.string(), "entity_group": pa.string(), "score": pa.float64(), "word": pa.string()}
-    places = {"index": pa.int64(), "start": pa.int64(), "end": pa.int64(), "logits": pa.list_(pa.float64())}
-    entities = pa.list_(pa.struct(entity | places))
-    types = {"label": pa.string(), "score": pa.float64(), "scores": scores, "entities": entities, "error": pa.string()}
-    return {name: types[name] for name in ADDED}

@@ -10,22 +10,17 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
-from tpray.artifacts.store import file_system, is_url
-from tpray.chat import Chat
+from tpray.artifacts.store import EXTRAS, file_system, is_url
 from tpray.config import cache_dir
+from tpray.data.columns import Columns
 from tpray.errors import ConfigError, InputError, StoreError, TprayError
-from tpray.tokenizer import Item
 
 STANDARD_INPUT = "-"
-ADDED = ("label", "score", "scores", "entities", "error")
-"""What a record is given. Where it has one of these already, all of them get the prefix ``tpray_``."""
-
 KINDS = {
     ".jsonl": "JSON lines", ".ndjson": "JSON lines", ".json": "JSON lines",
     ".csv": "CSV", ".tsv": "CSV",
@@ -37,58 +32,12 @@ Record = dict[str, Any] | InputError | None
 """One record; or why it cannot be read; or None, a blank line."""
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What the texts are called: keys of JSON lines, columns of tables. pair: None is ``text_pair``, if any."""
-
-    text: str = "text"
-    pair: str | None = None
-
-    def item(self, record: dict[str, Any]) -> Item:
-        """What is to be classified of a record.
-
-        Raises:
-            InputError: it has no text.
-        """
-        if "messages" in record and self.text not in record:
-            return Chat.of(record["messages"], 0)
-        text, second = record.get(self.text), record.get(self.pair or "text_pair")
-        missing = self.pair is not None and second is None
-        if not isinstance(text, str) or not isinstance(second, str | None) or missing:
-            has = "has" if self.pair else "may have"
-            raise InputError(
-                f'needs a "{self.text}", and {has} a "{self.pair or "text_pair"}", both strings; or "messages", which '
-                "are a conversation",
-                0,
-            )
-        return text if second is None else (text, second)
-
-    def check(self, there: list[str], source: str) -> None:
-        """Refuse a table without the columns that are read.
-
-        Raises:
-            ConfigError: one is not among those that are ``there``.
-        """
-        for flag, name in (("--text-column", self.text), ("--pair-column", self.pair)):
-            if name is not None and name not in there and not (name == "text" and "messages" in there):
-                known = ", ".join(there) or "none"
-                raise ConfigError(f"{source} has no column {name!r}, but {known}: name one with {flag}")
-
-
 class RowError(InputError):
     """A row that is not as its table's header says. cells: what it has."""
 
     def __init__(self, message: str, cells: list[str]) -> None:
         super().__init__(message, 0)
         self.cells = cells
-
-
-def prefix_of(names: Container[str]) -> str:
-    """What the names of `ADDED` get so that none is among ``names``."""
-    prefix = ""
-    while any(prefix + name in names for name in ADDED):
-        prefix += "tpray_"
-    return prefix
 
 
 class Reader(Protocol):
@@ -113,7 +62,7 @@ class Writer(Protocol):
         """
 
     def write(self, record: Record, added: dict[str, Any], number: int) -> None:
-        """A record with what it is given; ``number`` is its own, from 1."""
+        """A record with what it is given, see `columns.ADDED`; ``number`` is its own, from 1."""
 
     def finish(self) -> Path | None:
         """What was written is complete; the file that has it, if it is one."""
@@ -165,13 +114,22 @@ def check_target(source: str, target: str | None, resume: bool) -> None:
         file_system(target)
     elif not Path(target).absolute().parent.is_dir():
         raise ConfigError(f"there is no folder {Path(target).absolute().parent} to write {Path(target).name} in")
+    check_partial(target, resume)
+    if resume and source == STANDARD_INPUT:
+        raise ConfigError("--resume reads its input again from the start: name a file with --in")
+
+
+def check_partial(target: str, resume: bool) -> None:
+    """Refuse a target that an interrupted run has begun, unless that is to be gone on with.
+
+    Raises:
+        ConfigError: there is such a one.
+    """
     partial = partial_file(target)
     if partial.exists() and not resume:
         raise ConfigError(
             f"{partial} is left from a run that was interrupted: go on with it with --resume, or remove it"
         )
-    if resume and source == STANDARD_INPUT:
-        raise ConfigError("--resume reads its input again from the start: name a file with --in")
 
 
 def _exists(source: str) -> bool:
@@ -252,7 +210,7 @@ def open_writer(reader: Reader, target: str | None, stack: ExitStack) -> Writer:
 
 
 def deliver(complete: Path, target: str) -> None:
-    """Give the complete file its name, or copy it to its URL; nothing else of the run stays.
+    """Give the complete file its name, or copy it to its URL, where it is never half there; nothing else stays.
 
     Raises:
         StoreError: it cannot be written there.
@@ -261,7 +219,11 @@ def deliver(complete: Path, target: str) -> None:
     if is_url(target):
         files, path = file_system(target)
         try:
-            files.put_file(str(complete), path)
+            if target.partition(":")[0] in EXTRAS:  # an object there is written whole
+                files.put_file(str(complete), path)
+            else:
+                files.put_file(str(complete), f"{path}.partial")
+                files.mv(f"{path}.partial", path)
         except Exception as e:
             raise StoreError(
                 f"{target} cannot be written ({type(e).__name__}: {e}): all answers are in {partial}; try again with "
@@ -269,6 +231,11 @@ def deliver(complete: Path, target: str) -> None:
             ) from e
     else:
         os.replace(complete, target)
+    discard(partial)
+
+
+def discard(partial: Path) -> None:
+    """Remove a partial file, or folder of parts, if there is one."""
     if partial.is_dir():
         shutil.rmtree(partial)
     else:

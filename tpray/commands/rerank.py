@@ -69,7 +69,8 @@ def rerank(
     """Rank documents by how relevant they are for a query, the best first, without a server."""
     from tpray.commands.classify_file import read_texts
     from tpray.commands.loading import load_with_progress
-    from tpray.commands.records import Columns, check_source
+    from tpray.commands.records import check_source
+    from tpray.data.columns import Columns
 
     if bool(documents) == (input_file is not None):
         raise ConfigError("name documents to rank, or a file of them with --in, and not both")

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from tpray.config import SPARE_CPUS_LABEL
 from tpray.errors import ConfigError, PlacementError
 from tpray.platforms.topology import Topology
 from tpray.ray_private import available, label_mistake, nodes_are_coming
@@ -33,7 +34,7 @@ def shortfall(
         labels: that the node must have; see `matches`.
     """
     alive = [node for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
-    found = [node["Resources"] for node in alive if not labels or matches(node["Labels"], labels)]
+    found = [_for_groups(node, node["Resources"]) for node in alive if not labels or matches(node["Labels"], labels)]
     needs = topology.resources()
     if any(_holds(has, needs) for has in found):
         return None
@@ -63,12 +64,24 @@ def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
 def has_room(topology: Topology, labels: Mapping[str, str] | None = None) -> bool:
     """Whether a node of this Ray, with ``labels``, could take the group now, beside what runs on it."""
     suiting = {node["NodeID"] for node in ray.nodes() if not labels or matches(node["Labels"], labels)}
-    return any(_holds(free, topology.resources()) for node, free in available().items() if node in suiting)
+    return any(_holds(free, topology.resources()) for node, free in _available().items() if node in suiting)
 
 
 def has_room_here(topology: Topology) -> bool:
     """Whether this node could take the group now, beside what runs on it."""
-    return _holds(available().get(ray.get_runtime_context().get_node_id(), {}), topology.resources())
+    return _holds(_available().get(ray.get_runtime_context().get_node_id(), {}), topology.resources())
+
+
+def _available() -> dict[str, dict[str, float]]:
+    """What is free for groups on each node, by its id."""
+    found = available()
+    return {node["NodeID"]: _for_groups(node, found.get(node["NodeID"], {})) for node in ray.nodes()}
+
+
+def _for_groups(node: dict[str, Any], resources: dict[str, float]) -> dict[str, float]:
+    """Without the CPUs that are for other tasks than groups'; see `tpray.config.SPARE_CPUS`."""
+    spare = float(node.get("Labels", {}).get(SPARE_CPUS_LABEL, 0))
+    return resources | {"CPU": resources.get("CPU", 0.0) - spare} if spare else resources
 
 
 def _holds(resources: dict[str, float], needs: dict[str, float]) -> bool:
@@ -80,13 +93,14 @@ NODE_LIMIT_S = 900.0
 """How long to wait for a node that can hold a group: while no autoscaler starts one, and at the longest."""
 
 
-def wait_for_node(topology: Topology, labels: Mapping[str, str] | None = None) -> None:
+def wait_for_node(topology: Topology, labels: Mapping[str, str] | None = None, patience_s: float | None = None) -> None:
     """Return when a node of this Ray could hold the group, were it idle; ask the autoscaler for one meanwhile.
 
     Without this a deployment whose group is too large for every node would wait for ever, and say so nowhere.
 
     Args:
         labels: that the node must have; see `matches`.
+        patience_s: how long to wait while no autoscaler starts one; the default is `NODE_PATIENCE_S`.
 
     Raises:
         ConfigError: ``labels`` are no label selector.
@@ -102,11 +116,11 @@ def wait_for_node(topology: Topology, labels: Mapping[str, str] | None = None) -
     selector = [dict(labels)] if labels else None
     # What an autoscaler goes by.
     demand = placement_group([topology.resources()], strategy=STRATEGY, bundle_label_selector=selector)
-    started = time.monotonic()
+    started, patience_s = time.monotonic(), NODE_PATIENCE_S if patience_s is None else patience_s
     try:
         while reason is not None:
             waited = time.monotonic() - started
-            if waited > NODE_LIMIT_S or (waited > NODE_PATIENCE_S and not nodes_are_coming()):
+            if waited > NODE_LIMIT_S or (waited > patience_s and not nodes_are_coming()):
                 raise PlacementError(f"{reason}; none has come in {waited:.0f} s")
             time.sleep(1)
             reason = shortfall(topology, labels=labels)

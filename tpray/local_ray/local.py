@@ -19,7 +19,7 @@ from pathlib import Path
 import ray
 
 from tpray import ray_private
-from tpray.config import ray_address, stay_quiet, variable_set
+from tpray.config import SPARE_CPUS, SPARE_CPUS_LABEL, ray_address, stay_quiet, variable_set
 from tpray.errors import ConfigError
 from tpray.local_ray import watchdog
 from tpray.local_ray.preflight import check_machine
@@ -61,7 +61,7 @@ def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None)
     Call `preflight.check_machine` before.
 
     Args:
-        cpus: how many CPUs Ray may hand out.
+        cpus: how many CPUs Ray may hand out to groups; others get `tpray.config.SPARE_CPUS` besides.
         folder: a folder that is removed with this Ray.
         lease: ports that nobody gets as long as a process of this Ray is left.
 
@@ -85,7 +85,8 @@ def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None)
         with variable_set(watchdog.MARK, mark), _interrupts_held():
             ray.init(
                 address="local",  # a Ray of our own even where another one runs
-                num_cpus=cpus,
+                num_cpus=cpus + SPARE_CPUS,
+                labels={SPARE_CPUS_LABEL: str(SPARE_CPUS)},
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,

@@ -6,6 +6,7 @@ import atexit
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, cast, overload
@@ -30,7 +31,7 @@ from tpray.serving.chunked_items import encode_chunks
 from tpray.serving.chunks import Chunks
 from tpray.serving.engine import Engine
 from tpray.serving.entities import Strategy
-from tpray.serving.many import in_parts, raised, wait_for
+from tpray.serving.many import Room, in_parts, raised, wait_for
 from tpray.serving.scores import OWN, Activation, Ranked, Scoring
 from tpray.serving.tagging import Tagging, tag
 from tpray.serving.typed import Entity, LabelScore, Pair, RankedDocument, Texts, in_order
@@ -50,7 +51,7 @@ class LocalClassifier:
         self._owns_ray = owns_ray
         self._loop = LoopThread("tpray-group")
         self._closing = threading.Lock()
-        self._engine = Engine(group, batch)
+        self._engine, self._room = Engine(group, batch), Room(batch.max_concurrent_requests)
         atexit.register(self.close)
         try:
             self._loop.run(self._engine.start())
@@ -187,11 +188,13 @@ class LocalClassifier:
         """
         documents, ranked = list(documents), []
         scoring = Scoring.of(raw_scores, top_k=top_n)
-        size, read = self._items_at_once(chunks)
+        read, rows = self._rows_of(chunks)
+        size = max(1, self._engine.config.max_concurrent_requests // rows)
         for start in range(0, max(1, len(documents)), size):
             part = documents[start : start + size]
             try:
-                ranking = wait_for(self._submit(self._engine.rerank(query, part, scoring, truncate, chunks=read)))
+                ask = partial(self._engine.rerank, query, part, scoring, truncate, chunks=read)
+                ranking = wait_for(self._submit(self._with_room(len(part) * rows, ask)))
             except ItemError as e:
                 raise type(e)(e.message, None if e.item is None else e.item + start) from e
             ranked += [Ranked(each.index + start, each.score) for each in ranking.documents]
@@ -204,10 +207,16 @@ class LocalClassifier:
         """How relevant each document is for a query, in the order of the documents; see `rerank`."""
         return in_order(self.rerank(query, documents, raw_scores=raw_scores, truncate=truncate, chunks=chunks))
 
-    def _items_at_once(self, chunks: Any) -> tuple[int, Chunks | None]:
-        """How many items may be asked for at once, and how they are read."""
+    @staticmethod
+    def _rows_of(chunks: Any) -> tuple[Chunks | None, int]:
+        """How items are read, and how many rows one may be."""
         read = Chunks.of(chunks)
-        return max(1, self._engine.config.max_concurrent_requests // (1 if read is None else read.max_chunks)), read
+        return read, 1 if read is None else read.max_chunks
+
+    async def _with_room(self, rows: int, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Wait until the engine takes so many rows, and ask."""
+        async with self._room.taken(rows):
+            return await ask()
 
     def classify_many(
         self, items: Iterable[Any], raw_scores: bool = False, truncate: bool = False, chunks: Any = None
@@ -220,19 +229,24 @@ class LocalClassifier:
         self, items: Iterable[Item], scoring: Scoring = OWN, truncate: bool = False, chunks: Any = None
     ) -> Iterator[list[dict[str, Any]] | ItemError]:
         """The same, with an item's error in the place of its answer, so that the others are answered."""
-        most, read = self._items_at_once(chunks)
-        return self._each(items, lambda own: self._engine.classify(own, scoring, truncate, chunks=read), most)
+        read, rows = self._rows_of(chunks)
+        return self._each(items, lambda own: self._engine.classify(own, scoring, truncate, chunks=read), rows)
 
     def tag_each(self, texts: Iterable[str], how: Tagging) -> Iterator[list[dict[str, Any]] | ItemError]:
         """The entities of each text, or its error in their place; where the model is a classifier of tokens."""
-        return self._each(texts, lambda own: tag(self._engine, own, how), self._engine.config.max_concurrent_requests)
+        return self._each(texts, lambda own: tag(self._engine, own, how), 1)
 
     def _each(
-        self, items: Iterable[Asked], ask: Callable[[list[Asked]], Coroutine[Any, Any, Answer | Tagged]], most: int
+        self, items: Iterable[Asked], ask: Callable[[list[Asked]], Coroutine[Any, Any, Answer | Tagged]], rows: int
     ) -> Iterator[list[dict[str, Any]] | ItemError]:
-        """most: how many items may be under way at once."""
+        """rows: how many one item may be."""
+        most = max(1, self._engine.config.max_concurrent_requests // rows)
         size = max(1, min(self._engine.config.max_client_batch_size, most // 2))
-        return in_parts(items, lambda part: self._submit(ask(part)), size, max(1, most // size - 1))
+
+        def submit(part: list[Asked]) -> Future[Answer | Tagged]:
+            return self._submit(self._with_room(len(part) * rows, lambda: ask(part)))
+
+        return in_parts(items, submit, size, max(1, most // size - 1))
 
     def check(self, item: Item, truncate: bool = False, chunks: Chunks | None = None) -> None:
         """Raise `InputError` if ``item`` cannot be classified."""

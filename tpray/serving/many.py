@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from tpray.errors import GroupError, ItemError
@@ -61,6 +63,29 @@ def raised(answers: Iterable[list[dict[str, Any]] | ItemError]) -> Iterator[list
         if isinstance(answer, ItemError):
             raise type(answer)(answer.message, None if answer.item is None else number)
         yield answer
+
+
+class Room:
+    """So many items under way at once, whoever sends them: the others wait, and who came first goes first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._free = most
+        self._turn, self._left = asyncio.Lock(), asyncio.Event()
+
+    @asynccontextmanager
+    async def taken(self, items: int) -> AsyncIterator[None]:
+        """Room for ``items``; for all that there is, if they are more."""
+        items = min(items, self._most)
+        async with self._turn:
+            while self._free < items:
+                self._left.clear()
+                await self._left.wait()
+            self._free -= items
+        try:
+            yield
+        finally:
+            self._free += items
+            self._left.set()
 
 
 def wait_for(future: Future[T]) -> T:

@@ -1,0 +1,113 @@
+"""The class for ``map_batches`` without Ray: every row in its place, with what it had and its answer or error."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tpray.data import classifier as module
+from tpray.data.answers import Asking
+from tpray.data.classifier import Classifier
+from tpray.data.columns import check_ray_data
+from tpray.data.host import GroupHost, settled
+from tpray.errors import ConfigError, EmptyInputError
+from tpray.platforms.cores import core_count
+from tpray.serving.local import LocalClassifier
+from tpray.tokenizer import Item
+
+pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pandas")
+
+COLUMNS = ["label", "score", "scores", "error"]
+
+
+@pytest.fixture(autouse=True)
+def _group(classifier: LocalClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group whose owner is in this process, and not in an actor."""
+    host = GroupHost({})
+    host._loaded = classifier
+
+    class Here:
+        def __init__(self, *_: Any) -> None:
+            self.task = host.task()
+
+        async def answer(self, items: Sequence[Item], how: Asking) -> Any:
+            return host.answer(items, how)
+
+    monkeypatch.setattr(module, "Hosted", Here)
+
+
+def asked(batch: Any, **options: Any) -> Any:
+    return asyncio.run(Classifier(**options)(batch))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "pandas", "pyarrow"])
+def test_a_batch_of_each_format_keeps_its_columns(kind: str) -> None:
+    table = pa.table({"id": [1, 2, 3, 4], "text": ["a", "", "b", None], "at": [0.5, 1.5, 2.5, 3.5]})
+    batch = {
+        "numpy": lambda: {name: table[name].to_numpy() for name in table.column_names},
+        "pandas": table.to_pandas,
+        "pyarrow": lambda: table,
+    }[kind]()
+    made = asked(batch)
+    assert made.column_names == [*table.column_names, *COLUMNS]
+    assert made.select(["id", "at"]).equals(table.select(["id", "at"]))
+    assert [label is None for label in made["label"].to_pylist()] == [False, True, False, True]
+    assert made["scores"][0].as_py()[0] == {name: made[name][0].as_py() for name in ("label", "score")}
+    assert made["error"][1].as_py() == "the text is empty: send some text"
+    assert 'needs a "text"' in made["error"][3].as_py()
+    assert (made.schema.field("label").type, made.schema.field("error").type) == (pa.string(), pa.string())
+
+
+def test_types_are_the_same_where_nothing_can_be_classified() -> None:
+    good, bad = asked(pa.table({"text": ["a"]})), asked(pa.table({"text": [""]}))
+    assert good.schema == bad.schema
+
+
+def test_pairs_and_columns_that_are_there_already() -> None:
+    made = asked(pa.table({"body": ["a"], "other": ["b"], "label": ["gold"]}), text_column="body", pair_column="other")
+    assert made.column_names == ["body", "other", "label", *(f"tpray_{name}" for name in COLUMNS)]
+    assert made["label"].to_pylist() == ["gold"]
+    assert made["tpray_error"].to_pylist() == [None]
+
+
+def test_an_error_fails_the_batch_if_it_is_to() -> None:
+    with pytest.raises(EmptyInputError, match="a text is empty: send some text"):
+        asked(pa.table({"text": ["a", ""]}), errors="raise")
+    with pytest.raises(ConfigError, match="errors='ignore': it is 'column' or 'raise'"):
+        asked(pa.table({"text": ["a"]}), errors="ignore")
+
+
+def test_a_missing_column_is_named_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="the dataset has no column 'text', but id, body: name one with text_column"):
+        asked(pa.table({"id": [1], "body": ["a"]}))
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"there is no option 'tpp': those of a group are .*cores, .*tp"):
+        asked(pa.table({"text": ["a"]}), tpp=2)
+
+
+def test_groups_share_the_cores_of_a_machine() -> None:
+    assert settled({"tp": 1}, replicas=1)["cores"] == core_count()
+    assert settled({"tp": 1}, replicas=core_count())["cores"] == 1
+    assert settled({"tp": 2, "cores": 3}, replicas=4) == {"tp": 2, "cores": 3}
+
+
+def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match=r"Ray Data needs pandas: .* -m pip install .*\[data\]"):
+        check_ray_data()
+
+
+def test_threads_that_ask_for_more_than_the_queue_takes_wait(classifier: LocalClassifier) -> None:
+    """The queue takes 512 texts, and each of these is under way with as many."""
+    texts = [f"text {number}" for number in range(600)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: len(list(classifier.classify_many(texts))), range(4)))
+    assert found == [600] * 4

@@ -1,0 +1,184 @@
+"""A group that an actor of Ray Data asks, in a placement group of its own, on whichever node has room.
+
+Ray Data's actor takes no CPU, and may be on any node; the wire between a group and its owner does not cross nodes. So
+the actor makes the placement group, and in it the group's owner. Both end with whoever made them, however that ends:
+Ray sees to it.
+
+Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html, "Placement Group Lifetimes"
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from tpray.artifacts.settle import cheapest_degree
+from tpray.config import AUTO, ParallelConfig
+from tpray.data.answers import Asking, asked
+from tpray.errors import ConfigError, GroupError, InputError, ItemError, PlacementError, TprayError
+from tpray.group.nodes import NODE_LIMIT_S, NODE_PATIENCE_S, STRATEGY, wait_for_node
+from tpray.platforms.topology import Topology
+from tpray.ray_private import nodes_are_coming
+from tpray.serving.local import load
+from tpray.tokenizer import Item
+
+if TYPE_CHECKING:
+    from tpray.serving.local import LocalClassifier
+
+CALLS = 16
+"""How many calls may be under way at a group's owner; those of more batches wait."""
+RESTARTS = 3
+"""How often a group's owner is started again. A group restarts its ranks by itself, which is not counted here."""
+OPTIONS = set(inspect.signature(load).parameters) - {"out", "progress", "executor", "trace_only", "in_process"}
+"""The arguments of `tpray.load` that a group here takes too."""
+
+
+class GroupHost:
+    """The owner of a group: a Ray actor that any number of callers ask at once.
+
+    Args:
+        options: of `tpray.load`.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options, self._loading = options, threading.Lock()
+        self._loaded: LocalClassifier | None = None
+
+    def _classifier(self) -> LocalClassifier:
+        """Brought up by the first call, so that an error of it reaches the caller as it is."""
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = load(**self._options)
+            return self._loaded
+
+    def task(self) -> str:
+        """What the model does; see `tpray.parallel_layers.tasks`."""
+        return self._classifier().task
+
+    def answer(self, items: Sequence[Item], how: Asking) -> list[list[dict[str, Any]] | ItemError]:
+        """The answer of each item, or its error; see `tpray.data.answers.asked`."""
+        classifier, refused = self._classifier(), dict[int, ItemError]()
+        for number, item in enumerate(items):
+            try:
+                classifier.check(item, how.truncate, how.chunks)
+            except InputError as e:
+                refused[number] = e
+        answers = asked(classifier, (item for number, item in enumerate(items) if number not in refused), how)
+        return [refused[number] if number in refused else next(answers) for number in range(len(items))]
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``work`` makes of the classifier and the arguments."""
+        return work(self._classifier(), *arguments)
+
+
+class Hosted:
+    """A group that was started from here, and ends with this process or object.
+
+    Args:
+        options: of `tpray.load`, settled; see `settled`.
+        patience_s: how long to wait for room, seconds; longer only while an autoscaler starts nodes.
+
+    Raises:
+        TprayError: whatever keeps it from starting; `PlacementError`: there is no room for it.
+    """
+
+    def __init__(self, options: Mapping[str, Any], patience_s: float = NODE_PATIENCE_S) -> None:
+        self._placement = _place(topology_of(options), patience_s)
+        # No CPU of its own: what it tokenises is little beside what its ranks compute.
+        host: Any = ray.remote(GroupHost)
+        self._actor = host.options(
+            num_cpus=0,
+            max_concurrency=CALLS,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=0),
+        ).remote(options)  # fmt: skip
+        self.task = str(self._get(self._actor.task.remote()))
+
+    async def answer(self, items: Sequence[Item], how: Asking) -> list[list[dict[str, Any]] | ItemError]:
+        """See `GroupHost.answer`.
+
+        Raises:
+            GroupError: the group could not be brought back.
+        """
+        with _own_errors():
+            answers: list[list[dict[str, Any]] | ItemError] = await self._actor.answer.remote(items, how)
+            return answers
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """See `GroupHost.run`."""
+        return self._get(self._actor.run.remote(work, *arguments))
+
+    @staticmethod
+    def _get(reference: Any) -> Any:
+        with _own_errors():
+            return ray.get(reference)
+
+
+def settled(options: Mapping[str, Any], replicas: int) -> dict[str, Any]:
+    """The options of `tpray.load` with what they leave open of the degree and the cores.
+
+    Args:
+        replicas: how many groups share a machine's cores, where ``cores`` does not say how many a rank has.
+
+    Raises:
+        ConfigError: there is no such option. DegreeError: the degree cannot be.
+    """
+    unknown = sorted(set(options) - OPTIONS)
+    if unknown:
+        raise ConfigError(f"there is no option {unknown[0]!r}: those of a group are {', '.join(sorted(OPTIONS))}")
+    model, tp = options.get("model"), options.get("tp", AUTO)
+    degree = cheapest_degree(None if model is None else str(model)) if tp == AUTO else tp
+    topology = topology_of({**options, "tp": degree}, replicas)
+    return {**options, "tp": topology.tp, "cores": topology.cores_per_rank}
+
+
+def topology_of(options: Mapping[str, Any], replicas: int = 1) -> Topology:
+    """How a group with these options of `tpray.load` lies on its node."""
+    names = {"tp": "tp", "cores": "cores_per_rank"}
+    names |= {name: name for name in ("runtime", "instance_family", "neuron_layout", "lnc")}
+    parallel = ParallelConfig(**{own: options[name] for name, own in names.items() if name in options})
+    return Topology.of(parallel, replicas)
+
+
+def _place(topology: Topology, patience_s: float) -> PlacementGroup:
+    """A placement group for a group, once there is room.
+
+    Raises:
+        PlacementError: there is none, and none is coming.
+    """
+    wait_for_node(topology, patience_s=patience_s)
+    placement: PlacementGroup = placement_group([topology.resources()], strategy=STRATEGY)
+    started = time.monotonic()
+    while not placement.wait(1):
+        waited = time.monotonic() - started
+        if waited > NODE_LIMIT_S or (waited > patience_s and not nodes_are_coming()):
+            remove_placement_group(placement)
+            needs = " and ".join(f"{amount:g} {name}" for name, amount in topology.resources().items())
+            raise PlacementError(
+                f"a group needs {needs} of one node, and for {waited:.0f} s no node had so much free: ask for fewer "
+                "groups or ranks, or end what holds it"
+            )
+    return placement
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what the group's owner has raised as it was there."""
+    try:
+        yield
+    except RayTaskError as e:
+        if isinstance(e.cause, TprayError):
+            raise e.cause from None
+        raise
+    except RayActorError as e:
+        raise GroupError(f"the process that owns a group has ended, and not come back: {e}") from e
