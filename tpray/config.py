@@ -17,7 +17,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -273,27 +273,6 @@ def cache_dir() -> Path:
         reason = e.strerror if isinstance(e, OSError) else e
         raise ConfigError(f"{path} cannot hold traced models ({reason}): set TPRAY_CACHE to another folder") from e
     return path
-
-
-KEPT_FILES = 64
-"""How many files a folder of the cache holds that `write_whole` writes to: each saves a start some seconds, no more."""
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file of the cache so that a reader sees all of it or none; its folder is made when missing.
-
-    Of the files in its folder only the `KEPT_FILES` that were written last are kept.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-    with suppress(OSError):  # whoever writes at the same time removes the same
-        for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)[:-KEPT_FILES]:
-            old.unlink()
 
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

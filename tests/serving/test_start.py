@@ -18,7 +18,8 @@ from safetensors import safe_open
 
 import tpray
 from tpray.artifacts.resolve import Remembered, locate, recall_or_find, resolve
-from tpray.config import DEMO_DIR, KEPT_FILES, ModelConfig, cache_dir, environment, write_whole
+from tpray.cache_files import KEPT_FILES, write_whole
+from tpray.config import DEMO_DIR, ModelConfig, cache_dir, environment
 from tpray.errors import DegreeError
 from tpray.group.phases import PhaseReport, Spans, process_started
 from tpray.group.worker_host import WorkerHost

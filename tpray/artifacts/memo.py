@@ -17,7 +17,8 @@ from typing import Any
 
 from tpray.artifacts.key import code_digest
 from tpray.artifacts.manifest import FORMAT, versions
-from tpray.config import cache_dir, write_whole
+from tpray.cache_files import write_whole
+from tpray.config import cache_dir
 from tpray.platforms.topology import Topology
 
 

@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tpray.config import cache_dir, environment, write_whole
+from tpray.cache_files import write_whole
+from tpray.config import cache_dir, environment
 from tpray.platforms.choose import Figures, Layout, ModelFacts
 from tpray.platforms.cores import core_count, usable_cores
 from tpray.platforms.cpu import cpu_model

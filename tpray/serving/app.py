@@ -27,7 +27,7 @@ from tpray.group.nodes import STRATEGY, wait_for_node
 from tpray.group.phases import PhaseReport, Spans
 from tpray.group.ray_executor import RayExecutor
 from tpray.platforms.topology import Topology
-from tpray.ray_private import ask_all, keep_replica_on_loopback, request_id, serve_listens
+from tpray.ray_private import ask_all, by_reference, keep_replica_on_loopback, request_id, serve_listens
 from tpray.serving import progress, telemetry, upgrades
 from tpray.serving.access import Access, check_host
 from tpray.serving.answers import rendered
@@ -245,7 +245,7 @@ class Classifier(OpenInferenceService):
         if self._own_handle is None:
             context = serve.get_replica_context()
             handle = await asyncio.to_thread(serve.get_deployment_handle, context.deployment, context.app_name)
-            self._own_handle = handle.options(_by_reference=True)
+            self._own_handle = by_reference(handle, through_ray=True)
         try:
             return Others(*await ask_all(self._own_handle, "snapshot", OTHERS_S))
         except (RayError, RayServeException) as e:

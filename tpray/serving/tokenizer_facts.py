@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tpray.artifacts.manifest import FileRecord
-from tpray.config import cache_dir, write_whole
+from tpray.cache_files import write_whole
+from tpray.config import cache_dir
 from tpray.serving.template import Template
 from tpray.tokenizer import Encoded
 
