@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 NOT_OF_A_REPLICA = {"replicas", "autoscaling", "upgrade"}
 """What of a `ServeConfig` decides how many replicas there are and how they come, and not what each is."""
 
-
 MEANWHILE = "with one group requests wait until the new one has started"
 
 
