@@ -317,7 +317,7 @@ def test_two_servers_never_answer_for_each_other(
         ({"TPRAY_CACHE": "/dev/null"}, "", "cannot hold traced models"),
         ({"RAY_TMPDIR": "/proc/nothing"}, "", "Ray cannot write to its folder"),
         ({"RAY_TMPDIR": "/tmp/" + "x" * 80}, "", "too long for a socket"),
-        ({"HOME": "/proc/nothing"}, "", "Ray cannot start: [Errno 2] No such file or directory: '/proc/nothing'; set HOME"),
+        ({"HOME": "/proc/nothing"}, "", "No such file or directory: '/proc/nothing'; set HOME to a folder"),
         ({}, "ulimit -Sn 500 && ulimit -Hn 500 &&", "this process may open 500 files and Ray needs 1024"),
     ],
 )
