@@ -7,8 +7,6 @@ SOURCES := pyproject.toml deployments/constraints.txt
 # torch by its exact version first: pip then takes the CPU build where there is one, and nothing later replaces it.
 INSTALL = $(BIN)/pip install --disable-pip-version-check -q -c deployments/constraints.txt
 
-LOWEST = .venv-lowest/bin/pip install --disable-pip-version-check -q
-
 ARGS ?= --tp 2
 
 # A sentence instead of what pip says of it.
@@ -114,13 +112,12 @@ XLA := .venv-xla/bin
 	$(XLA)/pip install --disable-pip-version-check -q -c .venv-xla/constraints.txt jax==0.10.2 jaxlib==0.10.2 -e '.[test]'
 	touch $@
 
-.venv-lowest/stamp: $(SOURCES) tests/package/lowest.py
+# pip has no way to ask for the lowest; uv takes a higher one only where what another package needs rules the lowest out.
+.venv-lowest/stamp: $(SOURCES)
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv-lowest
-	$(LOWEST) packaging
-	.venv-lowest/bin/python tests/package/lowest.py > .venv-lowest/constraints.txt
-	$(LOWEST) torch==2.13.0
-	$(LOWEST) -c .venv-lowest/constraints.txt -e '.[test]'
+	.venv-lowest/bin/pip install --disable-pip-version-check -q -c deployments/constraints.txt uv torch==2.13.0
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest --resolution lowest-direct torch==2.13.0 -e '.[test]'
 	touch $@
 
 .venv-package/stamp: deployments/constraints.txt
