@@ -179,7 +179,7 @@ def _listeners(pid: int) -> list[int]:
     return [int(fields[1].split(":")[1], 16) for fields in lines if fields[3] == "0A" and fields[9] in inodes]
 
 
-HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
 
 @pytest.mark.slow

@@ -417,6 +417,7 @@ def test_access_is_said_once_for_several_models() -> None:
 LET_IN: tuple[dict[str, str], ...] = (
     {}, {"host": "127.0.0.1:8000"}, {"host": "localhost:8000"}, {"host": "[::1]:8000"}, {"host": "LOCALHOST"},
     {"host": socket.gethostname()}, {"host": "10.1.2.3"}, {"host": "a.localhost:1"}, {"host": "localhost."},
+    {"host": "host.docker.internal:8000"},
     {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"},  # the server's own page
     {"host": "localhost:9000", "origin": "http://localhost:9000"},  # the same, through ssh -L 9000:localhost:8000
 )  # fmt: skip

@@ -35,7 +35,8 @@ class Origins:
         allowed = tuple(allowed)
         self._any = "*" in allowed
         self._pages = {origin.encode() for origin in allowed}
-        self._names = {"localhost", socket.gethostname().lower(), *(urlsplit(each).hostname for each in allowed)}
+        own = ("localhost", "host.docker.internal", socket.gethostname().lower())  # the second in Docker's containers
+        self._names = {*own, *(urlsplit(each).hostname for each in allowed)}
         self._known: set[bytes] = set()
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
