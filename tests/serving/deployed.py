@@ -18,15 +18,11 @@ from tests.local_ray.ray_head import ray_head
 
 
 class Deployed:
-    """A Ray to deploy to. url: where its applications answer."""
+    """A Ray to deploy to. url: where its applications answer. metrics_url: where its agent exports its metrics."""
 
-    def __init__(self, dashboard: str, http: int, folder: Path) -> None:
-        self.url, self._dashboard, self._http, self._file = (
-            f"http://127.0.0.1:{http}",
-            dashboard,
-            http,
-            folder / "c.yaml",
-        )
+    def __init__(self, dashboard: str, http: int, metrics: int, folder: Path) -> None:
+        self.url, self.metrics_url = f"http://127.0.0.1:{http}", f"http://127.0.0.1:{metrics}/metrics"
+        self._dashboard, self._http, self._file = dashboard, http, folder / "c.yaml"
 
     def send(self, stored: dict[str, Any]) -> float:
         """Hand what a config file holds to `serve deploy`; when, seconds since the epoch."""
@@ -69,7 +65,8 @@ class Deployed:
 @contextmanager
 def deployed(folder: Path, free_port: Callable[[], int], cpus: int, **environ: str) -> Iterator[Deployed]:
     """A Ray of ``cpus`` CPUs within the block."""
-    gcs, dashboard, agent, http = (free_port() for _ in range(4))
+    gcs, dashboard, agent, metrics, http = (free_port() for _ in range(5))
     arguments = ["--include-dashboard=true", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    arguments.append(f"--metrics-export-port={metrics}")
     with ray_head(gcs, cpus, *arguments, **environ, TPRAY_CACHE=str(folder / "cache")):
-        yield Deployed(f"http://127.0.0.1:{dashboard}", http, folder)
+        yield Deployed(f"http://127.0.0.1:{dashboard}", http, metrics, folder)
