@@ -248,8 +248,7 @@ def once_told(exporter: SpanExporter, where: str) -> SpanExporter:
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
     words = _LastWords()
-    sdk = logging.getLogger("opentelemetry")
-    sdk.handlers, sdk.propagate = [words], False
+    vars(logging.getLogger("opentelemetry")).update(handlers=[words], propagate=False)
 
     class OnceTold(SpanExporter):
         lost = 0
