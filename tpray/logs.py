@@ -159,7 +159,7 @@ def set_up(settings: LogSettings, context: Context = dict) -> None:
     """Have this process log tpray's messages from a level on, and others' warnings."""
     global _settings
     _settings = settings
-    root = logging.getLogger()
+    root = logging.root
     for handler in list(root.handlers):
         if isinstance(handler, Lines):
             root.removeHandler(handler)

@@ -314,7 +314,7 @@ class Batcher:
             inputs = pad([row.encoded for row in rows], self._pad_id)
             with step_notes(rows) as notes:
                 result = await (self._group.step_in_parts(inputs) if in_parts else self._group.step(inputs))
-                notes.result = result
+                notes.answered(result)
         except NotReadyError:  # nothing was sent
             self._put_back(rows)
             return

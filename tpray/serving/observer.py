@@ -6,6 +6,7 @@ called as they are.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import re
@@ -17,7 +18,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tpray.config import TelemetryConfig
-from tpray.serving.dialects.base import headers_of
+from tpray.serving.dialects.base import CLIENT_LEFT, headers_of
 from tpray.serving.keys import ASKING
 from tpray.serving.request_notes import NOTES, RequestNotes
 from tpray.serving.telemetry import CARRIED, RequestSpans
@@ -30,6 +31,7 @@ UNFORESEEN = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAV
 """gRPC's codes for what is the server's error, by OpenTelemetry's conventions."""
 
 _ID = re.compile(r"[\w.:/+=@~-]{1,128}", re.ASCII)
+_HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::(\d{1,5}))?")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
 
 Call = Callable[..., Awaitable[Any]]
@@ -221,9 +223,12 @@ class _Watched:
         about["network.protocol.version"] = scope.get("http_version", "1.1")
         if route:
             about["http.route"] = route
-        for name, header in (("user_agent.original", b"user-agent"), ("server.address", b"host")):
-            if header in headers:
-                about[name] = headers[header].decode("latin-1")
+        if (agent := headers.get(b"user-agent")) is not None:
+            about["user_agent.original"] = agent.decode("latin-1")
+        if (host := _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))) is not None:
+            about["server.address"] = host[1]
+            if host[2]:
+                about["server.port"] = int(host[2])
         carried = {name: headers[name.encode()].decode("latin-1") for name in CARRIED if name.encode() in headers}
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         known = "HTTP" if method == "_OTHER" else method
@@ -255,7 +260,7 @@ class _Watched:
             NOTES.reset(token)
             if sent:
                 notes.fields["input"] = sent.decode(errors="replace")[:INPUT_CHARS]
-            status = status or 500
+            status = status or (CLIENT_LEFT if isinstance(notes.error, asyncio.CancelledError) else 500)
             failed = str(status) if status >= 500 and notes.error is None else None
             if status >= 500 and notes.error is not None:
                 failed = type(notes.error).__name__

@@ -14,8 +14,11 @@ from tpray.serving.oip.service import SERVICE
 
 CALLS = ("classify", "classify_tokens", "rerank")
 """The methods of a Python handle."""
-RPCS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelConfig")
-"""Those of gRPC, but for what is asked again and again, as health is."""
+RPCS = (
+    "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelConfig",
+    "ModelStatistics",
+)  # fmt: skip
+"""Those of the Open Inference Protocol; not grpc.health.v1's, which machines ask again and again."""
 
 
 def settings_of(config: TelemetryConfig) -> logs.LogSettings:
@@ -33,5 +36,5 @@ def watch_methods(deployment: Any, observer: Observer) -> None:
     """Have a deployment's methods watched: Serve looks for them in the object, and there it finds these."""
     for name in CALLS:
         setattr(deployment, name, observer.call(getattr(deployment, name), name))
-    for name in (*RPCS, "ModelStatistics"):
+    for name in RPCS:
         setattr(deployment, name, observer.rpc(getattr(deployment, name), SERVICE, name))

@@ -7,7 +7,7 @@ request and for each of its rows. Times are `time.time_ns`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -39,7 +39,7 @@ NOTES: ContextVar[RequestNotes | None] = ContextVar("tpray_request_notes", defau
 """Of the request that the current task answers."""
 
 
-def note_rows(rows: Sequence[Sequence[Any]] | Sequence[Any], started: float) -> None:
+def note_rows(rows: Sequence[Sized], started: float) -> None:
     """The rows are made of a request's items. started: when that began, `time.perf_counter` seconds."""
     notes = NOTES.get()
     if notes is None:
@@ -86,6 +86,10 @@ class StepNotes:
             request.steps.append(self)
         return self
 
+    def answered(self, result: StepResult) -> None:
+        """What the ranks said."""
+        self.result = result
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.ended_ns, self.error = time.time_ns(), error
         if isinstance(error, NotReadyError):  # nothing was sent
@@ -99,7 +103,7 @@ class StepNotes:
 class _NoNotes:
     """In place of `StepNotes` where no request of the step has notes."""
 
-    result: StepResult | None = None
+    __slots__ = ()
 
     def __enter__(self) -> _NoNotes:
         return self
@@ -107,8 +111,16 @@ class _NoNotes:
     def __exit__(self, *_: object) -> None:
         return None
 
+    def answered(self, result: StepResult) -> None:
+        return None
+
+
+_NO_NOTES = _NoNotes()
+
 
 def step_notes(rows: Sequence[NotedRow]) -> StepNotes | _NoNotes:
     """For the block in which the step of these rows runs."""
-    requests = {row.notes: None for row in rows if row.notes is not None}
-    return StepNotes(rows, [notes for notes in requests if notes is not None]) if requests else _NoNotes()
+    for row in rows:
+        if row.notes is not None:
+            return StepNotes(rows, [notes for notes in dict.fromkeys(row.notes for row in rows) if notes is not None])
+    return _NO_NOTES
