@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import ast
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
 from typing import Any, cast
@@ -14,6 +16,8 @@ from typing import Any, cast
 import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from pydantic import BaseModel, ValidationError
 
 from tests.faults.clients import Clients
@@ -23,9 +27,10 @@ from tpray.config import ModelsConfig, ServeConfig
 from tpray.serving.access import on_loopback
 from tpray.serving.keys import LOOK_EVERY_S
 
-TESTS = Path(__file__).parents[1]
-DEPLOYMENTS = TESTS.parent / "deployments"
-FILES = sorted(DEPLOYMENTS.glob("[!k]*.yaml"))  # kuberay's is a RayService
+METRICS_PORT = 8143
+"""Where the agent of the Ray exports its metrics."""
+
+FILES = sorted((Path(__file__).parents[2] / "deployments").glob("[!k]*.yaml"))  # kuberay's is a RayService
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -41,20 +46,6 @@ def test_every_file_is_valid_for_serve_and_for_tpray(path: Path) -> None:
         }
         form[application.import_path].model_validate(application.args)
     assert schema.http_options.host == "127.0.0.1"
-
-
-def test_each_file_of_deployments_is_named_by_a_test() -> None:
-    """A test that reads or runs a file names it: its name is the end of a string in a module of tests.
-
-    ``"inf2.yaml"``, ``"deployments/constraints.txt"``; a docstring that mentions a file does not count. Files that a
-    test takes all together need no names: `FILES`, above.
-    """
-    strings: set[str] = set()
-    for module in TESTS.rglob("*.py"):
-        nodes = (node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Constant))
-        strings |= {node.value.rpartition("/")[2] for node in nodes if isinstance(node.value, str)}
-    files = {path for path in DEPLOYMENTS.rglob("*") if path.is_file()}
-    assert sorted(str(path) for path in files - {*FILES} if path.name not in strings) == []
 
 
 def test_serve_build_writes_a_valid_file(tmp_path: Path) -> None:
@@ -120,7 +111,7 @@ def deploy(
             time.sleep(0.2)
 
     arguments = ["--include-dashboard=true", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    with ray_head(gcs, 4, *arguments, **environ):
+    with ray_head(gcs, 4, *arguments, f"--metrics-export-port={METRICS_PORT}", **environ):
         yield run
 
 
@@ -195,6 +186,64 @@ def test_a_new_version_drops_no_request_where_a_second_group_fits(
     assert tally.right == tally.sent, tally
 
 
+def samples(text: str, name: str) -> list[Sample]:
+    """Of one name, in Prometheus's text format."""
+    families = text_string_to_metric_families(text)
+    return [sample for family in families for sample in family.samples if sample.name == name]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@on("cpu and neuron")
+def test_a_scrape_has_all_groups_and_says_which_do_not_answer(deploy: Callable[[dict[str, Any]], str]) -> None:
+    """The same figures come from Ray's own agent."""
+    config = read("local-cpu.yaml")
+    config["applications"][0]["args"] |= {"replicas": 2, "parallel": {"tp": 2, "cores_per_rank": 1}}
+    url = deploy(config)
+
+    def scraped(name: str) -> list[Sample]:
+        return samples(httpx.get(f"{url}/metrics", timeout=30).text, name)
+
+    for _ in range(20):
+        assert httpx.post(f"{url}/predict", json={"inputs": ["a b", "a b"]}, timeout=30).status_code == 200
+    ranks = {(each.labels["replica"], each.labels["rank"]) for each in scraped("tpray_rank_memory_bytes")}
+    replicas = {replica for replica, _ in ranks}
+    assert ranks == {(replica, rank) for replica in replicas for rank in "01"}
+    assert len(replicas) == 2
+    answered = {each.labels["replica"]: each.value for each in scraped("tpray_rows_total")}
+    assert sum(answered.values()) == 20
+    for name in ("compute", "wait"):
+        assert {each.value > 0 for each in scraped(f"tpray_rank_{name}_seconds_total")} == {True}
+    assert [each.value for each in scraped("tpray_replicas_missing")] == [0]
+
+    told: dict[str, float] = {}
+    give_up = time.monotonic() + 60
+    while told != {replica: value for replica, value in answered.items() if value}:
+        assert time.monotonic() < give_up, told
+        time.sleep(1)
+        text = httpx.get(f"http://127.0.0.1:{METRICS_PORT}/metrics", timeout=30).text
+        told = {each.labels["replica"]: each.value for each in samples(text, "ray_tpray_rows_total")}
+    seen = {each.labels["replica"]: each.value for each in samples(text, "ray_tpray_step_seconds_count")}
+    assert {replica: seen[replica] for replica in told} == told, "each row was a step of its own"
+
+    pids = set[int]()
+    while len(pids) < 2:
+        pids.add(httpx.get(f"{url}/info", timeout=30).json()["group"]["pid"])
+    stopped = pids.pop()
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        missing = None
+        for _ in range(10):
+            with suppress(httpx.TimeoutException):  # it may be the one that is asked
+                text = httpx.get(f"{url}/metrics", timeout=4).text
+                missing = [each.value for each in samples(text, "tpray_replicas_missing")]
+                break
+        assert missing == [1]
+        assert len(samples(text, "tpray_rows_total")) == 1
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @on("cpu and neuron")
@@ -219,6 +268,10 @@ def test_two_models_chosen_by_name(deploy: Callable[[dict[str, Any]], str]) -> N
         asked = {"model": name, "query": "a b", "documents": ["a b"]}
         assert httpx.post(f"{url}/v1/rerank", json=asked, timeout=30).json()["model"] == name
     assert httpx.post(f"{url}/predict", json=pair, timeout=30).status_code == 422
+    counted: dict[str, float] = {}
+    for sample in samples(httpx.get(f"{url}/metrics", timeout=30).text, "tpray_rows_total"):
+        counted[sample.labels["model"]] = sample.value
+    assert counted == {"paraphrases": 2, "org/paraphrases-float32": 2}
     other = httpx.post(f"{url}/v1/rerank", json=asked | {"model": "other"}, timeout=30)
     assert (other.status_code, "there is no model 'other'" in other.text) == (404, True)
 

@@ -36,6 +36,7 @@ from tpray.serving.ray_metrics import RayMetrics, spread
 from tpray.serving.scrape import PATH, Buckets, Others, Scrape, Snapshot, joined, rendered
 
 README = Path(__file__).parents[2] / "README.md"
+OPEN_FAMILIES: Any = openmetrics.text_string_to_metric_families
 TEI, NONE = "text-embeddings-inference", "none"
 
 Read = dict[str, dict[tuple[str, ...], float]]
@@ -335,7 +336,7 @@ def test_what_is_declared_is_exported_and_documented(with_fake_engine: WithEngin
         declared = {metric.name.removesuffix("_total") for metric in METRICS} | {MISSING}
         assert with_samples == declared
         assert open_text.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-        assert {family.name for family in openmetrics.text_string_to_metric_families(open_text.text)} == declared
+        assert {family.name for family in OPEN_FAMILIES(open_text.text)} == declared
         if (promtool := shutil.which("promtool")) is not None:
             done = subprocess.run(
                 [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
@@ -377,7 +378,7 @@ def test_texts_of_several_models_are_one_that_is_valid(accept: str) -> None:
         for model in ("one", 'tw"o\n# HELP x y')
     ]
     text = joined(texts, ["thr\\ee"])
-    parse = openmetrics.text_string_to_metric_families if accept else text_string_to_metric_families
+    parse = OPEN_FAMILIES if accept else text_string_to_metric_families
     families = {family.name: family for family in parse(text)}
     assert [each.labels["model"] for each in families["tpray_rows"].samples] == ["one", 'tw"o\n# HELP x y']
     missing = {sample.labels["model"]: sample.value for sample in families[MISSING].samples}

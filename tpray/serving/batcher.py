@@ -378,10 +378,10 @@ class Batcher:
 
     def _put_back(self, rows: list[QueuedRow]) -> int:
         """Queue rows again, where they were, and say how many; or tell them, if the group is given up."""
-        wanted = [row for row in rows if _wanted(row)] if self._closed is None else []
-        self._queue.put_back(wanted)
-        for row in rows if self._closed is not None else []:
-            _fail(row, self._closed)
+        if self._closed is not None:
+            for row in rows:
+                _fail(row, self._closed)
+        self._queue.put_back(wanted := [row for row in rows if _wanted(row)])
         return len(wanted)
 
 

@@ -73,7 +73,7 @@ class RayMetrics:
 
 
 def _made(metric: Metric) -> Any:
-    tags = ("model", *metric.labels)
+    tags: Any = ("model", *metric.labels)  # whose type Ray takes for that of one
     if metric.kind == "histogram":
         return of_serve.Histogram(metric.name, metric.meaning, boundaries=list(metric.buckets), tag_keys=tags)
     return (of_serve.Counter if metric.kind == "counter" else of_serve.Gauge)(metric.name, metric.meaning, tags)

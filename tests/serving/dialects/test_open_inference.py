@@ -178,7 +178,7 @@ def test_raw_numbers_fill_their_shape() -> None:
      (errors.StepError("x"), 500), (ZeroDivisionError("secret"), 500)],
 )  # fmt: skip
 def test_the_table_of_statuses(error: Exception, status: int) -> None:
-    found, body, headers, internal = render_error(error)
+    found, body, headers, internal, _ = render_error(error)
     assert (found, list(json.loads(body))) == (status, ["error"])
     assert ("retry-after" in headers) == (status in (429, 503))
     assert internal == (type(error) is ZeroDivisionError)

@@ -76,7 +76,7 @@ def test_mistakes_are_explained(body: bytes, status: int, words: str) -> None:
      (ZeroDivisionError("secret"), 424, "Backend")],
 )  # fmt: skip
 def test_the_table_of_statuses(error: Exception, status: int, kind: str) -> None:
-    found, body, headers, internal = tei.render_error(error)
+    found, body, headers, internal, _ = tei.render_error(error)
     assert (found, json.loads(body)["error_type"]) == (status, kind)
     assert ("retry-after" in headers) == (status in (429, 503))
     assert internal == (type(error) is ZeroDivisionError)
