@@ -115,3 +115,21 @@ def test_only_one_module_knows_what_is_private_to_ray() -> None:
 def test_what_is_private_to_ray_is_noticed(line: str, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(line)
     assert private_names(tmp_path / "module.py")
+
+
+def test_each_file_of_deployments_is_named_by_a_test() -> None:
+    """A test that reads or runs a file names it: its name is the end of a string in a module of tests.
+
+    ``"inf2.yaml"``, ``"deployments/constraints.txt"``; a docstring that mentions a file does not count. Serve config
+    files, which one test takes all together, need no names.
+    """
+    from tests.serving.test_deployments import FILES
+
+    tests = Path(__file__).parent
+    strings: set[str] = set()
+    for module in tests.rglob("*.py"):
+        nodes = (node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Constant))
+        strings |= {node.value.rpartition("/")[2] for node in nodes if isinstance(node.value, str)}
+    files = {path for path in (tests.parent / "deployments").rglob("*") if path.is_file()} - {*FILES}
+    assert files
+    assert sorted(str(path) for path in files if path.name not in strings) == []

@@ -194,8 +194,8 @@ class Drawing:
     def _table(self, axes: Axes, panel: dict[str, Any]) -> None:
         axes.set_axis_off()
         hidden = panel["transformations"][0]["options"]["excludeByName"]
-        labels = self._prometheus.value(for_prometheus(panel["targets"][0]["expr"], 1, 1))[0]["metric"]
-        lines = [f"{name:<12} {value}" for name, value in labels.items() if not hidden.get(name)]
+        (found,) = self._prometheus.value(for_prometheus(panel["targets"][0]["expr"], 1, 1), self._end)
+        lines = [f"{name:<12} {value}" for name, value in found["metric"].items() if not hidden.get(name)]
         axes.text(0, 1, "\n".join(lines), color=TEXT, size=8, va="top", family="monospace", linespacing=1.6)
 
     def save(self, path: Path) -> None:
