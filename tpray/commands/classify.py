@@ -47,7 +47,7 @@ def classify(
     model: ModelFlag = None,
     revision: Revision = None,
     tp: Tp = AUTO,
-    replicas: Replicas = 1,
+    replicas: Replicas = AUTO,
     dtype: Dtype = AUTO,
     runtime: Runtime = AUTO,
     plan: PlanFile = None,

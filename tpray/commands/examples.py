@@ -12,6 +12,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("tpray classify 'a text' 'another'", "each by itself"),
         ("tpray classify --pair 'a text' 'another'", "both as one pair"),
         ("tpray classify --in texts.jsonl --out labels.jsonl", "a file; --resume goes on with it"),
+        ("tpray classify --in 'texts/*.parquet' --out labels --replicas 2", "many files, by two groups"),
         ("tpray classify --in s3://bucket/t.csv --text-column body --out t.csv", "a table, also Parquet"),
     ),
     "rerank": (
