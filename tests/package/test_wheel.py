@@ -22,6 +22,7 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).parents[2]
 ENVIRON = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL")}
 PAIR = ("The company HuggingFace is based in New York City", "HuggingFace's headquarters are situated in Manhattan")
+PIP = (sys.executable, "-m", "pip", "--quiet")
 
 pytestmark = pytest.mark.slow
 
@@ -63,8 +64,8 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with the wheel. What tpray needs it takes from that of these tests, but not their tpray."""
     folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    subprocess.run([folder / "bin/pip", "install", "--quiet", "--no-deps", str(wheel)], check=True, env=ENVIRON)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    subprocess.run([*PIP, "--python", str(folder), "install", "--no-deps", str(wheel)], check=True, env=ENVIRON)
     (packages,) = folder.glob("lib/python3*/site-packages")
     shared = [path for path in sys.path if path.endswith("-packages")]
     (packages / "of_the_tests.pth").write_text("\n".join(shared) + "\n")
@@ -80,7 +81,10 @@ def run(environment: Path, empty: Path, *argv: str) -> str:
 
 
 def test_its_requirements_are_met_and_it_is_the_one_that_is_imported(environment: Path, tmp_path: Path) -> None:
-    run(environment, tmp_path, "pip", "check")
+    checked = subprocess.run(
+        [*PIP, "--python", str(environment), "check"], capture_output=True, text=True, check=False, env=ENVIRON
+    )
+    assert [line for line in checked.stdout.splitlines() if line.startswith("tpray ")] == [], checked.stderr
     where = run(environment, tmp_path, "python", "-c", "import tpray; print(tpray.__file__)").strip()
     assert Path(where).is_relative_to(environment)
     assert run(environment, tmp_path, "tpray", "--version").strip() in Path(ROOT / "tpray/version.py").read_text()
