@@ -80,8 +80,9 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(environment: Path, empty: Path, *argv: str) -> str:
     done = subprocess.run(
-        [environment / "bin" / argv[0], *argv[1:]], capture_output=True, text=True, check=False, env=own_environ(), cwd=empty
-    )
+        [environment / "bin" / argv[0], *argv[1:]],
+        capture_output=True, text=True, check=False, env=own_environ(), cwd=empty,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
