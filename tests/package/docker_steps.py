@@ -43,10 +43,6 @@ class Image:
     command: tuple[str, ...] = ()
     health: tuple[str, ...] = ()
 
-    @property
-    def variables(self) -> list[str]:
-        return [f"{key}={value}" for key, value in (dict(self.args) | dict(self.environ)).items()]
-
 
 def steps_of(dockerfile: Path) -> list[tuple[str, str]]:
     """Each instruction and what follows it."""
@@ -152,10 +148,16 @@ def in_namespaces(image: Image, argv: Sequence[str], work: Path, *, run: bool = 
                 subprocess.run(["cp", "--archive", str(image.layers[0] / volume.lstrip("/")), str(kept)], check=True)
             lines.append(f"mount --bind {kept} {root}{volume}")
     user = image.user if run else "0"
-    environ = [f"HOME={home_of(user, image)}", *image.variables]
+    given = image.environ if run else {**image.args, **image.environ}
+    environ = [f"HOME={home_of(user, image)}", *variables(given)]
     chroot = ["chroot", f"--userspec={user}:{user}", str(root), "/usr/bin/env", "-i", "-C", image.folder, *environ]
     lines.append(f"exec {shlex.join([*chroot, *argv])}")
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", "\n".join(lines)]
+
+
+def variables(environ: Mapping[str, str]) -> list[str]:
+    """As env(1) takes them."""
+    return [f"{name}={value}" for name, value in environ.items()]
 
 
 def home_of(user: str, image: Image) -> str:
@@ -169,7 +171,7 @@ def inside(image: Image, first_pid: int, argv: tuple[str, ...]) -> subprocess.Co
     user = ["--setuid", image.user, "--setgid", image.user]
     return subprocess.run(
         ["nsenter", "--target", str(first_pid), "--mount", "--pid", "--root", *user,
-         "/usr/bin/env", "-i", *image.variables, *argv],
+         "/usr/bin/env", "-i", *variables(image.environ), *argv],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 

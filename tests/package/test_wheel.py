@@ -19,11 +19,18 @@ import pytest
 from packaging.metadata import Metadata
 from packaging.specifiers import SpecifierSet
 
+from tpray.version import __version__
+
 ROOT = Path(__file__).parents[2]
-ENVIRON = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL")}
 PAIR = ("The company HuggingFace is based in New York City", "HuggingFace's headquarters are situated in Manhattan")
+PIP = (sys.executable, "-m", "pip", "--quiet")
 
 pytestmark = pytest.mark.slow
+
+
+def own_environ() -> dict[str, str]:
+    """Without what leads to the clone, or to the make that runs these tests."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL")}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "tpray", clone / "tpray", ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
         ["make", "-C", str(clone), "package", f"PYTHON={sys.executable}"],
-        capture_output=True, text=True, check=False, env=ENVIRON,
+        capture_output=True, text=True, check=False, env=own_environ(),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     made, archive = sorted((clone / "dist").iterdir(), key=lambda path: path.suffix, reverse=True)
@@ -63,8 +70,8 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with the wheel. What tpray needs it takes from that of these tests, but not their tpray."""
     folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    subprocess.run([folder / "bin/pip", "install", "--quiet", "--no-deps", str(wheel)], check=True, env=ENVIRON)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    subprocess.run([*PIP, "--python", str(folder), "install", "--no-deps", str(wheel)], check=True, env=own_environ())
     (packages,) = folder.glob("lib/python3*/site-packages")
     shared = [path for path in sys.path if path.endswith("-packages")]
     (packages / "of_the_tests.pth").write_text("\n".join(shared) + "\n")
@@ -73,30 +80,34 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(environment: Path, empty: Path, *argv: str) -> str:
     done = subprocess.run(
-        [environment / "bin" / argv[0], *argv[1:]], capture_output=True, text=True, check=False, env=ENVIRON, cwd=empty
-    )
+        [environment / "bin" / argv[0], *argv[1:]],
+        capture_output=True, text=True, check=False, env=own_environ(), cwd=empty,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_its_requirements_are_met_and_it_is_the_one_that_is_imported(environment: Path, tmp_path: Path) -> None:
-    run(environment, tmp_path, "pip", "check")
+    checked = subprocess.run(
+        [*PIP, "--python", str(environment), "check"], capture_output=True, text=True, check=False, env=own_environ()
+    )
+    assert [line for line in checked.stdout.splitlines() if line.startswith("tpray ")] == [], checked.stderr
     where = run(environment, tmp_path, "python", "-c", "import tpray; print(tpray.__file__)").strip()
     assert Path(where).is_relative_to(environment)
-    assert run(environment, tmp_path, "tpray", "--version").strip() in Path(ROOT / "tpray/version.py").read_text()
+    assert run(environment, tmp_path, "tpray", "--version").strip() == f"tpray {__version__}"
 
 
 @pytest.mark.ray
 def test_it_classifies_and_serves(environment: Path, tmp_path: Path, free_port: Callable[[], int]) -> None:
     (said,) = run(environment, tmp_path, "tpray", "classify", "--tp", "1", "--json", "--pair", *PAIR).splitlines()
-    assert json.loads(said)["label"] == "paraphrase"
+    assert json.loads(said)["scores"][0]["label"] == "paraphrase"
 
     url = f"http://127.0.0.1:{free_port()}"
     log = tmp_path / "log"
     with log.open("w") as to:
         server = subprocess.Popen(
             [environment / "bin/tpray", "serve", "--tp", "2", "--port", url.rpartition(":")[2]],
-            stdout=to, stderr=to, env=ENVIRON, cwd=tmp_path,
+            stdout=to, stderr=to, env=own_environ(), cwd=tmp_path,
         )  # fmt: skip
     try:
         give_up = time.monotonic() + 180
