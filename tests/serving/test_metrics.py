@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,12 +19,14 @@ import numpy as np
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+from ray.serve.handle import DeploymentBroadcastResponse
 
 from tests.serving.conftest import WithEngine
 from tests.serving.test_access import BEARER, KEY, access
 from tpray.group.fake_executor import FakeExecutor, fake_logits
 from tpray.group.rank_time import RankTime, RankTotal
 from tpray.group.wire import Array, Frame, Kind
+from tpray.local_ray.private import ask_all
 from tpray.platforms.memory import memory_of
 from tpray.serving.dialects import DIALECTS
 from tpray.serving.engine import Engine
@@ -437,3 +441,25 @@ def test_memory_is_that_of_a_process() -> None:
     assert own is not None
     assert own > 2**20
     assert memory_of(2**22 + 1) is None, "there is none"
+
+
+def test_a_replica_that_is_late_or_gone_takes_nothing_from_the_others() -> None:
+    """With what Ray's own answer to a broadcast has."""
+
+    class OfOne:
+        def __init__(self, answer: Any) -> None:
+            self._answer = answer
+
+        async def get_async(self) -> Any:
+            if self._answer is None:
+                await asyncio.Event().wait()
+            if isinstance(self._answer, Exception):
+                raise self._answer
+            return self._answer
+
+    async def of_each() -> list[OfOne]:
+        return [OfOne("a"), OfOne(None), OfOne(RuntimeError("it died")), OfOne("b")]
+
+    assert inspect.iscoroutinefunction(DeploymentBroadcastResponse._fetch_replica_results_async)
+    handle = SimpleNamespace(broadcast=lambda method: SimpleNamespace(_fetch_replica_results_async=of_each))
+    assert asyncio.run(ask_all(handle, "snapshot", 0.2)) == (["a", "b"], 2)
