@@ -28,12 +28,13 @@ from tpray.group.classifier import ClassifierGroup
 from tpray.group.fake_executor import FakeExecutor
 from tpray.group.thread_executor import ThreadExecutor
 from tpray.serving.access import Access
+from tpray.serving.door import NONE
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.keys import KeyRing, parse
 from tpray.serving.model_names import ModelNames
-from tpray.serving.oip.service import OpenInferenceService
+from tpray.serving.oip.service import GRPC, OpenInferenceService
 
 Make = Callable[..., Path]
 TEXTS = ["the firm is in Paris", "x", "Ça n'est pas vrai: apples"]
@@ -408,6 +409,12 @@ def test_grpc_asks_for_the_keys_of_http() -> None:
             with pytest.raises(InferenceServerException, match="asks for a key"):
                 await rpc.get_model_metadata("m")
         assert access.keys.usage()["alice"].tokens > 0
+        counted = {
+            (NONE, "OK", ""): 2, (GRPC, "UNAUTHENTICATED", ""): 3, (GRPC, "OK", "alice"): 1,
+            (GRPC, "RESOURCE_EXHAUSTED", "alice"): 1,
+        }  # fmt: skip
+        assert engine.load.requests == counted
+        assert engine.load.refusals == {"unauthorized": 3, "key_limit": 1}
         await server.stop(0)
         await engine.stop()
 
