@@ -207,45 +207,44 @@ RUN_S = 30
 
 
 @pytest.fixture(scope="module")
-def watched(
-    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
-) -> Iterator[tuple[Prometheus, float]]:
-    """Prometheus over a server that has lost a rank, and was busy and refused requests; and when it last was."""
+def watched(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Prometheus]:
+    """Prometheus over a server that has lost a rank, and was busy and refused requests."""
     with scene(tmp_path_factory.mktemp("watched"), free_port(), free_port(), every_s=2) as found:
         found.restart()
         found.traffic(8)
-        yield found.prometheus, time.time()
+        yield found.prometheus
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(PROMETHEUS is None, reason=MISSING)
-def test_prometheus_answers_every_query_over_a_real_server(watched: tuple[Prometheus, float]) -> None:
-    prometheus, at = watched
-    (target,) = prometheus.ask("targets")["activeTargets"]
-    assert (target["health"], target["lastError"]) == ("up", "")
-    rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+def test_prometheus_answers_every_query_over_a_real_server(watched: Prometheus) -> None:
+    """Each has an answer; but an alert has none while nothing is wrong, and alerts_test.yml tests these."""
+
+    def ask(query: Query) -> list[Any]:
+        return watched.value(for_prometheus(query.expr, watched.every_s, RUN_S))
+
+    rules = [rule for group in watched.ask("rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} == {query.of for query in of_rules()}
     assert [rule["lastError"] for rule in rules if rule.get("lastError")] == []
-    empty = [
-        query.of
-        for query in QUERIES
-        if not prometheus.value(for_prometheus(query.expr, prometheus.every_s, RUN_S), at)
-        and not query.of.startswith("Tpray")  # an alert is empty while nothing is wrong; alerts_test.yml tests these
-    ]
-    assert empty == []
+    for query in QUERIES:
+        ask(query)  # no error
+    needed = [query for query in QUERIES if not query.of.startswith("Tpray")]
+    give_up = time.monotonic() + 60
+    while empty := [query.of for query in needed if not ask(query)]:
+        assert time.monotonic() < give_up, empty  # a slow machine is late with a scrape, and a rate needs two
     for variable in json.loads(DASHBOARD.read_text())["templating"]["list"][1:]:
         series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
-        values = prometheus.ask(f"label/{label}/values", **{"match[]": for_prometheus(series, 1, RUN_S)})
+        values = watched.ask(f"label/{label}/values", **{"match[]": for_prometheus(series, watched.every_s, RUN_S)})
         assert values, variable["name"]
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(PROMETHEUS is None, reason=MISSING)
-def test_prometheus_has_seen_what_happened(watched: tuple[Prometheus, float]) -> None:
+def test_prometheus_has_seen_what_happened(watched: Prometheus) -> None:
     def now(query: str) -> float:
-        (found,) = watched[0].value(query)
+        (found,) = watched.value(query)
         return float(found["value"][1])
 
     assert now("sum(tpray_group_restarts_total)") == 1
