@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from opentelemetry.trace import StatusCode
 
 from tests.otlp import collecting
 from tests.serving.conftest import WithEngine
-from tpray.config import TelemetryConfig
+from tpray.config import ModelsConfig, ServeConfig, TelemetryConfig
 from tpray.errors import ConfigError, InputError
 from tpray.group.fake_executor import FakeExecutor
 from tpray.serving import telemetry
@@ -350,4 +349,10 @@ def test_what_the_environment_asks_for_and_cannot_be_is_refused(monkeypatch: pyt
     telemetry.check(TelemetryConfig())
     with pytest.raises(ValueError, match="is no URL of a collector"):
         TelemetryConfig(otlp_endpoint="localhost:4318")
-    assert json.loads(TelemetryConfig().model_dump_json())["log_requests"] is False
+
+
+def test_telemetry_is_said_once_for_several_models() -> None:
+    told = TelemetryConfig(log_requests=True)
+    assert ModelsConfig(models={"a": ServeConfig()}, telemetry=told).telemetry == told
+    with pytest.raises(ValueError, match="a: telemetry is said once for all models"):
+        ModelsConfig(models={"a": ServeConfig(telemetry=told)})

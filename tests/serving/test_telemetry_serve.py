@@ -166,10 +166,7 @@ def test_every_line_of_the_command_and_its_processes_is_json(told: Told) -> None
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_says_which_it_is_and_traces_show_both_attempts(
-    tmp_path: Path, free_port: Callable[[], int]
-) -> None:
-    """A real rank is killed under way; the collector is gone at first, which is said once."""
+def test_a_collector_that_is_not_there_is_told_of_once(tmp_path: Path, free_port: Callable[[], int]) -> None:
     port = free_port()
     server = start(port, tmp_path, "--tp", "2", "--log-format", "text", "--otlp-endpoint", "http://127.0.0.1:9")
     try:
