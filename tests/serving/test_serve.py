@@ -131,26 +131,6 @@ def test_many_clients_get_their_own_answers(server: Running) -> None:
     assert labels == ["paraphrase" if i % 2 else "not_paraphrase" for i in range(60)]
 
 
-def test_every_socket_is_on_loopback(server: Running) -> None:
-    family = children_of(server.process.pid) | {server.process.pid}
-    inodes = {}
-    for pid in family:
-        for fd in Path(f"/proc/{pid}/fd").glob("*"):
-            target = os.readlink(fd) if fd.exists() else ""
-            if target.startswith("socket:["):
-                inodes[target[8:-1]] = pid
-    exposed = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            fields = line.split()
-            address = fields[1].split(":")[0]
-            loopback = address in ("0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000")
-            if fields[3] == "0A" and fields[9] in inodes and not loopback:
-                exposed.append(Path(f"/proc/{inodes[fields[9]]}/cmdline").read_text().split("\0")[0])
-    assert len(inodes) > 10
-    assert not exposed
-
-
 def test_a_handle_from_another_process(server: Running) -> None:
     """Also where a Ray that was killed has left its address, as `ray start` notes it."""
     noted = Path(get_default_ray_temp_dir(), "ray_current_cluster")
