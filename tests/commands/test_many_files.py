@@ -44,7 +44,8 @@ def write(path: Path, rows: int = 3, column: str = "text", start: int = 0) -> Pa
 def damage(path: Path) -> None:
     """Have the index be whole, and a row group not."""
     found = bytearray(path.read_bytes())
-    found[len(found) // 2 : len(found) // 2 + 200] = bytes(200)
+    quarter = len(found) // 4
+    found[quarter : 2 * quarter] = bytes(quarter)
     path.write_bytes(found)
 
 
