@@ -17,6 +17,7 @@ from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
 from tpray.config import AUTO, AccessConfig, BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.group.classifier import ClassifierGroup
+from tpray.group.executor import Executor
 from tpray.group.nodes import STRATEGY, has_room, wait_for_node
 from tpray.group.phases import PhaseReport, Spans
 from tpray.group.ray_executor import RayExecutor
@@ -25,6 +26,7 @@ from tpray.platforms.topology import Topology
 from tpray.serving import progress
 from tpray.serving.access import Access, check_host
 from tpray.serving.answers import rendered
+from tpray.serving.autoscaling import autoscaling_stats
 from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
 from tpray.serving.dialects.base import Rendered
@@ -34,7 +36,6 @@ from tpray.serving.entities import Strategy
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.keys import KeyRing
-from tpray.serving.metrics import BACKLOG_TOKENS
 from tpray.serving.model_names import ModelNames
 from tpray.serving.model_router import Asked, ask_app
 from tpray.serving.oip.service import OpenInferenceService
@@ -89,7 +90,7 @@ class Classifier(OpenInferenceService):
             self._access = Access.of(config.access, told.key_digest)
             await _check_host(config.access, self._access.keys, own_ports=told.token is not None)
             # Of this machine, which need not be the one where the application was built.
-            executor = RayExecutor(Topology.of(config.parallel, why=why), told.spares)
+            executor = self.executor(Topology.of(config.parallel, why=why), told.spares)
             group = ClassifierGroup(config.model, executor, config.batch.step_timeout_s, report.phase, task)
             self._engine = Engine(group, config.batch)
             await self._engine.start()
@@ -103,6 +104,11 @@ class Classifier(OpenInferenceService):
         address = ray.get_runtime_context().gcs_address
         groups = config.replicas if config.autoscaling is None and config.replicas != AUTO else None
         self._door = make_app(self._engine, self._gate, address, config.served_model_name, self._access, groups)
+
+    @staticmethod
+    def executor(topology: Topology, spares: Sequence[str]) -> Executor:
+        """What starts the ranks; a replica of another kind has others. spares: as for `RayExecutor`."""
+        return RayExecutor(topology, spares)
 
     def __serve_build_asgi_app__(self) -> Door:
         """Serve's hook: the routes, once the constructor is done."""
@@ -194,7 +200,7 @@ class Classifier(OpenInferenceService):
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: what `autoscaling.TokenBacklog` decides by."""
-        return {BACKLOG_TOKENS.name: BACKLOG_TOKENS.read(self._engine)}
+        return autoscaling_stats(self._engine)
 
     async def check_health(self) -> None:
         """Serve's check: fails, and has this replica replaced, once its group was given up."""
@@ -284,7 +290,7 @@ def _scale(config: ServeConfig) -> dict[str, Any]:
     return {
         "autoscaling_config": serve.config.AutoscalingConfig(
             **scaling.model_dump(exclude={"backlog_tokens"}),
-            initial_replicas=scaling.min_replicas,
+            initial_replicas=max(1, scaling.min_replicas),  # what cannot work shows, and is traced, before anybody asks
             metrics_interval_s=min(10.0, scaling.look_back_period_s / 2),
             policy=policy,
         )
@@ -298,6 +304,7 @@ def application(
     surge: bool = False,
     name: str = DEPLOYMENT_NAME,
     behind: bool = False,
+    kind: type[Classifier] = Classifier,
 ) -> serve.Application:
     """The Serve application of a configuration.
 
@@ -307,12 +314,13 @@ def application(
         surge: whether a new version's groups start before the old ones stop, so that no request is dropped; where
             there is no room for one more group, the new version would wait for ever.
         name: of the deployment. behind: whether requests come to another, which passes them on.
+        kind: of the replicas; one with other ranks, say.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     resolved = {"cores_per_rank": topology.cores_per_rank, "runtime": topology.runtime}
     config = config.model_copy(update={"parallel": config.parallel.model_copy(update=resolved)})
     # An application has one deployment that HTTP requests come to; several models are behind that.
-    deployable: Any = serve.deployment(Classifier if behind else serve.ingress()(Classifier))
+    deployable: Any = serve.deployment(kind if behind else serve.ingress()(kind))
     deployment = deployable.options(
         name=name,
         **_scale(config),

@@ -2,7 +2,8 @@
 
 Tokens, and not requests, because a request is one text or thirty-two, of five tokens or five hundred. Each replica
 tells Serve how many tokens wait in its queue; Serve averages them over a while, asks `TokenBacklog`, and applies its
-own delays and bounds to the answer.
+own delays and bounds to the answer. Without any group there is nobody to tell; then a request that waits in Serve's
+proxy or at a handle calls for the first.
 
 Source: https://docs.ray.io/en/latest/serve/advanced-guides/advanced-autoscaling.html (custom policies, custom metrics)
 """
@@ -12,7 +13,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tpray.serving.metrics import BACKLOG_TOKENS
+from tpray.serving.engine import Engine
+from tpray.serving.metrics import BACKLOG_TOKENS, Metric
+
+RECENT_S = 60
+RECENT_TOKENS = Metric(
+    "tpray_recent_tokens", f"tokens of the last {RECENT_S} s", lambda e: float(e.load.tokens_within(RECENT_S))
+)
+"""Whether anybody asks at all: a group that keeps up has no backlog, and is needed all the same."""
 
 SHRINK_BELOW = 0.5
 """With less than this share of what one group fewer would be allowed, that one is enough: no group comes and goes."""
@@ -33,15 +41,30 @@ def wanted_replicas(backlogs: list[float], replicas: int, backlog_tokens: int) -
     return max(1, replicas - 1) if waiting < SHRINK_BELOW * backlog_tokens * (replicas - 1) else replicas
 
 
+def autoscaling_stats(engine: Engine) -> dict[str, float]:
+    """What a replica tells Serve."""
+    return {metric.name: metric.read(engine) for metric in (BACKLOG_TOKENS, RECENT_TOKENS)}
+
+
 class TokenBacklog:
-    """A Serve autoscaling policy; see `wanted_replicas`."""
+    """A Serve autoscaling policy; see `wanted_replicas`.
+
+    With ``min_replicas`` 0 the last group goes when nobody has asked for `RECENT_S`.
+    """
 
     def __init__(self, backlog_tokens: int) -> None:
         self._backlog_tokens = backlog_tokens
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """The number of replicas that are wanted, before Serve's delays; and no state."""
-        reported = (context.aggregated_metrics or {}).get(BACKLOG_TOKENS.name, {})
+        metrics, target = context.aggregated_metrics or {}, context.target_num_replicas
+        reported = metrics.get(BACKLOG_TOKENS.name, {})
+        if target == 0:
+            return int(context.total_num_requests > 0), {}
         if not reported:
-            return context.target_num_replicas, {}
-        return wanted_replicas(list(reported.values()), context.target_num_replicas, self._backlog_tokens), {}
+            return target, {}
+        wanted = wanted_replicas(list(reported.values()), target, self._backlog_tokens)
+        idle = context.total_num_requests == 0 and not any(metrics.get(RECENT_TOKENS.name, {"": 1.0}).values())
+        if target == wanted == 1 and idle and context.capacity_adjusted_min_replicas == 0:
+            wanted = 0
+        return wanted, {}
