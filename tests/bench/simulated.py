@@ -35,6 +35,13 @@ class Simulated(Classifier):
         return {"tokens": float(self._engine.queued_tokens)}
 
 
+class Front:
+    """A deployment that others are behind."""
+
+    def __init__(self, behind: Any) -> None:
+        self.behind = behind
+
+
 class ByTokens(FIFOMixin, RequestRouter):
     """Sends a request to the group for which the fewest tokens wait.
 

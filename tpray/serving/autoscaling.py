@@ -16,7 +16,7 @@ from typing import Any
 from tpray.serving.engine import Engine
 from tpray.serving.metrics import BACKLOG_TOKENS, Metric
 
-RECENT_S = 60
+RECENT_S = 15  # longer than replicas wait between two reports
 RECENT_TOKENS = Metric(
     "tpray_recent_tokens", f"tokens of the last {RECENT_S} s", lambda e: float(e.load.tokens_within(RECENT_S))
 )
