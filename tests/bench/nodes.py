@@ -20,6 +20,7 @@ from typing import Any
 from tests.local_ray.ray_head import ON_LOOPBACK
 from tpray.config import ServeConfig, stay_quiet
 from tpray.local_ray import watchdog
+from tpray.platforms.lease import SERVER_PORTS, take_ports
 from tpray.serving import haproxy
 from tpray.serving.entrance import errors
 
@@ -40,7 +41,7 @@ class Bench:
     """A cluster with Serve and HAProxy on it, as `tpray serve` sets these up.
 
     Args:
-        port: of HTTP; the next hundred ports are the replicas'.
+        port: of HTTP.
         real: whether the ranks compute.
     """
 
@@ -52,7 +53,8 @@ class Bench:
 
         self.binary = get_haproxy_binary()  # before the variables name another
         self.model = checkpoint(folder, 1, hidden=64, words=200)
-        ports = tuple(range(port + 1, port + 1 + haproxy.PORTS))
+        self._lease = take_ports(haproxy.PORTS, SERVER_PORTS)
+        ports = self._lease.ids
         variables = haproxy.settings(REQUEST_S) | haproxy.places(folder, ports, self.token, errors(REQUEST_S))
         variables |= ON_LOOPBACK | {
             "RAY_ENABLE_AUTO_CONNECT": "0",

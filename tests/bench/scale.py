@@ -1,9 +1,10 @@
 """Many groups on many Ray nodes, on one machine: ``python -m tests.bench.scale SECTION``.
 
-    grow   what the controller, HAProxy and Ray's control store cost at 1, 2, 4, 8 and 16 groups
-    route  who chooses the group of a request, under short and long texts: HAProxy's ways, and Serve's routers
-    lose   a node dies under load, then half of the nodes, which a zone would be
-    store  how many requests a group's start makes to a store on S3
+    grow     what the controller, HAProxy and Ray's control store cost at 1, 2, 4, 8 and 16 groups
+    balance  HAProxy's ways to choose a group, under short and long texts in one stream
+    route    the same for Serve's routers, which choose for handles
+    lose     a node dies under load, then half of the nodes, which a zone would be
+    store    how many requests a group's start makes to a store on S3
 
 The groups' ranks sleep (`tests.bench.simulated`), unless ``--real``. A run ends by itself when it takes too long or
 memory is short, and ends every process that it started. Prints JSON.
@@ -70,36 +71,36 @@ BALANCES = ("leastconn", "roundrobin", "random(2)")
 ROUTERS: dict[str, dict[str, Any]] = {
     "power of two": {},
     "tokens told": {
-        "request_router_class": "tests.bench.simulated:ByTokens", "request_routing_stats_period_s": 0.5,
-        "request_router_kwargs": {"told": True, "sent": False},
+        "request_router_class": "tests.bench.simulated:Told", "request_routing_stats_period_s": 0.5,
     },
-    "tokens sent": {
-        "request_router_class": "tests.bench.simulated:ByTokens",
-        "request_router_kwargs": {"told": False, "sent": True},
-    },
+    "tokens sent": {"request_router_class": "tpray.serving.fewest_tokens:FewestTokens"},
 }  # fmt: skip
 """Ways to choose for a handle's requests: Serve's default, and by the tokens that wait, as two sources say."""
 
 
-def route(bench: Bench, groups: int, seconds: float, runs: int, rate: float, found: dict[str, Any]) -> None:
-    """Percentiles by who chooses the group, medians of ``runs``, into ``found``."""
-    for balance in BALANCES:
+def balance(bench: Bench, groups: int, seconds: float, runs: int, rate: float, found: dict[str, Any]) -> None:
+    """Percentiles of requests over HTTP by how HAProxy chooses, medians of ``runs``, into ``found``."""
+    for way in BALANCES:
         bench.delete()
-        bench.balance(balance)
+        bench.balance(way)
         bench.deploy(groups)
         wait_until_behind(bench, groups)
-        assert f"balance {balance}" in bench.haproxy_config.read_text(), "HAProxy was started with another"
+        assert f"balance {way}" in bench.haproxy_config.read_text(), "HAProxy was started with another"
         asyncio.run(over_http(bench.port, rate, 3, 99))
         made = [summary(asyncio.run(over_http(bench.port, rate, seconds, seed))) for seed in range(runs)]
-        found[f"HTTP, {balance}"] = medians(made)
-        say(f"{balance}: {found[f'HTTP, {balance}']}")
+        found[way] = medians(made)
+        say(f"{way}: {found[way]}")
+
+
+def route(bench: Bench, groups: int, seconds: float, runs: int, rate: float, found: dict[str, Any]) -> None:
+    """The same by Serve's router, for what a handle sends."""
     for name, router in ROUTERS.items():
         bench.delete()
         handle = bench.deploy(groups, router)
         asyncio.run(over_handle(handle, rate, 3, 99))
         made = [summary(asyncio.run(over_handle(handle, rate, seconds, seed))) for seed in range(runs)]
-        found[f"handle, {name}"] = medians(made)
-        say(f"{name}: {found[f'handle, {name}']}")
+        found[name] = medians(made)
+        say(f"{name}: {found[name]}")
 
 
 def _gone(bench: Bench, nodes: set[str]) -> bool:
@@ -213,7 +214,7 @@ def count_store_requests(folder: Path) -> dict[str, dict[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description=__doc__)
-    parser.add_argument("sections", nargs="+", choices=["grow", "route", "lose", "store"], metavar="SECTION")
+    parser.add_argument("sections", nargs="+", choices=["grow", "balance", "route", "lose", "store"], metavar="SECTION")
     parser.add_argument("--port", type=int, default=8400)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--groups", type=int, default=16, help="at most")
@@ -252,8 +253,9 @@ def on_nodes(bench: Bench, options: argparse.Namespace, found: dict[str, Any]) -
             try:
                 if section == "grow":
                     found[section] = grow(bench, [n for n in (1, 2, 4, 8, 16) if n <= options.groups], options.seconds)
-                elif section == "route":
-                    route(bench, options.groups, options.seconds, options.runs, rate, found[section])
+                elif section in ("balance", "route"):
+                    way = balance if section == "balance" else route
+                    way(bench, options.groups, options.seconds, options.runs, rate, found[section])
                 elif section == "lose":
                     lose(bench, options.groups, rate, found[section])
             except Exception:  # noqa: BLE001  # the other sections are worth having
