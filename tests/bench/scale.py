@@ -73,7 +73,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "tokens told": {
         "request_router_class": "tests.bench.simulated:Told", "request_routing_stats_period_s": 0.5,
     },
-    "tokens sent": {"request_router_class": "tpray.serving.fewest_tokens:FewestTokens"},
+    "tokens sent": {"request_router_class": "tests.bench.simulated:FewestTokens"},
 }  # fmt: skip
 """Ways to choose for a handle's requests: Serve's default, and by the tokens that wait, as two sources say."""
 

@@ -46,7 +46,6 @@ from tpray.tokenizer import as_items
 
 APP_NAME = "tpray"
 DEPLOYMENT_NAME = "Classifier"
-ROUTER = "tpray.serving.fewest_tokens:FewestTokens"
 
 
 @dataclass(frozen=True)
@@ -334,8 +333,6 @@ def application(
         max_surge_percent=100 if surge else 0,
         # Admission is the batcher's, whose limit answers 429; Serve's own must not come first.
         max_ongoing_requests=1_000_000,
-        # Where HAProxy chooses, which it does for what is in front, Serve takes no router.
-        request_router_config=serve.config.RequestRouterConfig(**({"request_router_class": ROUTER} if behind else {})),
         health_check_period_s=2,
         health_check_timeout_s=10,
         # A replica that is replaced answers what it has taken.
