@@ -126,7 +126,7 @@ class AutoscalingConfig(Frozen):
     such a backlog and goes after ten minutes without.
     """
 
-    min_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=0, description="0: the last one goes too when nobody asks")
     max_replicas: int = Field(2, ge=1)
     backlog_tokens: int = Field(4096, ge=1, description="tokens that may wait at each group")
     upscale_delay_s: float = Field(30.0, ge=0)

@@ -64,12 +64,12 @@ def add_node(made: Any, cache: str | None = None) -> Any:
     return made.add_node(num_cpus=2, node_ip_address="127.0.0.1", env_vars=os.environ | variables)
 
 
-def ask(port: int, path: str, body: dict[str, Any] | None = None) -> Any:
+def ask(port: int, path: str, body: dict[str, Any] | None = None, timeout_s: float = 10) -> Any:
     """What the server answers; None if it does not."""
     data = None if body is None else json.dumps(body).encode()
     request = Request(f"http://127.0.0.1:{port}{path}", data, {"content-type": "application/json"})
     try:
-        with urlopen(request, timeout=10) as answer:
+        with urlopen(request, timeout=timeout_s) as answer:
             return json.load(answer)
     except OSError:
         return None
@@ -149,6 +149,26 @@ def follow_the_load(port: int) -> None:
                 stop.set()
             EVENTS["answered"] = sum(client.result() for client in clients)
         wait_for(lambda: len(replicas()) == 1, 100, "the second group's end")
+
+
+def come_from_nothing(port: int) -> None:
+    """Nobody asks: the last group goes. A request comes over HTTP: it waits for a group, and is answered."""
+    with cluster() as made, tempfile.TemporaryDirectory() as folder:
+        add_node(made, folder)
+        scaling = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 2, "look_back_period_s": 4}
+        deploy(port, autoscaling=scaling)
+        assert len(replicas()) == 1, "the first start shows what cannot work"
+        answer = ask(port, "/predict", {"inputs": "a b"})
+        assert answer
+        note("one group")
+        wait_for(lambda: not replicas(), 150, "no group")
+        for number in (1, 2):
+            asked = time.monotonic()
+            late = ask(port, "/predict", {"inputs": "a b"}, 120)
+            EVENTS[f"seconds to answer {number}"] = round(time.monotonic() - asked, 2)
+            assert late == answer
+        assert len(replicas()) == 1
+        note("an answer")
 
 
 MAY_FAIL = {"ActorDiedError", "ActorUnavailableError", "RayActorError", "TimeoutError", "GetTimeoutError"}
@@ -313,6 +333,9 @@ def join_late(port: int) -> None:
 
 
 if __name__ == "__main__":
-    scenarios = {"join": join_late, "load": follow_the_load, "death": outlive_a_node, "grow": wait_for_a_node_type}
+    scenarios = {
+        "join": join_late, "load": follow_the_load, "zero": come_from_nothing, "death": outlive_a_node,
+        "grow": wait_for_a_node_type,
+    }  # fmt: skip
     scenarios[sys.argv[1]](int(sys.argv[2]))
     print(json.dumps(EVENTS))

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from tests.neuron_standin import environment
 from tpray.config import ServeConfig
-from tpray.serving.autoscaling import TokenBacklog, wanted_replicas
+from tpray.serving.autoscaling import RECENT_TOKENS, TokenBacklog, wanted_replicas
 from tpray.serving.metrics import QUEUE_TOKENS
 
 
@@ -40,8 +40,37 @@ def test_waiting_tokens_call_for_groups(backlogs: list[float], replicas: int, wa
 def test_the_policy_keeps_what_is_while_nobody_reports() -> None:
     policy = TokenBacklog(100)
     assert policy(SimpleNamespace(aggregated_metrics={}, target_num_replicas=3)) == (3, {})
-    told = SimpleNamespace(aggregated_metrics={QUEUE_TOKENS.name: {"a": 250.0}}, target_num_replicas=1)
-    assert policy(told) == (3, {})
+    assert policy(context(1, backlog=250.0)) == (3, {})
+
+
+@pytest.mark.parametrize(
+    ("replicas", "requests", "recent", "least", "wanted"),
+    [
+        (0, 0.0, None, 0, 0),
+        (0, 1.0, None, 0, 1),  # it waits for a group
+        (1, 0.0, 0.0, 0, 0),
+        (1, 0.0, 8.0, 0, 1),  # nothing waits, but there are requests
+        (1, 1.0, 0.0, 0, 1),
+        (1, 0.0, 0.0, 1, 1),
+        (2, 0.0, 0.0, 0, 1),  # one at a time
+        (1, 0.0, None, 0, 1),  # it has not said yet
+    ],
+)
+def test_the_last_group_goes_when_nobody_asks(
+    replicas: int, requests: float, recent: float | None, least: int, wanted: int
+) -> None:
+    assert TokenBacklog(100)(context(replicas, 0.0, requests, recent, least)) == (wanted, {})
+
+
+def context(
+    replicas: int, backlog: float, requests: float = 0.0, recent: float | None = None, least: int = 1
+) -> SimpleNamespace:
+    """What Serve says to a policy."""
+    metrics = {QUEUE_TOKENS.name: {"a": backlog}} | ({} if recent is None else {RECENT_TOKENS: {"a": recent}})
+    return SimpleNamespace(
+        aggregated_metrics=metrics if replicas else {}, target_num_replicas=replicas, total_num_requests=requests,
+        capacity_adjusted_min_replicas=least,
+    )  # fmt: skip
 
 
 def test_a_range_and_a_number_exclude_each_other() -> None:
@@ -75,6 +104,14 @@ def test_a_group_on_a_new_node_starts_from_the_store(free_port: Callable[[], int
     events = scenario("join", free_port())
     assert events["one group"] <= events["a node joins"] < events["the second group's answer"]
     assert 0 < events["its phases"] < events["the second group's answer"] - events["a node joins"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_without_requests_there_is_no_group_and_a_request_brings_one(free_port: Callable[[], int]) -> None:
+    events = scenario("zero", free_port())
+    assert events["one group"] < events["no group"] < events["an answer"]
+    assert events["seconds to answer 2"] < events["seconds to answer 1"]
 
 
 @pytest.mark.slow

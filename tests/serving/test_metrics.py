@@ -26,8 +26,8 @@ from tests.serving.test_access import BEARER, KEY, access
 from tpray.group.fake_executor import FakeExecutor, fake_logits
 from tpray.group.rank_time import RankTime, RankTotal
 from tpray.group.wire import Array, Frame, Kind
-from tpray.local_ray.private import ask_all
 from tpray.platforms.memory import memory_of
+from tpray.ray_private import ask_all
 from tpray.serving.dialects import DIALECTS
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate

@@ -75,11 +75,12 @@ class FakeExecutor:
     Args:
         topology: or a degree, on CPU cores.
         labels: how many logits a row has.
+        token_s: how long a step takes for each of its tokens, seconds. The ranks sleep: many groups can share a CPU.
     """
 
-    def __init__(self, topology: Topology | int = 2, labels: int = 2) -> None:
+    def __init__(self, topology: Topology | int = 2, labels: int = 2, token_s: float = 0.0) -> None:
         self.topology = Topology(topology, fake=True) if isinstance(topology, int) else replace(topology, fake=True)
-        self.labels = labels
+        self.labels, self.token_s = labels, token_s
         self.calls: list[str] = []
         self.steps: list[tuple[Array, ...]] = []
         """The inputs of every step that rank 0 was sent, in their order."""
@@ -215,6 +216,8 @@ class FakeExecutor:
         for when, text, ranks in self._raises:
             if rank in ranks and when(frame.tensors[0]):
                 return Frame(Kind.ERROR, frame.step, text=text)
+        if self.token_s:
+            time.sleep(self.token_s * int(frame.tensors[1].sum()))
         if rank != 0:
             return Frame(Kind.RESULT, frame.step)
         self.steps.append(frame.tensors)

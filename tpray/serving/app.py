@@ -23,6 +23,7 @@ from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
 from tpray.config import AUTO, AccessConfig, BatchConfig, ServeConfig, log_level, stay_quiet
 from tpray.group.classifier import ClassifierGroup
+from tpray.group.executor import Executor
 from tpray.group.nodes import STRATEGY, wait_for_node
 from tpray.group.phases import PhaseReport, Spans
 from tpray.group.ray_executor import RayExecutor
@@ -31,6 +32,7 @@ from tpray.ray_private import ask_all, by_reference, keep_replica_on_loopback, r
 from tpray.serving import progress, telemetry, upgrades
 from tpray.serving.access import Access, check_host
 from tpray.serving.answers import rendered
+from tpray.serving.autoscaling import autoscaling_stats, scaling_options
 from tpray.serving.chunks import Chunks
 from tpray.serving.codec import Direction
 from tpray.serving.dialects.base import CLIENT_LEFT, Rendered
@@ -40,7 +42,6 @@ from tpray.serving.entities import Strategy
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.keys import KeyRing
-from tpray.serving.metrics import QUEUE_TOKENS
 from tpray.serving.model_names import ModelNames
 from tpray.serving.model_router import Asked, ask_app
 from tpray.serving.observer import Observer
@@ -106,7 +107,7 @@ class Classifier(OpenInferenceService):
             self._access = Access.of(config.access, told.key_digest)
             await _check_host(config.access, self._access.keys, own_ports=told.token is not None)
             # Of this machine, which need not be the one where the application was built.
-            executor = RayExecutor(Topology.of(config.parallel, why=why), told.spares)
+            executor = self.executor(Topology.of(config.parallel, why=why), told.spares)
             group = ClassifierGroup(config.model, executor, config.batch.step_timeout_s, report.phase, task)
             self._engine = Engine(group, config.batch)
             await self._engine.start()
@@ -132,6 +133,11 @@ class Classifier(OpenInferenceService):
             watch_methods(self, self._observer)
         if told.token is None:  # the Ray of `tpray serve` exports nothing
             self._telling = asyncio.create_task(RayMetrics(self._scrape.own).tell_again_and_again())
+
+    @staticmethod
+    def executor(topology: Topology, spares: Sequence[str]) -> Executor:
+        """What starts the ranks; a replica of another kind has others. spares: as for `RayExecutor`."""
+        return RayExecutor(topology, spares)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook: the routes, once the constructor is done."""
@@ -261,7 +267,7 @@ class Classifier(OpenInferenceService):
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: what `autoscaling.TokenBacklog` decides by."""
-        return {QUEUE_TOKENS.name: float(self._engine.queued_tokens)}
+        return autoscaling_stats(self._engine)
 
     async def check_health(self) -> None:
         """Serve's check: fails, and has this replica replaced, once its group was given up."""
@@ -332,31 +338,13 @@ def __getattr__(name: str) -> serve.Application:
     return build(ServeConfig())
 
 
-def _scale(config: ServeConfig) -> dict[str, Any]:
-    """How many replicas: Serve's options."""
-    scaling = config.autoscaling
-    if scaling is None:
-        return {"num_replicas": config.replicas}
-    policy = serve.config.AutoscalingPolicy(
-        policy_function="tpray.serving.autoscaling:TokenBacklog",
-        policy_kwargs={"backlog_tokens": scaling.backlog_tokens},
-    )
-    return {
-        "autoscaling_config": serve.config.AutoscalingConfig(
-            **scaling.model_dump(exclude={"backlog_tokens"}),
-            initial_replicas=scaling.min_replicas,
-            metrics_interval_s=min(10.0, scaling.look_back_period_s / 2),
-            policy=policy,
-        )
-    }
-
-
 def application(
     config: ServeConfig,
     topology: Topology,
     told: FromCommand | None = None,
     name: str = DEPLOYMENT_NAME,
     behind: bool = False,
+    kind: type[Classifier] = Classifier,
 ) -> serve.Application:
     """The Serve application of a configuration.
 
@@ -364,15 +352,16 @@ def application(
         topology: of each group, as it is where this is called.
         told: by the command, if it is one that makes the application.
         name: of the deployment. behind: whether requests come to another, which passes them on.
+        kind: of the replicas; one with other ranks, say.
     """
     # Fixed here and not in each replica: on another machine "all cores" would be another number.
     resolved = {"cores_per_rank": topology.cores_per_rank, "runtime": topology.runtime}
     config = config.model_copy(update={"parallel": config.parallel.model_copy(update=resolved)})
     # An application has one deployment that HTTP requests come to; several models are behind that.
-    deployable: Any = serve.deployment(Classifier if behind else serve.ingress()(Classifier))
+    deployable: Any = serve.deployment(kind if behind else serve.ingress()(kind))
     deployment = deployable.options(
         name=name,
-        **_scale(config),
+        **scaling_options(config),
         ray_actor_options={"num_cpus": 0},
         # A line for each request costs as much as a third of what a Serve application without any work costs.
         logging_config={

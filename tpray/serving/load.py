@@ -159,6 +159,10 @@ class Load:
         if error is not None:
             self.refusals[next(reason for cls, reason in REASONS if isinstance(error, cls))] += 1
 
+    def tokens_within(self, seconds: int) -> int:
+        """Tokens of the steps that ended in the last ``seconds``."""
+        return sum(each.tokens for each in self._seconds if each.number > self.now - seconds)
+
     def between(self, first: int, end: int) -> list[tuple[int, int, int, int, float]]:
         """The kept seconds from ``first`` on and before ``end``: number, steps, rows, tokens, seconds computed."""
         first = max(first, end - KEPT_S)
