@@ -17,7 +17,7 @@ from rich.console import Console
 
 import tpray
 from tests.commands.test_many_files import damage, write
-from tests.served import alive, children_of, start
+from tests.served import alive, assert_all_gone, children_of, start
 from tpray.commands.classify_file import How
 from tpray.commands.classify_files import Totals, classify_files
 from tpray.local_ray.local import ensure_ray, stop_ray
@@ -222,11 +222,12 @@ def test_a_run_that_was_killed_is_gone_on_with(tmp_path: Path) -> None:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < give_up, log.read_text()
         time.sleep(0.05)
+    family = children_of(process.pid)
     process.kill()
     process.wait()
+    assert_all_gone(family, 30)  # none of them writes any more
     done = {path.name for path in out.glob("*.parquet")}
     assert 0 < len(done) < 12
-    time.sleep(1)  # its Ray ends
     totals, _ = run(source, out, 2, resume=True)
     assert totals.kept + totals.files == 12
     assert totals.kept >= len(done)
