@@ -194,11 +194,12 @@ def test_of_100000_rows_none_is_lost_or_twice_when_a_rank_is_killed(tmp_path: Pa
     seen, known, started, killed = bytearray(rows), set[int](), 0.0, 0
     batches: Any = made.iter_batches(batch_size=None, batch_format="pyarrow")
     for batch in batches:
-        if not killed:
-            started, known = time.monotonic(), ranks()
+        started = started or time.monotonic()
+        if not killed and sum(seen) >= rows // 5:  # both groups are up
+            known = ranks()
             killed = max(known)
             os.kill(killed, signal.SIGKILL)
-        elif sum(seen) < rows * 0.9:
+        elif killed and sum(seen) < rows * 0.9:
             known |= ranks()
         for row in batch.select(["id", "text", "label", "error"]).to_pylist():
             assert not seen[row["id"]], f"row {row['id']} came twice"

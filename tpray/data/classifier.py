@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 NAMES = ("text_column", "pair_column")
 """How the columns are named here."""
 
+BLOCK_BATCHES = 8
+"""How many batches make a block: what a group is given at once, and what is asked again if its actor dies."""
+
 
 class Classifier:
     """Classifies a dataset's rows: give it to ``map_batches``, or the dataset to `classify`, which does that.
@@ -139,7 +142,9 @@ def classify(
     schema = dataset.schema(fetch_if_missing=False)
     if schema is not None:
         Columns(own.get("text_column", "text"), own.get("pair_column")).check(schema.names, "the dataset", NAMES)
-    return dataset.map_batches(
+    # Ray Data reads many small files as one block, which is one actor's work.
+    blocks = dataset.repartition(target_num_rows_per_block=BLOCK_BATCHES * batch_size)
+    return blocks.map_batches(
         Classifier,
         fn_constructor_kwargs={**options, **own},
         batch_format="pyarrow",

@@ -10,6 +10,7 @@ Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html, 
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tpray.artifacts.settle import cheapest_degree
 from tpray.config import AUTO, ParallelConfig
 from tpray.data.answers import Asking, asked
-from tpray.errors import ConfigError, GroupError, InputError, ItemError, PlacementError, TprayError
+from tpray.errors import ConfigError, GroupError, InputError, ItemError, PlacementError, RankError, TprayError
 from tpray.group.nodes import NODE_LIMIT_S, NODE_PATIENCE_S, STRATEGY, wait_for_node
 from tpray.platforms.topology import Topology
 from tpray.ray_private import nodes_are_coming
@@ -34,8 +35,12 @@ from tpray.tokenizer import Item
 if TYPE_CHECKING:
     from tpray.serving.local import LocalClassifier
 
+log = logging.getLogger(__name__)
+
 CALLS = 16
 """How many calls may be under way at a group's owner; those of more batches wait."""
+STARTS = 3
+"""How often a group is started whose rank dies before it is up."""
 RESTARTS = 3
 """How often a group's owner is started again. A group restarts its ranks by itself, which is not counted here."""
 OPTIONS = set(inspect.signature(load).parameters) - {"out", "progress", "executor", "trace_only", "in_process"}
@@ -54,10 +59,21 @@ class GroupHost:
         self._loaded: LocalClassifier | None = None
 
     def _classifier(self) -> LocalClassifier:
-        """Brought up by the first call, so that an error of it reaches the caller as it is."""
+        """Brought up by the first call, so that an error of it reaches the caller as it is.
+
+        A rank may die while it starts too, which must not fail a dataset of which much is done.
+        """
         with self._loading:
-            if self._loaded is None:
-                self._loaded = load(**self._options)
+            for left in reversed(range(STARTS)):
+                if self._loaded is not None:
+                    break
+                try:
+                    self._loaded = load(**self._options)
+                except RankError as e:
+                    if not left:
+                        raise
+                    log.warning("a group is started again: %s", e)
+            assert self._loaded is not None, "or an error was raised"
             return self._loaded
 
     def task(self) -> str:
