@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tpray.serving.haproxy import grpc_options
-from tpray.serving.haproxy_start import Rules, rewrite
+from tpray.serving.haproxy_start import LOOPBACK, Rules, rewrite
 
 
 def serves_configuration(folder: Path, *replicas: str, grpc_port: int | None = None, host: str = "127.0.0.1") -> str:
@@ -47,6 +47,25 @@ def rules(tmp_path: Path) -> Rules:
     for status in (400, 503):
         (tmp_path / f"{status}.http").write_text(f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n")
     return Rules(str(tmp_path), get_haproxy_binary(), "a-token", [400, 503], 10)
+
+
+@pytest.mark.parametrize(
+    ("host", "bound"), [("0.0.0.0", "0.0.0.0:18000"), ("::", "[::]:18000 v4v6"), ("::1", "[::1]:18000"), ("", LOOPBACK)]
+)
+@pytest.mark.parametrize("grpc_port", [None, 18001])
+def test_clients_are_listened_to_at_the_host(
+    host: str, bound: str, grpc_port: int | None, tmp_path: Path, rules: Rules
+) -> None:
+    written = serves_configuration(tmp_path, "SERVE_REPLICA_a", grpc_port=grpc_port)
+    changed = rewrite(written, replace(rules, host=host))
+    assert f"frontend http_frontend\n    bind {bound}" in changed
+    assert changed.count(bound.partition(":18")[0] + ":1800") == (1 if grpc_port is None else 2)
+    (tmp_path / "changed.cfg").write_text(changed)
+    command = [rules.binary, "-c", "-f", str(tmp_path / "changed.cfg")]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    with pytest.raises(ValueError, match=r"has 0 lines that bind 127\.0\.0\.1"):
+        rewrite(serves_configuration(tmp_path, host="10.0.0.1"), replace(rules, host="0.0.0.0"))
 
 
 @pytest.mark.parametrize("replicas", [(), ("SERVE_REPLICA_a",), ("SERVE_REPLICA_a", "SERVE_REPLICA_b")])

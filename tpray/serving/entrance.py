@@ -14,6 +14,7 @@ from tpray.config import AccessConfig, TlsConfig
 from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, TprayError
 from tpray.serving import haproxy, tls
 from tpray.serving.access import check_host, on_loopback
+from tpray.serving.haproxy_start import LOOPBACK
 from tpray.serving.keys import KeyRing
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,11 @@ class Entrance:
         """The names of the keys that others may ask with, once `check` has looked; none: no key is asked for."""
         self._certificate: tls.Certificate | None = None
         self._keys = KeyRing()
+
+    @property
+    def serve_host(self) -> str:
+        """Where Serve is to listen: behind HAProxy on loopback, else where clients ask."""
+        return LOOPBACK if haproxy.is_used() else self.host
 
     @property
     def context(self) -> ssl.SSLContext | None:
@@ -74,7 +80,8 @@ class Entrance:
         if self._files is not None:
             self._certificate = tls.Certificate(self._files, folder)
         path = None if self._certificate is None else self._certificate.path
-        found = haproxy.places(folder, ports, self.token, errors(request_timeout_s), path)
+        host = self.host if haproxy.is_used() else ""
+        found = haproxy.places(folder, ports, self.token, errors(request_timeout_s), path, host)
         if path is not None and not found:
             raise ConfigError(
                 "TLS needs HAProxy, which ray[serve] brings for Linux: have a proxy in front that speaks TLS"

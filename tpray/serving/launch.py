@@ -210,7 +210,7 @@ class Server:
         try:
             serve.start(
                 proxy_location="HeadOnly",
-                http_options={"host": at.host, "port": at.port},
+                http_options={"host": at.serve_host, "port": at.port},
                 grpc_options=haproxy.grpc_options(at.grpc_port),
             )
         except Exception as e:  # of Ray's actors, or of Serve's own checks of them
