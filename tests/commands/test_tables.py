@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -163,6 +164,24 @@ def test_a_parquet_table_keeps_its_types_and_goes_on(run: Run, tmp_path: Path, m
     assert made["error"][7].as_py() == "row 8 is empty: send some text"
     assert made["scores"][0].as_py()[0]["score"] == made["score"][0].as_py()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "t.parquet"]
+
+
+def test_numbers_that_are_none_do_not_make_another_table(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN does not equal itself. And a row group may be empty."""
+    pa, pq = parquet()
+    table = pa.table({"text": ["a"] * 1100, "gold": pa.array([math.nan] * 1100, pa.float32())})
+    source, target = tmp_path / "t.parquet", tmp_path / "out.parquet"
+    with pq.ParquetWriter(source, table.schema) as writer:
+        for part in (table.slice(0, 0), table, table.slice(0, 0)):
+            writer.write_table(part)
+    interrupt_after(1050, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, target)
+    assert run(source, target, resume=True).kept == 1024
+    assert pq.read_table(target)["gold"].to_pylist()[-1] != 0
+    assert pq.ParquetFile(target).metadata.num_rows == 1100
 
 
 def test_another_parquet_files_parts_are_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tpray.data import classifier as module
 from tpray.data.answers import Asking
 from tpray.data.classifier import Classifier
 from tpray.data.columns import check_ray_data
-from tpray.data.host import GroupHost, settled
+from tpray.data.host import GroupHost, from_here, settled
 from tpray.errors import ConfigError, EmptyInputError
 from tpray.platforms.cores import core_count
 from tpray.serving.local import LocalClassifier
@@ -67,6 +68,20 @@ def test_a_batch_of_each_format_keeps_its_columns(kind: str) -> None:
 def test_types_are_the_same_where_nothing_can_be_classified() -> None:
     good, bad = asked(pa.table({"text": ["a"]})), asked(pa.table({"text": [""]}))
     assert good.schema == bad.schema
+
+
+def test_a_block_of_nothing_has_no_columns() -> None:
+    assert asked(pa.table({})).num_rows == 0
+
+
+def test_paths_are_those_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = from_here({"model": "model", "verify_key": Path("key.pem"), "plan": {"own": 1}, "tp": 2})
+    own = {"model": f"{tmp_path}/model", "verify_key": tmp_path / "key.pem", "plan": {"own": 1}, "tp": 2}
+    assert made == own
+    for model in ("org/model", "s3://bucket/model", None):
+        assert from_here({"model": model}) == {"model": model}
 
 
 def test_pairs_and_columns_that_are_there_already() -> None:

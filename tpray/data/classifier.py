@@ -77,6 +77,8 @@ class Classifier:
             GroupError: the group could not be brought back.
         """
         table = _table(batch)
+        if not table.column_names:  # a block of nothing, which shuffles and repartitions make
+            return table
         self._columns.check(table.column_names, "the dataset", NAMES)
         items, answers = [], dict[int, Any]()
         for number, record in enumerate(table.select(self._columns.read_of(table.column_names)).to_pylist()):

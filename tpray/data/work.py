@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from tpray.data.host import Hosted
+from tpray.data.host import Hosted, from_here
 from tpray.errors import TprayError
 
 Work = Callable[..., Any]
@@ -107,7 +107,7 @@ def each(
         worker: Any = _Worker  # a class, which Ray Data makes an actor of
         dataset = from_items(rows, override_num_blocks=len(rows)).map(
             worker,
-            fn_constructor_args=(options, work, board),
+            fn_constructor_args=(from_here(options), work, board),
             num_cpus=0,  # its group has a placement group
             # An item waits for whichever group is free, and not for one of them.
             compute=ActorPoolStrategy(size=replicas, max_tasks_in_flight_per_actor=1),
