@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from tpray import errors
 from tpray.data import classifier as module
+from tpray.data import work
 from tpray.data.answers import Asking
 from tpray.data.classifier import Classifier
 from tpray.data.columns import check_ray_data
 from tpray.data.host import GroupHost, from_here, settled
-from tpray.errors import ConfigError, EmptyInputError
+from tpray.errors import ConfigError, EmptyInputError, PlacementError, TprayError
 from tpray.platforms.cores import core_count
 from tpray.serving.local import LocalClassifier
 from tpray.tokenizer import Item
@@ -126,3 +129,15 @@ def test_threads_that_ask_for_more_than_the_queue_takes_wait(classifier: LocalCl
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: len(list(classifier.classify_many(texts))), range(4)))
     assert found == [600] * 4
+
+
+def test_what_a_group_raises_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> object:
+        raise PlacementError("no room")
+
+    monkeypatch.setattr(work, "Hosted", fail)
+    row = work._Worker({}, fail, None)({"item": "a"})
+    assert json.loads(row["outcome"]) == {"kind": "PlacementError", "error": "no room"}
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, TprayError):
+            assert str(kind("why")) == "why", "each is made of its sentence alone"
