@@ -171,7 +171,12 @@ def test_what_is_in_front_of_several_models_has_its_own_version(
     changes: dict[str, Any], versions: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[str] = []
-    monkeypatch.setattr(models, "replaceable", lambda deployment, version: found.append(version) or deployment)
+
+    def note(deployment: object, version: str) -> object:
+        found.append(version)
+        return deployment
+
+    monkeypatch.setattr(models, "replaceable", note)
     args = {"models": {"a": model(versions[3], replicas=1)}}
     for each in (args, args, args | changes):
         models.build(ModelsConfig.model_validate(each))
