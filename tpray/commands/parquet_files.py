@@ -76,7 +76,6 @@ class ParquetWriter:
         self._reader, self._partial = reader, partial
         self._prefix = prefix_of(reader.schema.names)
         self._added: list[dict[str, Any]] = []
-        partial.mkdir(exist_ok=True)
         self._parts = sorted(partial.glob("part-*.parquet"))
 
     def resume(self, records: Iterator[Record]) -> int:
