@@ -18,7 +18,7 @@ from tpray.data import work
 from tpray.data.answers import Asking
 from tpray.data.classifier import Classifier
 from tpray.data.columns import check_ray_data
-from tpray.data.host import GroupHost, from_here, settled
+from tpray.data.host import GroupHost, from_here, leaving_a_cpu, settled
 from tpray.errors import ConfigError, EmptyInputError, PlacementError, TprayError
 from tpray.platforms.cores import core_count
 from tpray.serving.local import LocalClassifier
@@ -115,6 +115,17 @@ def test_groups_share_the_cores_of_a_machine() -> None:
     assert settled({"tp": 1}, replicas=1)["cores"] == core_count()
     assert settled({"tp": 1}, replicas=core_count())["cores"] == 1
     assert settled({"tp": 2, "cores": 3}, replicas=4) == {"tp": 2, "cores": 3}
+
+
+def test_ray_data_is_left_a_cpu() -> None:
+    """Its tasks would wait for one for ever: so in a notebook's own Ray, which has as many as the machine."""
+    two = {"tp": 2, "cores": 4}
+    assert leaving_a_cpu(two, 1, cpus=9, may_shrink=True)["cores"] == 4
+    assert leaving_a_cpu(two, 1, cpus=8, may_shrink=True)["cores"] == 3
+    assert leaving_a_cpu(two, 2, cpus=8, may_shrink=True)["cores"] == 4, "these wait for another node, and say so"
+    for options, replicas, may_shrink in ((two, 1, False), ({"tp": 2, "cores": 1}, 4, True)):
+        with pytest.raises(ConfigError, match=r"8 of the 8 CPUs .* want one each: .* as in ray\.init\(num_cpus=12\)"):
+            leaving_a_cpu(options, replicas, cpus=8, may_shrink=may_shrink)
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
