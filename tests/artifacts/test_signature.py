@@ -20,7 +20,7 @@ from tpray.artifacts.signature import check_signature, sign
 from tpray.artifacts.store import SIGNATURE_FILE, SharedStore
 from tpray.commands.cli import app
 from tpray.config import ModelConfig, ServeConfig
-from tpray.errors import ArtifactError, ConfigError
+from tpray.errors import ArtifactError, ConfigError, StoreError
 from tpray.group.thread_executor import ThreadExecutor
 
 WEIGHTS = f"{rank_folder(0)}/weights.safetensors"
@@ -179,3 +179,22 @@ def test_the_command_signs_here_and_in_the_store(
     assert json.loads((tmp_path / "store" / url.rpartition("/")[2] / MANIFEST_FILE).read_text())["tp"] == 1
     with load(url, tp=1, executor=ThreadExecutor(1), verify_key=keys.public) as classifier:
         assert classifier.classify("a b")
+
+
+def test_what_a_store_held_already_is_not_signed(traced: Path, keys: Keys, tmp_path: Path) -> None:
+    """Whoever writes to it could have put it there, with a canary that agrees."""
+    store = SharedStore(f"file://{tmp_path}/store")
+    store.publish(traced, "key")
+    fetched = tmp_path / "cache" / "key"
+    assert store.fetch("key", fetched)
+    with pytest.raises(ArtifactError, match="was fetched from a store, and a signature is for what this machine has"):
+        sign(fetched, keys.private, store.url_of("key"))
+
+
+def test_a_signature_is_not_put_beside_another_trace(artifact: Path, keys: Keys, tmp_path: Path) -> None:
+    store = SharedStore(f"file://{tmp_path}/store")
+    store.publish(artifact, "key")
+    _other_model(artifact)
+    with pytest.raises(StoreError, match="is another trace of this model, and not signed"):
+        sign(artifact, keys.private, store.url_of("key"))
+    check_signature(tmp_path / "store" / "key", keys.public)

@@ -50,6 +50,12 @@ def test_lines_keep_their_places_blank_ones_too(classifier: LocalClassifier, tmp
     assert str(counts) == "2 classified, 2 refused (lines 3, 4)"
 
 
+def test_a_line_that_is_too_deep_is_refused(classifier: LocalClassifier, tmp_path: Path) -> None:
+    records, counts = run(classifier, tmp_path, "[" * 100_000 + '\n{"text": "a"}\n')
+    assert "is not valid JSON: maximum recursion depth" in records[0]["error"]
+    assert (counts.classified, counts.refused) == (1, [1])
+
+
 def test_what_a_line_has_is_not_overwritten(classifier: LocalClassifier, tmp_path: Path) -> None:
     gold = {"text": "a", "label": "gold", "score": 7}
     records, _ = run(classifier, tmp_path, json.dumps(gold) + "\n" + json.dumps({"text": "", "error": "old"}) + "\n")

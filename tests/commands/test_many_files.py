@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import fsspec
 import pytest
@@ -12,7 +14,7 @@ from tpray.commands.classify_file import How
 from tpray.commands.classify_files import Job, Totals, _check, _classify, find, is_many
 from tpray.commands.records import partial_file
 from tpray.data.columns import Columns
-from tpray.errors import ConfigError
+from tpray.errors import ConfigError, GroupError
 from tpray.serving.local import LocalClassifier
 
 pa = pytest.importorskip("pyarrow")
@@ -73,6 +75,32 @@ def test_a_pattern_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         find("y/*.pq")
 
 
+def test_a_folder_is_no_pattern_whatever_its_name(tmp_path: Path) -> None:
+    for folder in ("a[1]", "a1"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "b.csv").write_text("text\n")
+    found = find(f"{tmp_path}/a[1]")
+    assert (found.base, list(found.sizes)) == (f"{tmp_path}/a[1]", [f"{tmp_path}/a[1]/b.csv"])
+
+
+def test_no_two_files_have_one_output(tmp_path: Path) -> None:
+    for name in ("a/1.csv", "b/1.csv", "b/1.tsv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text\n")
+    found = find(str(tmp_path))
+    job = Job(found.base, "out", How())
+    assert len({partial_file(job.target(name)) for name in found.sizes}) == 3
+    with pytest.raises(ConfigError, match="goes up again after a pattern"):
+        find(f"{tmp_path}/*/../b/*.csv")  # b/1.csv, below a and below b
+
+
+def test_local_names_are_those_of_the_commands_folder() -> None:
+    job = Job("in", "out", How(), "/home")
+    assert [job.at(name) for name in ("in/a.csv", "/x/a.csv", "s3://b/a.csv")] == [
+        "/home/in/a.csv", "/x/a.csv", "s3://b/a.csv",
+    ]  # fmt: skip
+
+
 def test_files_at_urls() -> None:
     files = fsspec.filesystem("memory")
     files.pipe_file("/many/1/a.csv", b"text\na\n")
@@ -90,6 +118,7 @@ def test_one_file_is_not_many(tmp_path: Path) -> None:
     assert is_many(str(tmp_path))
     assert is_many(f"{tmp_path}/*.csv")
     assert [is_many(url) for url in ("s3://b/a.csv", "s3://b/a/", "s3://b/*.csv")] == [False, True, True]
+    assert not is_many("https://host/a.jsonl?signature=x"), "a signed URL"
     with pytest.raises(ConfigError, match="--replicas is for a folder or a pattern of files"):
         classify(input_file=str(tmp_path / "a[1].csv"), replicas=2)
     with pytest.raises(ConfigError, match="names many files: name a folder to write with --out"):
@@ -115,6 +144,12 @@ def test_outputs_are_not_among_the_inputs(tmp_path: Path, monkeypatch: pytest.Mo
     for out in (f"{tmp_path}/in", f"{tmp_path}/in/out"):
         with pytest.raises(ConfigError, match="is where --in reads: name another folder"):
             _check(found, Job(found.base, out, How()))
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in (f"{tmp_path}/in/new", f"{tmp_path}/link", f"file://{tmp_path}/in/out"):
+        with pytest.raises(ConfigError, match="is where --in reads"):
+            _check(found, Job(found.base, out, How()))
+    assert _check(found, Job(found.base, f"{tmp_path}/in/_labels", How()))[0], "what --in does not read"
+    assert _check(find(f"{tmp_path}/in/*/*.parquet"), Job(f"{tmp_path}/in", f"{tmp_path}/in/new", How()))[0]
     monkeypatch.chdir(tmp_path / "in/out")
     with pytest.raises(ConfigError, match="is where --in reads"):
         _check(find("*.parquet"), Job("", ".", How()))
@@ -149,6 +184,26 @@ def test_a_file_that_is_damaged_within_says_so_and_is_gone_on_with(classifier: L
     }  # fmt: skip
     assert pq.read_table(target)["id"].to_pylist() == list(range(3000))
     assert not partial_file(str(target)).exists()
+
+
+def test_whatever_a_reader_raises_is_its_files_and_a_groups_error_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, classifier = Job(str(tmp_path / "in"), str(tmp_path / "out"), How()), cast(LocalClassifier, None)
+
+    def fail_with(error: Exception) -> Callable[..., object]:
+        def fail(*_: object) -> object:
+            raise error
+
+        return fail
+
+    for error in (pa.ArrowNotImplementedError("no such codec"), RuntimeError("no such codec")):
+        monkeypatch.setattr("tpray.commands.classify_files.classify_file", fail_with(error))
+        found = _classify(job, classifier, f"{tmp_path}/in/1.parquet", Told())  # type: ignore[arg-type]
+        assert found == {"error": "no such codec"}
+    monkeypatch.setattr("tpray.commands.classify_files.classify_file", fail_with(GroupError("lost")))
+    with pytest.raises(GroupError):
+        _classify(job, classifier, f"{tmp_path}/in/1.parquet", Told())  # type: ignore[arg-type]
 
 
 def test_what_another_run_has_left_is_not_taken_for_this_ones(classifier: LocalClassifier, tmp_path: Path) -> None:

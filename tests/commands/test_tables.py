@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from rich.console import Console
 from tpray.commands import classify_file as module
 from tpray.commands.classify_file import Counts, How, Progress, classify_file, read_texts
 from tpray.commands.jsonl import JsonlReader
-from tpray.commands.records import check_source, check_target, partial_file
+from tpray.commands.records import check_source, check_target, open_reader, open_writer, partial_file
 from tpray.data.columns import ADDED, Columns
 from tpray.errors import ConfigError, InputError, StoreError
 from tpray.serving.local import LocalClassifier
@@ -163,6 +165,41 @@ def test_a_parquet_table_keeps_its_types_and_goes_on(run: Run, tmp_path: Path, m
     assert made["error"][7].as_py() == "row 8 is empty: send some text"
     assert made["scores"][0].as_py()[0]["score"] == made["score"][0].as_py()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "t.parquet"]
+
+
+def test_numbers_that_are_none_do_not_make_another_table(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN does not equal itself. And a row group may be empty."""
+    pa, pq = parquet()
+    table = pa.table({"text": ["a"] * 1100, "gold": pa.array([math.nan] * 1100, pa.float32())})
+    source, target = tmp_path / "t.parquet", tmp_path / "out.parquet"
+    with pq.ParquetWriter(source, table.schema) as writer:
+        for part in (table.slice(0, 0), table, table.slice(0, 0)):
+            writer.write_table(part)
+    interrupt_after(1050, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, target)
+    assert run(source, target, resume=True).kept == 1024
+    assert pq.read_table(target)["gold"].to_pylist()[-1] != 0
+    assert pq.ParquetFile(target).metadata.num_rows == 1100
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl"])
+def test_two_runs_do_not_write_the_same(name: str, tmp_path: Path) -> None:
+    """As where one that is started again and again, with ``--resume``, takes longer than the time between."""
+    pa, pq = parquet()
+    source, target = tmp_path / name, str(tmp_path / f"out-{name}")
+    source.write_text("text\na\n")
+    if name == "t.parquet":
+        pq.write_table(pa.table({"text": ["a"]}), source)
+    with ExitStack() as first:
+        reader = open_reader(str(source), Columns(), first)
+        open_writer(reader, target, first)
+        with ExitStack() as second, pytest.raises(ConfigError, match="is being written by another run"):
+            open_writer(reader, target, second)
+    with ExitStack() as third:
+        open_writer(open_reader(str(source), Columns(), third), target, third)
 
 
 def test_another_parquet_files_parts_are_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tpray import errors
 from tpray.data import classifier as module
+from tpray.data import work
 from tpray.data.answers import Asking
 from tpray.data.classifier import Classifier
 from tpray.data.columns import check_ray_data
-from tpray.data.host import GroupHost, settled
-from tpray.errors import ConfigError, EmptyInputError
+from tpray.data.host import GroupHost, from_here, leaving_a_cpu, settled
+from tpray.errors import ConfigError, EmptyInputError, PlacementError, TprayError
 from tpray.platforms.cores import core_count
 from tpray.serving.local import LocalClassifier
 from tpray.tokenizer import Item
@@ -69,6 +73,20 @@ def test_types_are_the_same_where_nothing_can_be_classified() -> None:
     assert good.schema == bad.schema
 
 
+def test_a_block_of_nothing_has_no_columns() -> None:
+    assert asked(pa.table({})).num_rows == 0
+
+
+def test_paths_are_those_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = from_here({"model": "model", "verify_key": Path("key.pem"), "plan": {"own": 1}, "tp": 2})
+    own = {"model": f"{tmp_path}/model", "verify_key": tmp_path / "key.pem", "plan": {"own": 1}, "tp": 2}
+    assert made == own
+    for model in ("org/model", "s3://bucket/model", None):
+        assert from_here({"model": model}) == {"model": model}
+
+
 def test_pairs_and_columns_that_are_there_already() -> None:
     made = asked(pa.table({"body": ["a"], "other": ["b"], "label": ["gold"]}), text_column="body", pair_column="other")
     assert made.column_names == ["body", "other", "label", *(f"tpray_{name}" for name in COLUMNS)]
@@ -99,6 +117,17 @@ def test_groups_share_the_cores_of_a_machine() -> None:
     assert settled({"tp": 2, "cores": 3}, replicas=4) == {"tp": 2, "cores": 3}
 
 
+def test_ray_data_is_left_a_cpu() -> None:
+    """Its tasks would wait for one for ever: so in a notebook's own Ray, which has as many as the machine."""
+    two = {"tp": 2, "cores": 4}
+    assert leaving_a_cpu(two, 1, cpus=9, may_shrink=True)["cores"] == 4
+    assert leaving_a_cpu(two, 1, cpus=8, may_shrink=True)["cores"] == 3
+    assert leaving_a_cpu(two, 2, cpus=8, may_shrink=True)["cores"] == 4, "these wait for another node, and say so"
+    for options, replicas, may_shrink in ((two, 1, False), ({"tp": 2, "cores": 1}, 4, True)):
+        with pytest.raises(ConfigError, match=r"8 of the 8 CPUs .* want one each: .* as in ray\.init\(num_cpus=12\)"):
+            leaving_a_cpu(options, replicas, cpus=8, may_shrink=may_shrink)
+
+
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ConfigError, match=r"Ray Data needs pandas: .* -m pip install .*\[data\]"):
@@ -111,3 +140,15 @@ def test_threads_that_ask_for_more_than_the_queue_takes_wait(classifier: LocalCl
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: len(list(classifier.classify_many(texts))), range(4)))
     assert found == [600] * 4
+
+
+def test_what_a_group_raises_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> object:
+        raise PlacementError("no room")
+
+    monkeypatch.setattr(work, "Hosted", fail)
+    row = work._Worker({}, fail, None)({"item": "a"})
+    assert json.loads(row["outcome"]) == {"kind": "PlacementError", "error": "no room"}
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, TprayError):
+            assert str(kind("why")) == "why", "each is made of its sentence alone"

@@ -40,10 +40,12 @@ def test_what_a_replica_reports_is_heard() -> None:
         report = PhaseReport(7, "load", 1.0, "what it did")
         sender.phase(report)
         sender.failed(ConfigError("why"))
+        sender.failed(ConfigError("\N{BEAVER}" * 1_000_000))
         assert receiver.poll(5) == report
         failure = receiver.poll(5)
         assert isinstance(failure, ConfigError)
         assert str(failure) == "why"
+        assert isinstance(receiver.poll(5), ConfigError), "one that is too long for a datagram comes cut"
         assert receiver.poll(0.01) is None
     finally:
         receiver.close()

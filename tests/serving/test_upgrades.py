@@ -16,11 +16,11 @@ import pytest
 from tests.faults.clients import Clients
 from tests.serving.deployed import Deployed, deployed
 from tests.serving.test_cluster_files import FLAGS
-from tpray.config import ServeConfig
+from tpray.config import ModelsConfig, ServeConfig
 from tpray.platforms.lease import SERVER_PORTS, take_ports
 from tpray.platforms.topology import Topology
 from tpray.ray_private import keep_version
-from tpray.serving import haproxy, upgrades
+from tpray.serving import haproxy, models, upgrades
 
 BATCH = {"inputs": [["a b"], ["a"], ["b c"], ["c a b"]]}
 LABELS = (3, 4, 5)
@@ -154,6 +154,33 @@ def test_a_version_is_what_a_replica_is_made_of(tmp_path: Path) -> None:
         assert version(tmp_path, **change) != before, change
     (tmp_path / "config.json").write_text("{} ")
     assert version(tmp_path) != before, "the same folder with other files"
+
+
+def test_a_version_has_the_template_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = ServeConfig.model_validate({"model": {"source": "org/model", "chat_template": "~/chat.jinja"}})
+    found = set[str]()
+    for text in ("{{ messages }}", "{{ messages }}!"):
+        (tmp_path / "chat.jinja").write_text(text)
+        found.add(upgrades.version_of(config))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("changes", [{"telemetry": {"log_requests": True}}, {"default": "a"}])
+def test_what_is_in_front_of_several_models_has_its_own_version(
+    changes: dict[str, Any], versions: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def note(deployment: object, version: str) -> object:
+        found.append(version)
+        return deployment
+
+    monkeypatch.setattr(models, "replaceable", note)
+    args = {"models": {"a": model(versions[3], replicas=1)}}
+    for each in (args, args, args | changes):
+        models.build(ModelsConfig.model_validate(each))
+    assert found[0] == found[1] != found[2]
 
 
 def test_serve_takes_a_version_that_is_kept() -> None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from tpray.artifacts.folder import MODEL_DIR, Artifact, is_artifact, rank_folder
 from tpray.artifacts.manifest import MANIFEST_FILE, Manifest, read_manifest
-from tpray.artifacts.store import SIGNATURE_FILE, put_file
-from tpray.errors import ArtifactError, ConfigError
+from tpray.artifacts.store import SIGNATURE_FILE, has_file, put_file, was_fetched
+from tpray.errors import ArtifactError, ConfigError, StoreError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -64,20 +64,32 @@ def check_signature(directory: Path, key_file: Path | None) -> None:
 
 
 def sign(directory: Path, key_file: Path, url: str | None = None) -> None:
-    """Sign an artifact once all its files are those of its manifest.
+    """Sign an artifact that was traced here, once all its files are those of its manifest.
+
+    A store's would be signed unseen: its canary agrees with it, whoever made it.
 
     Args:
         key_file: the private key, in PEM.
         url: where a store has the same artifact; the signature goes there too.
 
     Raises:
-        ArtifactError: a file is damaged, missing or one too many. ConfigError: the key cannot be read.
-        StoreError: the store cannot be written.
+        ArtifactError: it is a store's; or a file is damaged, missing or one too many.
+        ConfigError: the key cannot be read.
+        StoreError: the store cannot be written, or has another artifact there.
     """
+    if was_fetched(directory):
+        raise ArtifactError(
+            f"{directory} was fetched from a store, and a signature is for what this machine has traced: name a folder "
+            "with --out, where it is traced anew"
+        )
     key, artifact = read_private(key_file), Artifact.open(directory)
     _refuse_others(directory, artifact.manifest)
     for rank in range(artifact.manifest.tp):
         artifact.check_rank(rank)
+    if url is not None and not has_file(directory / MANIFEST_FILE, url):
+        raise StoreError(
+            f"{url} is another trace of this model, and not signed: remove it there, or give the store another name"
+        )
     path = directory / SIGNATURE_FILE
     path.write_bytes(key.sign((directory / MANIFEST_FILE).read_bytes()))
     if url is not None:

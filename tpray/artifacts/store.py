@@ -112,6 +112,27 @@ def put_file(file: Path, url: str) -> None:
         files.put_file(str(file), f"{path}/{file.name}")
 
 
+def has_file(file: Path, url: str) -> bool:
+    """Whether the folder at ``url`` has a file of the same name and content.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    files, path = file_system(url)
+    with _asking(url):
+        return bool(files.cat_file(f"{path}/{file.name}") == file.read_bytes())
+
+
+def was_fetched(directory: Path) -> bool:
+    """Whether the artifact in ``directory`` may be a store's, and not this machine's own."""
+    return _lock_of(directory).exists()
+
+
+def _lock_of(target: Path) -> Path:
+    """What is locked while ``target`` is fetched; it stays."""
+    return target.parent / f".{target.name}.fetching.lock"
+
+
 class Claim:
     """The right to trace what nobody else traces now; ``lost`` once somebody took it for a crashed holder's."""
 
@@ -291,7 +312,7 @@ def _copy_once(files: Any, path: str, target: Path, url: str) -> None:
         StoreError: it cannot be read.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.fetching.lock").open("w") as lock:
+    with _lock_of(target).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_artifact(target):
             return

@@ -39,23 +39,37 @@ SAY_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to read. base: the folder that their names in the output begin at. sizes: by name, bytes."""
+    """Files to read.
+
+    base: the folder that their names in the output begin at. sizes: by name, bytes. deep: whether those in any folder
+    beneath it are read.
+    """
 
     base: str
     sizes: dict[str, int]
+    deep: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with each file. base, out: folders, of what is read and of what is written."""
+    """What is done with each file.
+
+    base, out: folders, of what is read and of what is written. folder: that of the command, which those of Ray's
+    processes need not be.
+    """
 
     base: str
     out: str
     how: How
+    folder: str = ""
 
     def target(self, source: str) -> str:
         """Where the answers for ``source`` go."""
         return f"{self.out}/{source.removeprefix(self.base).lstrip('/')}"
+
+    def at(self, name: str) -> str:
+        """A file's name, whatever folder a process is in."""
+        return name if is_url(name) else os.path.join(self.folder, name)
 
 
 @dataclass
@@ -77,7 +91,9 @@ class Totals:
 def is_many(source: str) -> bool:
     """Whether it names a folder or a pattern, and not one file."""
     if is_url(source):
-        return source.endswith("/") or _is_pattern(source)
+        # A signed URL has its signature after a question mark.
+        path = source.partition("?")[0] if source.startswith(("http://", "https://")) else source
+        return path.endswith("/") or _is_pattern(path)
     return Path(source).is_dir() or (_is_pattern(source) and not Path(source).is_file())
 
 
@@ -87,11 +103,15 @@ def find(source: str) -> Sources:
     Hidden ones, and those whose names begin with ``_``, are not among them.
 
     Raises:
-        ConfigError: there is none. StoreError: a URL cannot be read.
+        ConfigError: there is none, or their names in the output could be the same. StoreError: a URL cannot be read.
     """
-    fixed = list(itertools.takewhile(lambda part: not _is_pattern(part), source.rstrip("/").split("/")))
+    parts = source.rstrip("/").split("/")
+    every = _is_pattern(source) and (is_url(source) or not Path(source).is_dir())
+    fixed = list(itertools.takewhile(lambda part: not _is_pattern(part), parts)) if every else parts
+    if ".." in parts[len(fixed) :]:
+        raise ConfigError(f"{source} goes up again after a pattern: name the folder that is meant before it")
     base = "/".join(fixed)
-    pattern = source if _is_pattern(source) else f"{base}/**"
+    pattern = source if every else f"{base if is_url(source) else glob.escape(base)}/**"
     if is_url(source):
         files, path = file_system(pattern)
         try:
@@ -104,11 +124,10 @@ def find(source: str) -> Sources:
     else:
         names = [name for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
         sizes = {name: Path(name).stat().st_size for name in names}
-    every = _is_pattern(source)
     sizes = {name: sizes[name] for name in sorted(sizes) if _is_visible(name, base) and (every or _is_table(name))}
     if not sizes:
         raise ConfigError(f"there is no file to read in {source}" if not every else f"no file is called {source}")
-    return Sources(base, sizes)
+    return Sources(base, sizes, not every or "**" in source)
 
 
 def classify_files(
@@ -133,7 +152,7 @@ def classify_files(
         TprayError: a group cannot start, or be brought back; what is done stays, and ``--resume`` goes on.
     """
     sources = find(source)
-    job = Job(sources.base, out.rstrip("/"), how)
+    job = Job(sources.base, out.rstrip("/"), how, os.getcwd())
     left, failed = _check(sources, job)
     totals = Totals(failed=len(failed), kept=len(sources.sizes) - len(left) - len(failed))
     for name, problem in failed.items():
@@ -178,8 +197,10 @@ def _check(sources: Sources, job: Job) -> tuple[list[str], dict[str, str]]:
         ConfigError: no file can be read; an output would be among the inputs, or cannot be written.
     """
     check_ray_data()
-    out = job.out
-    if any(_absolute(name).startswith(f"{_absolute(out)}/") for name in sources.sizes):
+    out, base, written = job.out, _absolute(sources.base), f"{_absolute(job.out)}/"
+    # What a first run writes beneath a folder a second one would read.
+    is_read = sources.deep and written.startswith(f"{base}/") and _is_visible(written, base)
+    if is_read or any(_absolute(name).startswith(written) for name in sources.sizes):
         raise ConfigError(f"--out {out} is where --in reads: name another folder")
     if is_url(out):
         file_system(out)
@@ -203,7 +224,7 @@ def _check(sources: Sources, job: Job) -> tuple[list[str], dict[str, str]]:
 
 def _classify(job: Job, classifier: LocalClassifier, source: str, telling: Telling) -> dict[str, Any]:
     """On the group's machine: a file, and how many records it has; or why it cannot be done."""
-    target = job.target(source)
+    source, target = job.at(source), job.at(job.target(source))
     begun = telling.begin()  # by a group that was lost: what it has written is gone on with
     if not job.how.resume and not begun:
         discard(partial_file(target))
@@ -214,7 +235,10 @@ def _classify(job: Job, classifier: LocalClassifier, source: str, telling: Telli
         counts = classify_file(
             classifier, source, target, Console(quiet=True), how, lambda _, reader: _Report(telling, reader)
         )
-    except (ConfigError, StoreError, OSError, ValueError) as e:
+    except Exception as e:
+        # What reads a file has errors of its own, of pyarrow's and of stores; those of a group end the whole.
+        if isinstance(e, TprayError) and not isinstance(e, (ConfigError, StoreError)):
+            raise
         return {"error": str(e).splitlines()[0] if str(e) else type(e).__name__}
     return {"classified": counts.classified + counts.kept, "refused": len(counts.refused)}
 
@@ -304,7 +328,8 @@ def _say_failed(console: Console, name: str, problem: str) -> None:
 
 
 def _absolute(name: str) -> str:
-    return name if is_url(name) else os.path.abspath(name)
+    name = name.removeprefix("file://")
+    return name if is_url(name) else os.path.realpath(name)
 
 
 def _exists(target: str) -> bool:

@@ -93,7 +93,7 @@ def _is_table(line: str) -> bool:
 def _parse(text: str) -> Record:
     try:
         record = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         return InputError(f"is not valid JSON: {e}", 0)
     return record if isinstance(record, dict) else InputError("is no JSON object with a text", 0)
 

@@ -56,6 +56,8 @@ class ParquetReader:
         import pyarrow
 
         for batch in self._file.iter_batches(batch_size=ROWS):
+            if not batch.num_rows:
+                continue
             table = pyarrow.Table.from_batches([batch])
             self.batches.append(table)
             for record in table.select(self._read).to_pylist():
@@ -74,20 +76,19 @@ class ParquetWriter:
         self._reader, self._partial = reader, partial
         self._prefix = prefix_of(reader.schema.names)
         self._added: list[dict[str, Any]] = []
-        partial.mkdir(exist_ok=True)
         self._parts = sorted(partial.glob("part-*.parquet"))
 
     def resume(self, records: Iterator[Record]) -> int:
         """See `Writer`; a part that was not written whole is lost."""
         from pyarrow import parquet
 
-        kept, names = 0, self._reader.schema.names
+        kept, alike = 0, _comparable(self._reader.schema)
         for part in self._parts:
             found = parquet.read_table(part)
             for _ in range(found.num_rows):
                 next(records, None)
             own = self._reader.batches.pop(0) if self._reader.batches else None
-            if own is None or not found.select(names).equals(own):
+            if own is None or not found.select(alike).equals(own.select(alike)):
                 raise ConfigError(f"{self._partial} is not of this input: {part.name} has other rows; remove it")
             kept += found.num_rows
         return kept
@@ -126,3 +127,8 @@ class ParquetWriter:
             for part in self._parts:
                 writer.write_table(parquet.read_table(part).cast(schema))
         return whole
+
+
+def _comparable(schema: Any) -> list[int]:
+    """The columns of which equal rows compare equal: NaN does not equal itself."""
+    return [i for i, field in enumerate(schema) if not any(kind in str(field.type) for kind in ("float", "double"))]

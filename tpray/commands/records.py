@@ -6,6 +6,7 @@ name, or is copied to its URL, when it is complete. A run that was interrupted g
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -193,7 +194,11 @@ def open_reader(source: str, columns: Columns, stack: ExitStack) -> Reader:
 
 
 def open_writer(reader: Reader, target: str | None, stack: ExitStack) -> Writer:
-    """The writer of the kind that ``reader`` reads."""
+    """The writer of the kind that ``reader`` reads.
+
+    Raises:
+        ConfigError: another run is writing the same.
+    """
     from tpray.commands.csv_files import CsvReader, CsvWriter
     from tpray.commands.jsonl import JsonlWriter
     from tpray.commands.parquet_files import ParquetReader, ParquetWriter
@@ -201,12 +206,29 @@ def open_writer(reader: Reader, target: str | None, stack: ExitStack) -> Writer:
     partial = None if target is None else partial_file(target)
     if partial is not None:
         partial.parent.mkdir(mode=0o700, exist_ok=True)
+        if isinstance(reader, ParquetReader):
+            partial.mkdir(exist_ok=True)
+        else:
+            partial.touch()
+        _hold(partial, stack)
     if isinstance(reader, CsvReader):
         return CsvWriter(reader, partial, stack)
     if isinstance(reader, ParquetReader):
         assert partial is not None, "checked before"
         return ParquetWriter(reader, partial)
     return JsonlWriter(partial, stack)
+
+
+def _hold(partial: Path, stack: ExitStack) -> None:
+    """Keep others from writing to ``partial`` as long as ``stack`` is open, and this process runs."""
+    fd = os.open(partial, os.O_RDONLY)
+    stack.callback(os.close, fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise ConfigError(f"{partial} is being written by another run: wait for its end, or end it") from e
+    except OSError:  # a file system without locks
+        return
 
 
 def deliver(complete: Path, target: str) -> None:

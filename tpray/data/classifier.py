@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tpray.config import AUTO
 from tpray.data.answers import Asking, given
 from tpray.data.columns import Columns, arrow_types, check_ray_data, prefix_of
-from tpray.data.host import Hosted, settled
+from tpray.data.host import Hosted, leaving_a_cpu, settled
 from tpray.errors import ConfigError, InputError, ItemError
 from tpray.group.nodes import NODE_PATIENCE_S
 from tpray.parallel_layers.tasks import TOKEN
@@ -77,6 +77,8 @@ class Classifier:
             GroupError: the group could not be brought back.
         """
         table = _table(batch)
+        if not table.column_names:  # a block of nothing, which shuffles and repartitions make
+            return table
         self._columns.check(table.column_names, "the dataset", NAMES)
         items, answers = [], dict[int, Any]()
         for number, record in enumerate(table.select(self._columns.read_of(table.column_names)).to_pylist()):
@@ -131,14 +133,19 @@ def classify(
         The rows with all that they had, and ``label``, ``score``, ``scores`` (``entities``) and ``error``.
 
     Raises:
-        ConfigError: a package is missing, or a column; it is refused here if the dataset knows its columns.
+        ConfigError: a package is missing, or a column; it is refused here if the dataset knows its columns. Or the
+            groups would take all CPUs of this Ray.
         TprayError: the model's name or the degree cannot be.
     """
     check_ray_data()
+    import ray
     from ray.data import ActorPoolStrategy
 
     own = {name: options.pop(name) for name in _OWN if name in options}
+    may_shrink = options.get("cores") is None
     options = settled({"model": model, "tp": tp, **options}, replicas)
+    if ray.is_initialized():
+        options = leaving_a_cpu(options, replicas, ray.cluster_resources().get("CPU", 0.0), may_shrink)
     schema = dataset.schema(fetch_if_missing=False)
     if schema is not None:
         Columns(own.get("text_column", "text"), own.get("pair_column")).check(schema.names, "the dataset", NAMES)

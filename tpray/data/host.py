@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -23,7 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tpray.artifacts.settle import cheapest_degree
-from tpray.config import AUTO, ParallelConfig
+from tpray.config import AUTO, SPARE_CPUS, ParallelConfig, local_directory
 from tpray.data.answers import Asking, asked
 from tpray.errors import ConfigError, GroupError, InputError, ItemError, PlacementError, RankError, TprayError
 from tpray.group.nodes import NODE_LIMIT_S, NODE_PATIENCE_S, STRATEGY, wait_for_node
@@ -155,7 +156,43 @@ def settled(options: Mapping[str, Any], replicas: int) -> dict[str, Any]:
     model, tp = options.get("model"), options.get("tp", AUTO)
     degree = cheapest_degree(None if model is None else str(model)) if tp == AUTO else tp
     topology = topology_of({**options, "tp": degree}, replicas)
-    return {**options, "tp": topology.tp, "cores": topology.cores_per_rank}
+    return {**from_here(options), "tp": topology.tp, "cores": topology.cores_per_rank}
+
+
+def leaving_a_cpu(options: Mapping[str, Any], replicas: int, cpus: float, may_shrink: bool) -> dict[str, Any]:
+    """Settled options of groups beside which Ray Data's own tasks, that read and write, find one of ``cpus`` CPUs.
+
+    Else they would wait for ever: groups keep what they have.
+
+    Args:
+        cpus: of all nodes. may_shrink: whether a rank may get fewer cores than ``options`` say.
+
+    Raises:
+        ConfigError: the groups would take all.
+    """
+    topology = topology_of(options)
+    needed = replicas * topology.resources()["CPU"]
+    if cpus - needed >= 1 or needed > cpus:  # more: the groups wait, and say so
+        return dict(options)
+    cores = int(cpus - 1) // (replicas * topology.tp)
+    if not may_shrink or topology.on_assigned_cores or cores < 1:
+        raise ConfigError(
+            f"the groups would take {needed:g} of the {cpus:g} CPUs that this Ray hands out, and Ray Data's own tasks, "
+            f"which read and write, want one each: ask for fewer, or start Ray with more, as in ray.init(num_cpus="
+            f"{needed + SPARE_CPUS:g})"
+        )
+    return {**options, "cores": cores}
+
+
+def from_here(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `tpray.load` with paths that name the same whatever folder a process of Ray's is in."""
+    made = dict(options)
+    for name in ("plan", "chat_template", "verify_key"):
+        if isinstance(given := made.get(name), (str, Path)):
+            made[name] = Path(given).expanduser().absolute()
+    if made.get("model") is not None and (directory := local_directory(str(made["model"]))).exists():
+        made["model"] = str(directory.absolute())
+    return made
 
 
 def topology_of(options: Mapping[str, Any], replicas: int = 1) -> Topology:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 
-from tpray.data.host import Hosted
-from tpray.errors import TprayError
+from tpray import errors
+from tpray.data.host import Hosted, from_here
 
 Work = Callable[..., Any]
-"""Of a `LocalClassifier`, an item and a `Telling`; what it returns pickles."""
+"""Of a `LocalClassifier`, an item and a `Telling`; what it returns is JSON."""
 
 
 class Board:
@@ -62,14 +62,14 @@ class _Worker:
         self._group: Hosted | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row, with what has become of its item: what the work returned, or a `TprayError`."""
+        """The row, with what has become of its item: what the work returned, or a `TprayError`, as JSON."""
         try:
             if self._group is None:
                 self._group = Hosted(self._options)
-            outcome = self._group.run(self._work, row["item"], Telling(self._board, row["item"]))
-        except TprayError as e:
-            outcome = e
-        return row | {"outcome": pickle.dumps(outcome)}
+            outcome = {"made": self._group.run(self._work, row["item"], Telling(self._board, row["item"]))}
+        except errors.TprayError as e:
+            outcome = {"kind": type(e).__name__, "error": str(e)}
+        return row | {"outcome": json.dumps(outcome)}
 
 
 def start_board() -> Any:
@@ -107,13 +107,14 @@ def each(
         worker: Any = _Worker  # a class, which Ray Data makes an actor of
         dataset = from_items(rows, override_num_blocks=len(rows)).map(
             worker,
-            fn_constructor_args=(options, work, board),
+            fn_constructor_args=(from_here(options), work, board),
             num_cpus=0,  # its group has a placement group
             # An item waits for whichever group is free, and not for one of them.
             compute=ActorPoolStrategy(size=replicas, max_tasks_in_flight_per_actor=1),
         )
         for row in dataset.iter_rows():
-            outcome = pickle.loads(row["outcome"])
-            if isinstance(outcome, TprayError):
-                raise outcome
-            yield row["item"], outcome
+            outcome = json.loads(row["outcome"])
+            if "error" in outcome:
+                kind: type[errors.TprayError] = getattr(errors, outcome["kind"], errors.TprayError)
+                raise kind(outcome["error"])
+            yield row["item"], outcome["made"]

@@ -141,7 +141,7 @@ def build(args: ModelsConfig) -> serve.Application:
     }
     # What is in front needs no core, and its next version is there before the old one goes.
     limits = {name: [m.batch.payload_limit_bytes, m.batch.request_timeout_s] for name, m in args.models.items()}
-    version = digest(limits, args.default, args.access.model_dump(mode="json"))
+    version = digest(limits, args.default, args.access.model_dump(mode="json"), args.telemetry.model_dump(mode="json"))
     front: Any = Models
     ingress = front.options(
         num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1_000_000,

@@ -20,6 +20,9 @@ from dataclasses import asdict
 from tpray import errors
 from tpray.group.phases import PhaseReport
 
+LONGEST = 5000
+"""Characters of an error; as JSON they fit a datagram, whatever they are."""
+
 
 class Receiver:
     """The command's end. ``address`` is what replicas are given."""
@@ -89,7 +92,7 @@ class Sender:
     def failed(self, error: Exception) -> None:
         """Report why the start failed."""
         known = isinstance(error, errors.TprayError)
-        self._send({"kind": type(error).__name__, "error": str(error) if known else repr(error)})
+        self._send({"kind": type(error).__name__, "error": (str(error) if known else repr(error))[:LONGEST]})
 
     def _send(self, message: dict[str, object]) -> None:
         if self._address is None:

@@ -49,7 +49,7 @@ def digest(*made_of: Any) -> str:
 
 def _files(model: ModelConfig) -> list[Any]:
     """What tells whether the files that a configuration names are still those: names, sizes and times, if here."""
-    named = [path for path in (model.plan, model.chat_template) if isinstance(path, Path)]
+    named = [path.expanduser() for path in (model.plan, model.chat_template) if isinstance(path, Path)]
     found = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in named if path.is_file()]
     directory = None if model.source is None else local_directory(model.source)
     return found + ([stamp[:3] for stamp in stamps(directory)] if directory is not None and directory.is_dir() else [])
