@@ -10,7 +10,7 @@ from typing import Any
 from tpray import logs
 from tpray.config import TelemetryConfig
 from tpray.serving.observer import Observer, log_context
-from tpray.serving.oip.service import SERVICE
+from tpray.serving.oip.service import GRPC, SERVICE
 
 CALLS = ("classify", "classify_tokens", "rerank")
 """The methods of a Python handle."""
@@ -19,6 +19,8 @@ RPCS = (
     "ModelStatistics",
 )  # fmt: skip
 """Those of the Open Inference Protocol; not grpc.health.v1's, which machines ask again and again."""
+OF_THE_SERVER = ("ServerLive", "ServerReady")
+"""Those that count for no dialect in the metrics, as their routes over HTTP."""
 
 
 def settings_of(config: TelemetryConfig) -> logs.LogSettings:
@@ -37,4 +39,5 @@ def watch_methods(deployment: Any, observer: Observer) -> None:
     for name in CALLS:
         setattr(deployment, name, observer.call(getattr(deployment, name), name))
     for name in RPCS:
-        setattr(deployment, name, observer.rpc(getattr(deployment, name), SERVICE, name))
+        dialect = "" if name in OF_THE_SERVER else GRPC
+        setattr(deployment, name, observer.rpc(getattr(deployment, name), SERVICE, name, dialect))

@@ -87,7 +87,8 @@ class Scrape:
         others = Others((), 0) if self._others is None else await self._others()
         snapshots = {each.replica: each for each in (*others.snapshots, await self.own())}
         missing = [((self.model, self.replica), float(others.missing))]
-        return rendered([snapshots[name] for name in sorted(snapshots)], missing, accept)
+        told = [snapshots[name] for name in sorted(snapshots)]
+        return await asyncio.to_thread(rendered, told, missing, accept)  # milliseconds for each replica
 
 
 def _kept(value: float | Histogram) -> float | Buckets:

@@ -47,6 +47,7 @@ from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.keys import ASKING
 from tpray.serving.model_names import ModelNames
+from tpray.serving.waiting import ClientLeftError
 from tpray.version import __version__
 
 if TYPE_CHECKING:
@@ -106,13 +107,14 @@ class OpenInferenceService:
         Args:
             path: what the same is over HTTP, with GET; "": POST.
         """
-        started, code, error = time.perf_counter(), "CANCELLED", None
+        started, code = time.perf_counter(), "CANCELLED"
+        error: Exception | None = ClientLeftError()
         ASKING.set(None)  # whoever asked before in this context
         try:
             self._let_in(context, path)
             with self._way_in.enter():
                 answer = await work()
-            code = "OK"
+            code, error = "OK", None
             return answer
         except Exception as e:  # noqa: BLE001  # the one boundary where errors become codes
             code, error = _explain(e, context), e
