@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
-from tpray.config import AUTO, AccessConfig, BatchConfig, ServeConfig, log_level, stay_quiet
+from tpray.config import AUTO, AccessConfig, BatchConfig, ServeConfig, stay_quiet
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.executor import Executor
 from tpray.group.nodes import STRATEGY, wait_for_node
@@ -46,7 +46,7 @@ from tpray.serving.load import HANDLE
 from tpray.serving.model_names import ModelNames
 from tpray.serving.model_router import Asked, ask_app
 from tpray.serving.observer import Observer
-from tpray.serving.observing import set_up_logs, settings_of, watch_methods
+from tpray.serving.observing import serve_logging, set_up_logs, watch_methods
 from tpray.serving.oip.service import OpenInferenceService
 from tpray.serving.one_write import join_writes
 from tpray.serving.ray_metrics import RayMetrics
@@ -363,12 +363,7 @@ def application(
         name=name,
         **scaling_options(config),
         ray_actor_options={"num_cpus": 0},
-        # A line for each request costs as much as a third of what a Serve application without any work costs.
-        logging_config={
-            "log_level": log_level(),
-            "enable_access_log": log_level() in ("DEBUG", "INFO"),
-            "encoding": settings_of(config.telemetry).form.upper(),
-        },
+        logging_config=serve_logging(config.telemetry),
         placement_group_bundles=[topology.resources()],
         placement_group_bundle_label_selector=[config.node_labels] if config.node_labels else None,
         placement_group_strategy=STRATEGY,
