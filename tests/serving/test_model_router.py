@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 from pydantic import ValidationError
 
 from tpray.config import BatchConfig, ModelConfig, ModelsConfig, ServeConfig
@@ -254,3 +256,44 @@ def test_a_python_call_names_its_model_too() -> None:
         assert (await front.classify("x"))[0] == "a"
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text"])
+def test_what_no_model_was_asked_is_in_the_metrics_too(accept: str) -> None:
+    async def work(client: httpx.AsyncClient, executors: dict[str, FakeExecutor]) -> None:
+        await client.post("/classify", json={"model": "smal", "input": "a"})
+        await client.post("/models/smal/predict", json={"inputs": "a"})
+        await client.get("/v2/models/smal")
+        await client.post("/classify", json={"model": "small", "input": "a"})
+        families = parser_of(accept)((await client.get("/metrics", headers={"accept": accept})).text)
+        samples = [s for family in families for s in family.samples if s.name == "tpray_requests_total"]
+        said = [(s.labels["model"], s.labels["dialect"], s.labels["status"], s.value) for s in samples]
+        own = [s.labels["replica"] for s in samples if not s.labels["model"]]
+        assert own == ["router"] * 3
+        assert sorted(said)[:3] == [
+            ("", "none", "404", 1.0), ("", "text-embeddings-inference", "404", 1.0), ("", "vLLM", "404", 1.0)
+        ]  # fmt: skip
+        assert ("small", "vLLM", "200", 1.0) in said
+
+    run(work, None)
+
+
+def parser_of(accept: str) -> Callable[[str], Any]:
+    parse: Callable[[str], Any] = openmetrics.text_string_to_metric_families if accept else parse_text
+    return parse
+
+
+def test_what_is_in_front_is_replaced_when_what_it_tells_of_requests_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tpray.serving import models
+
+    versions = []
+
+    def replaceable(deployment: Any, version: str) -> Any:
+        versions.append(version)
+        return deployment
+
+    monkeypatch.setattr(models, "application_of", lambda config, name, behind: None)
+    monkeypatch.setattr(models, "replaceable", replaceable)
+    for telemetry in ({}, {}, {"log_requests": True}):
+        models.build(ModelsConfig.model_validate({"models": {"a": {}, "b": {}}, "telemetry": telemetry}))
+    assert versions[0] == versions[1] != versions[2]

@@ -43,7 +43,7 @@ from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, size_in
 from tpray.serving.load import Load
-from tpray.serving.request_notes import NO_REQUEST, of_row, step_notes
+from tpray.serving.request_notes import of_no_request, of_row, step_notes
 from tpray.serving.row_queue import SHORT_SHARE, Lane, RowQueue
 from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, results_of, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
@@ -250,7 +250,7 @@ class Batcher:
         """Start steps soon: what arrives until then goes together."""
         if not self._awake:
             self._awake = True
-            asyncio.get_running_loop().call_soon(self._start_steps, context=NO_REQUEST)
+            asyncio.get_running_loop().call_soon(self._start_steps, context=of_no_request())
 
     def _start_steps(self) -> None:
         """Start as many steps as there are slots and rows for, if the group takes any."""

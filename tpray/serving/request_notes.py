@@ -39,8 +39,10 @@ class RequestNotes:
 NOTES: ContextVar[RequestNotes | None] = ContextVar("tpray_request_notes", default=None)
 """Of the request that the current task answers."""
 
-NO_REQUEST = Context()
-"""In which steps are begun: they are of many requests, and what is logged of them is said of none by chance."""
+
+def of_no_request() -> Context:
+    """What steps begin in: they are of many requests, and what is logged then is not to be said of one of these."""
+    return Context()
 
 
 def note_rows(rows: Sequence[Sized], started: float) -> None:
