@@ -19,8 +19,8 @@ RPCS = (
     "ModelStatistics",
 )  # fmt: skip
 """Those of the Open Inference Protocol; not grpc.health.v1's, which machines ask again and again."""
-OF_THE_SERVER = ("ServerLive", "ServerReady")
-"""Those that count for no dialect in the metrics, as their routes over HTTP."""
+CLASSIFIES = "ModelInfer"
+"""The one of them that counts for a dialect in the metrics."""
 
 
 def settings_of(config: TelemetryConfig) -> logs.LogSettings:
@@ -49,5 +49,5 @@ def watch_methods(deployment: Any, observer: Observer) -> None:
     for name in CALLS:
         setattr(deployment, name, observer.call(getattr(deployment, name), name))
     for name in RPCS:
-        dialect = "" if name in OF_THE_SERVER else GRPC
+        dialect = GRPC if name == CLASSIFIES else ""
         setattr(deployment, name, observer.rpc(getattr(deployment, name), SERVICE, name, dialect))

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 SERVICE = "inference.GRPCInferenceService"
 GRPC = "Open Inference Protocol, gRPC"
-"""The dialect of calls, in the metrics."""
+"""The dialect of calls that classify, in the metrics."""
 CODES: tuple[tuple[type[Exception], str], ...] = (
     (UnknownModelError, "NOT_FOUND"),
     (PayloadTooLargeError, "RESOURCE_EXHAUSTED"),
@@ -101,11 +101,13 @@ class OpenInferenceService:
 
         return open_inference_pb2
 
-    async def _answer(self, context: Context, work: Callable[[], Awaitable[Any]], failed: Any, path: str = "") -> Any:
+    async def _answer(
+        self, context: Context, work: Callable[[], Awaitable[Any]], failed: Any, path: str = "", dialect: str = NONE
+    ) -> Any:
         """What ``work`` gives to a request that is let in; ``failed`` with a code if it raises.
 
         Args:
-            path: what the same is over HTTP, with GET; "": POST.
+            path: what the same is over HTTP, with GET, and may be open; "": it is not. dialect: in the metrics.
         """
         started, code = time.perf_counter(), "CANCELLED"
         error: Exception | None = ClientLeftError()
@@ -122,7 +124,7 @@ class OpenInferenceService:
         finally:
             caller = ASKING.get()
             key, seconds = "" if caller is None else caller.name, time.perf_counter() - started
-            self._served.load.answered(NONE if path else GRPC, code, key, seconds, error)
+            self._served.load.answered(dialect, code, key, seconds, error)
 
     def _let_in(self, context: Context, path: str) -> None:
         """Refuse a request that shows no right to be here; the place for all of that, by what HTTP would show."""
@@ -208,7 +210,7 @@ class OpenInferenceService:
                 answer = await infer(engine, _tensors(request), _wanted(request), _values(request.parameters), deadline)
                 return self._rendered(answer, request)
 
-        return await self._answer(grpc_context, work, self._messages.ModelInferResponse())
+        return await self._answer(grpc_context, work, self._messages.ModelInferResponse(), dialect=GRPC)
 
     def _rendered(self, answer: Inferred, request: messages.ModelInferRequest) -> messages.ModelInferResponse:
         """Raw contents for those who send them, and for those who send typed ones these."""
