@@ -527,3 +527,15 @@ def test_replicas_are_waited_for_no_longer_than_whoever_asked() -> None:
         assert len(ended) == 2
 
     asyncio.run(work())
+
+
+def test_what_another_version_measures_otherwise_is_left_out() -> None:
+    """During an upgrade a scrape has replicas of both."""
+    samples: dict[str, Any] = {
+        "tpray_rows_total": [(("more",), 1.0)],
+        "tpray_queue_rows": [((), 2.0)],
+        "tpray_step_seconds": [((), Buckets((1, 2), 1.0))],
+        "tpray_that_comes_later": [((), 1.0)],
+    }
+    said = read(rendered([Snapshot("m", "r", samples)], [], "")[0].decode())
+    assert said == {"tpray_queue_rows": {(): 2}}

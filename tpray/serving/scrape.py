@@ -119,13 +119,15 @@ def rendered(
 
     def family(metric: Metric) -> Family:
         made = kinds[metric.kind](metric.name, metric.meaning, labels=("model", "replica", *metric.labels))
+        bounds = [*map(str, metric.buckets), "+Inf"]
         for each in snapshots:
             for labels, value in each.samples.get(metric.name, ()):
                 said = (each.model, each.replica, *labels)
+                if len(labels) != len(metric.labels):
+                    continue  # during an upgrade, of another version of this program; as below
                 if isinstance(value, float):
                     made.add_metric(said, value)
-                else:
-                    bounds = [*map(str, metric.buckets), "+Inf"]
+                elif len(value.counts) == len(bounds):
                     made.add_metric(said, list(zip(bounds, accumulate(value.counts), strict=True)), value.sum)
         found: Family = made
         return found
