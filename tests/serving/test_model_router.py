@@ -23,7 +23,9 @@ from tpray.serving.dialects import cohere, hugging_face, open_inference, tei, vl
 from tpray.serving.dialects.base import Rendered
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
+from tpray.serving.metrics import MISSING
 from tpray.serving.model_router import Asked, ModelRouter, ask_app
+from tpray.serving.scrape import rendered
 
 NAMES = ("small", "org/small")
 
@@ -254,6 +256,20 @@ def test_a_python_call_names_its_model_too() -> None:
                 await front.classify(asked, model=model)
         front._default = "a"
         assert (await front.classify("x"))[0] == "a"
+
+    asyncio.run(work())
+
+
+def test_a_model_that_has_not_started_is_missing_in_the_metrics_and_not_waited_for() -> None:
+    async def work() -> None:
+        text, kind = rendered([], [(("a", "r"), 0.0)], "")
+        router, started = router_of(a=Rendered(200, text, {"content-type": kind}), new=AssertionError("it was asked"))
+        started.remove("new")
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(router), base_url="http://test") as client:
+            answer = await client.get("/metrics")
+        assert answer.status_code == 200, answer.text
+        missing = [s for family in parse_text(answer.text) for s in family.samples if s.name == MISSING]
+        assert {s.labels["model"]: s.value for s in missing} == {"a": 0, "new": 1}
 
     asyncio.run(work())
 

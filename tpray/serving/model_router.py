@@ -159,13 +159,15 @@ class ModelRouter:
     async def _scraped(self, asked: Asked) -> Rendered:
         """The metrics of all models; of one that does not answer, that; and of what was answered here."""
 
-        async def answer(ask: Ask) -> Rendered | None:
+        async def answer(name: str) -> Rendered | None:
+            if not self._has_started(name):
+                return None
             try:
-                return await asyncio.wait_for(ask(asked._replace(method="GET")), scrape.MODEL_S)
+                return await asyncio.wait_for(self._models[name](asked._replace(method="GET")), scrape.MODEL_S)
             except (TimeoutError, GroupError):
                 return None
 
-        answers = dict(zip(self._models, await asyncio.gather(*map(answer, self._models.values())), strict=True))
+        answers = dict(zip(self._models, await asyncio.gather(*map(answer, self._models)), strict=True))
         well = {name: each for name, each in answers.items() if each is not None and each.status == 200}
         if not well:
             if (bad := next((each for each in answers.values() if each is not None), None)) is not None:
