@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -114,3 +117,46 @@ def test_the_environment_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TPRAY_LOG", "info")
     monkeypatch.setenv("TPRAY_LOG_FORMAT", "json")
     assert logs.current() == LogSettings("INFO", "json", "")
+
+
+def test_a_line_that_is_too_long_to_be_sent_is_printed_here_and_later_ones_are_sent(
+    printer: LogPrinter, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", here)
+    lines = Lines(printer.address)
+    lines.setFormatter(JsonLines(dict))
+    lines.handle(record("x", fields={"path": "\u2713" * 100_000}))
+    lines.handle(record("short"))
+    printer.close()
+    assert len(here.getvalue()) > 600_000
+    assert "short" in capfd.readouterr().err
+
+
+def test_of_a_long_traceback_the_end_is_kept() -> None:
+    def fail(deeper: int) -> None:
+        if not deeper:
+            raise ValueError("the reason")
+        exec("\n" * deeper + "fail(deeper - 1)", {"fail": fail, "deeper": deeper})
+
+    try:
+        fail(300)
+    except ValueError as e:
+        text = TextLines(dict).format(record("x", exc_info=(type(e), e, e.__traceback__)))
+    assert len(text) < 33_000
+    assert text.endswith("ValueError: the reason")
+    assert all(line.startswith("    ") for line in text.splitlines()[1:])
+
+
+def test_a_process_does_not_wait_for_a_command_that_accepts_nobody() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind("\0tpray-logs-of-a-test")
+        listener.listen(0)
+        began = time.monotonic()
+        made = [Lines("tpray-logs-of-a-test") for _ in range(4)]
+        for lines in made:
+            lines.handle(record("x"))
+        assert time.monotonic() - began < 2
+        for lines in made:
+            if lines._socket is not None:
+                lines._socket.close()

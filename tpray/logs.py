@@ -6,6 +6,7 @@ Nothing that a client sends can make a line of its own: in text, what is not pri
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -22,7 +23,7 @@ Context = Callable[[], Mapping[str, Any]]
 """What is said of whatever a process does just now, beside each of its messages: ``request_id``, say."""
 
 LONGEST_LINE = 32_768
-"""Characters; a longer line is cut."""
+"""Characters; a longer line is cut, and of a traceback the beginning."""
 
 _RANK = re.compile(r"tpray-rank-(\d+)")
 _PLAIN = re.compile(r"[\w.:/+@*-]+", re.ASCII)
@@ -75,8 +76,10 @@ class TextLines(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = f"{record.levelname} {record.name}: {printable(record.getMessage())}"
         line += "".join(f" {name}={_value(value)}" for name, value in self.fields(record).items())
-        trace = [f"\n    {printable(each)}" for each in self.trace(record).splitlines()]
-        return line[:LONGEST_LINE] + "".join(trace)
+        trace = "".join(f"\n    {printable(each)}" for each in self.trace(record).splitlines())
+        if len(trace) > LONGEST_LINE:
+            trace = "\n    ..." + trace[-LONGEST_LINE:]
+        return line[:LONGEST_LINE] + trace
 
 
 def _value(value: Any) -> str:
@@ -125,9 +128,7 @@ class Lines(logging.Handler):
             return False
         try:
             if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                self._socket.connect(f"\0{self._address}")
-                self._socket.setblocking(False)
+                self._socket = self._connected()
             if self._lost:
                 lost = f"{self._lost} lines were lost here: they came faster than they could be printed"
                 record = logging.makeLogRecord({"msg": lost, "levelname": "WARNING", "name": __name__})
@@ -136,10 +137,21 @@ class Lines(logging.Handler):
             self._socket.send(line.encode(errors="backslashreplace"))
         except BlockingIOError:
             self._lost += 1
-        except OSError:  # the command has gone, or is of another machine
-            self._address = ""
+        except OSError as e:
+            if e.errno != errno.EMSGSIZE:  # the command has gone, or is of another machine
+                self._address = ""
             return False
         return True
+
+    def _connected(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.setblocking(False)  # where many others connect, too, it would wait for the command
+            sock.connect(f"\0{self._address}")
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
 
 _settings: LogSettings | None = None

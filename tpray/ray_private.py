@@ -237,9 +237,11 @@ async def ask_all(handle: Any, method: str, limit_s: float) -> tuple[list[Any], 
     except TimeoutError:
         return [], 1
     tasks = [asyncio.ensure_future(result.get_async()) for result in each]
-    if tasks:
-        await asyncio.wait(tasks, timeout=max(0.0, give_up - asyncio.get_running_loop().time()))
-    for task in tasks:
-        task.cancel()
+    try:
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, give_up - asyncio.get_running_loop().time()))
+    finally:  # whoever asked may have left meanwhile
+        for task in tasks:
+            task.cancel()
     done = [task for task in tasks if task.done() and not task.cancelled() and task.exception() is None]
     return [task.result() for task in done], len(tasks) - len(done)

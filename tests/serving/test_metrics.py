@@ -176,6 +176,45 @@ def test_a_row_that_raises_everywhere_halves_its_step(with_fake_engine: WithEngi
     with_fake_engine(work)
 
 
+def test_a_request_that_is_cancelled_counts_as_one_whose_client_left(with_fake_engine: WithEngine) -> None:
+    """As Serve does it when a connection closes."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        executor.hang(1)
+        async with client(make_app(engine)) as http:
+            asked = asyncio.ensure_future(http.post("/predict", json={"inputs": "a"}))
+            while engine.load.tokenize_s.sum == 0:
+                await asyncio.sleep(0.01)
+            asked.cancel()
+            await asyncio.wait([asked])
+            said = await scraped(http)
+        assert said["tpray_requests_total"] == {(TEI, "", "499"): 1}
+        assert said["tpray_refusals_total"] == {("client_left",): 1}
+        assert said["tpray_requests_in_progress"] == {(): 1}, "the scrape itself"
+
+    with_fake_engine(work)
+
+
+def test_the_dialect_is_that_of_a_route_that_classifies_let_in_or_not(with_fake_engine: WithEngine) -> None:
+    """And a log line says the same."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        asked = [("GET", "/v1/models"), ("GET", "/predict"), ("POST", "/predict"), ("POST", "/nowhere")]
+        door = make_app(engine, access=access())
+        async with client(door) as http:
+            for method, path in asked:
+                for headers in ({}, BEARER):
+                    await http.request(method, path, headers=headers)
+        counted = {(dialect, status): n for (dialect, status, _), n in engine.load.requests.items()}
+        assert counted == {
+            (NONE, 401): 3, (NONE, 200): 1, (NONE, 405): 1, (NONE, 404): 1, (TEI, 401): 1, (TEI, 400): 1
+        }  # fmt: skip
+        scopes = [{"type": "http", "method": method, "path": path, "headers": []} for method, path in asked]
+        assert [door.route_of(scope)[1] for scope in scopes] == ["", "", TEI, ""]
+
+    with_fake_engine(work)
+
+
 def test_rows_of_a_group_that_fails_are_replayed_and_a_poison_row_is_refused(with_fake_engine: WithEngine) -> None:
     async def work(engine: Engine, executor: FakeExecutor) -> None:
         executor.die_of(holding(engine, "poison"))
@@ -463,3 +502,40 @@ def test_a_replica_that_is_late_or_gone_takes_nothing_from_the_others() -> None:
     assert inspect.iscoroutinefunction(DeploymentBroadcastResponse._fetch_replica_results_async)
     handle = SimpleNamespace(broadcast=lambda method: SimpleNamespace(_fetch_replica_results_async=of_each))
     assert asyncio.run(ask_all(handle, "snapshot", 0.2)) == (["a", "b"], 2)
+
+
+def test_replicas_are_waited_for_no_longer_than_whoever_asked() -> None:
+    ended = []
+
+    class Late:
+        async def get_async(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(self)
+
+    async def of_each() -> list[Late]:
+        return [Late(), Late()]
+
+    async def work() -> None:
+        handle = SimpleNamespace(broadcast=lambda method: SimpleNamespace(_fetch_replica_results_async=of_each))
+        asking = asyncio.ensure_future(ask_all(handle, "snapshot", 60))
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.wait([asking])
+        await asyncio.sleep(0)
+        assert len(ended) == 2
+
+    asyncio.run(work())
+
+
+def test_what_another_version_measures_otherwise_is_left_out() -> None:
+    """During an upgrade a scrape has replicas of both."""
+    samples: dict[str, Any] = {
+        "tpray_rows_total": [(("more",), 1.0)],
+        "tpray_queue_rows": [((), 2.0)],
+        "tpray_step_seconds": [((), Buckets((1, 2), 1.0))],
+        "tpray_that_comes_later": [((), 1.0)],
+    }
+    said = read(rendered([Snapshot("m", "r", samples)], [], "")[0].decode())
+    assert said == {"tpray_queue_rows": {(): 2}}

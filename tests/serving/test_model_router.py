@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 from pydantic import ValidationError
 
 from tpray.config import BatchConfig, ModelConfig, ModelsConfig, ServeConfig
@@ -21,7 +23,9 @@ from tpray.serving.dialects import cohere, hugging_face, open_inference, tei, vl
 from tpray.serving.dialects.base import Rendered
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
+from tpray.serving.metrics import MISSING
 from tpray.serving.model_router import Asked, ModelRouter, ask_app
+from tpray.serving.scrape import rendered
 
 NAMES = ("small", "org/small")
 
@@ -254,3 +258,58 @@ def test_a_python_call_names_its_model_too() -> None:
         assert (await front.classify("x"))[0] == "a"
 
     asyncio.run(work())
+
+
+def test_a_model_that_has_not_started_is_missing_in_the_metrics_and_not_waited_for() -> None:
+    async def work() -> None:
+        text, kind = rendered([], [(("a", "r"), 0.0)], "")
+        router, started = router_of(a=Rendered(200, text, {"content-type": kind}), new=AssertionError("it was asked"))
+        started.remove("new")
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(router), base_url="http://test") as client:
+            answer = await client.get("/metrics")
+        assert answer.status_code == 200, answer.text
+        missing = [s for family in parse_text(answer.text) for s in family.samples if s.name == MISSING]
+        assert {s.labels["model"]: s.value for s in missing} == {"a": 0, "new": 1}
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text"])
+def test_what_no_model_was_asked_is_in_the_metrics_too(accept: str) -> None:
+    async def work(client: httpx.AsyncClient, executors: dict[str, FakeExecutor]) -> None:
+        await client.post("/classify", json={"model": "smal", "input": "a"})
+        await client.post("/models/smal/predict", json={"inputs": "a"})
+        await client.get("/v2/models/smal")
+        await client.post("/classify", json={"model": "small", "input": "a"})
+        families = parser_of(accept)((await client.get("/metrics", headers={"accept": accept})).text)
+        samples = [s for family in families for s in family.samples if s.name == "tpray_requests_total"]
+        said = [(s.labels["model"], s.labels["dialect"], s.labels["status"], s.value) for s in samples]
+        own = [s.labels["replica"] for s in samples if not s.labels["model"]]
+        assert own == ["router"] * 3
+        assert sorted(said)[:3] == [
+            ("", "none", "404", 1.0), ("", "text-embeddings-inference", "404", 1.0), ("", "vLLM", "404", 1.0)
+        ]  # fmt: skip
+        assert ("small", "vLLM", "200", 1.0) in said
+
+    run(work, None)
+
+
+def parser_of(accept: str) -> Callable[[str], Any]:
+    parse: Callable[[str], Any] = openmetrics.text_string_to_metric_families if accept else parse_text
+    return parse
+
+
+def test_what_is_in_front_is_replaced_when_what_it_tells_of_requests_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tpray.serving import models
+
+    versions = []
+
+    def replaceable(deployment: Any, version: str) -> Any:
+        versions.append(version)
+        return deployment
+
+    monkeypatch.setattr(models, "application_of", lambda config, name, behind: None)
+    monkeypatch.setattr(models, "replaceable", replaceable)
+    for telemetry in ({}, {}, {"log_requests": True}):
+        models.build(ModelsConfig.model_validate({"models": {"a": {}, "b": {}}, "telemetry": telemetry}))
+    assert versions[0] == versions[1] != versions[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +27,11 @@ from tpray.serving import telemetry
 from tpray.serving.door import Door
 from tpray.serving.engine import Engine
 from tpray.serving.http import make_app
+from tpray.serving.load import HANDLE
 from tpray.serving.model_router import ModelRouter, ask_app
-from tpray.serving.observer import Observer
+from tpray.serving.observer import Observer, log_context
+from tpray.serving.oip.service import GRPC
+from tpray.serving.request_notes import NOTES, RequestNotes
 from tpray.serving.telemetry import RequestSpans
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -130,6 +134,50 @@ def test_a_request_of_each_dialect_has_a_whole_trace(with_fake_engine: WithEngin
     with_fake_engine(work)
 
 
+def test_a_step_that_is_over_holds_no_request_and_no_logits(with_fake_engine: WithEngine) -> None:
+    """Else they would hold each other until the garbage collector comes, and with them bodies and outputs."""
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        notes = RequestNotes("a", 0)
+        token = NOTES.set(notes)
+        await engine.classify(["a", "b"])
+        NOTES.reset(token)
+        ((step, waited_ns),) = notes.steps
+        assert waited_ns <= step.began_ns
+        assert step.result is not None
+        assert step.result.outputs == ()
+        held = gc.get_referents(step)
+        assert notes not in held + gc.get_referents(*held)
+
+    with_fake_engine(work)
+
+
+def test_what_is_logged_of_a_row_is_said_of_its_own_request(with_fake_engine: WithEngine) -> None:
+    """And not of the one that woke the queue."""
+    said = []
+
+    class Says(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append((log_context(lambda: "")["request_id"], vars(record)["fields"]["request_id"]))
+
+    async def ask(engine: Engine, text: str) -> None:
+        NOTES.set(RequestNotes(f"of-{text}", 0))
+        await engine.classify([text])
+
+    async def work(engine: Engine, executor: FakeExecutor) -> None:
+        bad = engine.codec.encode(["bad"])[0].ids[1]
+        executor.raise_on(lambda ids: bool((ids == bad).any()), "ValueError: bad row")
+        await asyncio.gather(*(asyncio.create_task(ask(engine, text)) for text in ("a", "bad")), return_exceptions=True)
+        assert said == [(None, "of-bad")]
+
+    handler, log = Says(), logging.getLogger("tpray.serving.batcher")
+    log.addHandler(handler)
+    try:
+        with_fake_engine(work)
+    finally:
+        log.removeHandler(handler)
+
+
 def test_requests_that_share_a_step_have_it_in_each_trace(with_fake_engine: WithEngine) -> None:
     async def work(engine: Engine, executor: FakeExecutor) -> None:
         watched = Watched()
@@ -154,7 +202,7 @@ def test_a_request_that_is_run_again_after_a_rank_died_shows_both_attempts(with_
             executor.die(1)
             assert (await asked).status_code == 200
         first, second = watched.named("step")
-        assert [attributes(step)["tpray.step.attempt"] for step in (first, second)] == [1, 2]
+        assert [attributes(step)["tpray.step.number"] for step in (first, second)] == [1, 2]
         assert first.status.status_code is StatusCode.ERROR
         assert attributes(first)["error.type"] == "RankError"
         (event,) = first.events
@@ -255,15 +303,15 @@ def test_the_handle_and_grpc_are_watched(with_fake_engine: WithEngine, caught: C
 
         metadata = (("traceparent", given),)
         context = SimpleNamespace(invocation_metadata=lambda: metadata, code=lambda: None)
-        await watched.observer.rpc(infer, "inference.GRPCInferenceService", "ModelInfer")(None, context)
+        await watched.observer.rpc(infer, "inference.GRPCInferenceService", "ModelInfer", GRPC)(None, context)
         handled, failed = watched.named("classify")
         assert f"{handled.get_span_context().trace_id:032x}" == TRACE  # type: ignore[union-attr]
-        assert (failed.status.status_code, failed.parent) == (StatusCode.ERROR, None)
+        assert (failed.status.status_code, failed.parent) == (StatusCode.UNSET, None)
         (over_grpc,) = watched.named("inference.GRPCInferenceService/ModelInfer")
         assert over_grpc.parent is not None
         assert attributes(over_grpc)["rpc.grpc.status_code"] == 0
-        said = [(line["method"], line["status"], line.get("rows")) for line in caught.lines]
-        assert said == [("handle", "ok", 2), ("handle", "EmptyInputError", None), ("grpc", "OK", 1)]
+        said = [(line["method"], line["dialect"], line["status"], line.get("rows")) for line in caught.lines]
+        assert said == [("handle", HANDLE, 200, 2), ("handle", HANDLE, 400, None), ("grpc", GRPC, "OK", 1)]
         assert {line["request_id"] for line in caught.lines} == {"from-serve"}
 
     with_fake_engine(work)

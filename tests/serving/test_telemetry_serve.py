@@ -146,7 +146,7 @@ def test_the_command_prints_a_line_for_each_request(told: Told) -> None:
     assert " " not in made
     asked = [line for line in told.requests() if line["method"] != "GET"]  # the command asks for pages itself
     assert [(line["method"], line["status"]) for line in asked] == [
-        ("POST", 200), ("POST", 200), ("POST", 401), ("POST", 422), ("grpc", "OK"), ("handle", "ok")
+        ("POST", 200), ("POST", 200), ("POST", 401), ("POST", 422), ("grpc", "OK"), ("handle", 200)
     ]  # fmt: skip
     first = asked[0]
     expected = {"path": "/predict", "rows": 2, "key": "default", "request_id": "mine", "trace_id": TRACE}

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from tpray.artifacts.resolve import TraceTask
 from tpray.artifacts.settle import settle
-from tpray.config import AUTO, AccessConfig, BatchConfig, ServeConfig, log_level, stay_quiet
+from tpray.config import AUTO, AccessConfig, BatchConfig, ServeConfig, stay_quiet
 from tpray.group.classifier import ClassifierGroup
 from tpray.group.executor import Executor
 from tpray.group.nodes import STRATEGY, wait_for_node
@@ -42,25 +42,24 @@ from tpray.serving.entities import Strategy
 from tpray.serving.gate import Gate
 from tpray.serving.http import make_app
 from tpray.serving.keys import KeyRing
+from tpray.serving.load import HANDLE
 from tpray.serving.model_names import ModelNames
 from tpray.serving.model_router import Asked, ask_app
 from tpray.serving.observer import Observer
-from tpray.serving.observing import set_up_logs, settings_of, watch_methods
+from tpray.serving.observing import serve_logging, set_up_logs, watch_methods
 from tpray.serving.oip.service import OpenInferenceService
 from tpray.serving.one_write import join_writes
 from tpray.serving.ray_metrics import RayMetrics
 from tpray.serving.scores import Activation, Scoring
 from tpray.serving.scrape import OTHERS_S, Others, Scrape, Snapshot
 from tpray.serving.tagging import Tagging, tag
+from tpray.serving.waiting import ClientLeftError
 from tpray.tokenizer import as_items
 
 log = logging.getLogger(__name__)
 
 APP_NAME = "tpray"
 DEPLOYMENT_NAME = "Classifier"
-
-HANDLE = "Python handle"
-"""What takes the place of a dialect in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +155,12 @@ class Classifier(OpenInferenceService):
     @contextmanager
     def _taken(self) -> Iterator[None]:
         """For the time of one call of a Python handle; it is counted with the status that it would have over HTTP."""
-        started, status, error = time.perf_counter(), CLIENT_LEFT, None
+        started, status = time.perf_counter(), CLIENT_LEFT
+        error: Exception | None = ClientLeftError()
         try:
             with self._gate.enter():
                 yield
-            status = 200
+            status, error = 200, None
         except Exception as e:
             status, error = render_error(e).status, e
             raise
@@ -191,8 +191,8 @@ class Classifier(OpenInferenceService):
         Returns:
             ``[{"label", "score"}, ...]``, best first, for one item; a list of those for a list.
         """
-        items, single = as_items(inputs)
         with self._taken():
+            items, single = as_items(inputs)
             answer = await self._engine.classify(
                 items,
                 Scoring.of(raw_scores, activation, top_k),
@@ -214,8 +214,8 @@ class Classifier(OpenInferenceService):
     ) -> list[Any]:
         """What a Python handle calls: entities, as `LocalClassifier.classify_tokens` gives them."""
         single = isinstance(texts, str)
-        how = Tagging(aggregation_strategy, ignore_labels, raw_scores, truncate)
         with self._taken():
+            how = Tagging(aggregation_strategy, ignore_labels, raw_scores, truncate)
             answer = await tag(self._engine, [texts] if isinstance(texts, str) else list(texts), how)
         return answer.entities[0] if single else answer.entities
 
@@ -231,8 +231,8 @@ class Classifier(OpenInferenceService):
         traceparent: str | None = None,
     ) -> list[dict[str, Any]]:
         """What a Python handle calls: ``[{"index", "score"}, ...]``, as `LocalClassifier.rerank` gives them."""
-        documents = list(documents)
         with self._taken():
+            documents = list(documents)
             ranking = await self._engine.rerank(
                 query, documents, Scoring.of(raw_scores, top_k=top_n), truncate, chunks=Chunks.of(chunks)
             )
@@ -363,12 +363,7 @@ def application(
         name=name,
         **scaling_options(config),
         ray_actor_options={"num_cpus": 0},
-        # A line for each request costs as much as a third of what a Serve application without any work costs.
-        logging_config={
-            "log_level": log_level(),
-            "enable_access_log": log_level() in ("DEBUG", "INFO"),
-            "encoding": settings_of(config.telemetry).form.upper(),
-        },
+        logging_config=serve_logging(config.telemetry),
         placement_group_bundles=[topology.resources()],
         placement_group_bundle_label_selector=[config.node_labels] if config.node_labels else None,
         placement_group_strategy=STRATEGY,

@@ -43,7 +43,7 @@ from tpray.group.lifecycle import Lifecycle, State
 from tpray.group.wire import Array
 from tpray.runtime.buckets import Bucket, size_in
 from tpray.serving.load import Load
-from tpray.serving.request_notes import step_notes
+from tpray.serving.request_notes import of_no_request, of_row, step_notes
 from tpray.serving.row_queue import SHORT_SHARE, Lane, RowQueue
 from tpray.serving.rows import QueuedRow, RowResult, StepAnswer, cut_into_buckets, cut_steps, results_of, tokens_in
 from tpray.serving.suspects import EXPIRY_S, Suspects
@@ -250,7 +250,7 @@ class Batcher:
         """Start steps soon: what arrives until then goes together."""
         if not self._awake:
             self._awake = True
-            asyncio.get_running_loop().call_soon(self._start_steps)
+            asyncio.get_running_loop().call_soon(self._start_steps, context=of_no_request())
 
     def _start_steps(self) -> None:
         """Start as many steps as there are slots and rows for, if the group takes any."""
@@ -339,7 +339,7 @@ class Batcher:
         for i, row in enumerate(rows):
             if i in wrong:
                 self._load.rows_not_finite += 1
-                log.error("a row of %d tokens has logits that are not finite: %s", len(row), result.logits[i])
+                log.error("a row of %d tokens has logits %s", len(row), result.logits[i], extra=of_row(row))
                 _fail(row, LogitsError(NOT_FINITE))
             elif not row.future.done():
                 row.future.set_result(RowResult(answer, i, started - row.arrived))
@@ -361,7 +361,7 @@ class Batcher:
             self._cut.extendleft([rows[len(rows) // 2 :], rows[: len(rows) // 2]])
             self._cut_tokens += tokens_in(rows)
             return
-        log.error("a row of %d tokens: %s", len(rows[0]), error)
+        log.error("a row of %d tokens: %s", len(rows[0]), error, extra=of_row(rows[0]))
         _fail(rows[0], StepError(f"cannot be computed: {error.message}"))
         self._suspects.clear(rows[0].encoded)
 
@@ -372,7 +372,7 @@ class Batcher:
             row.suspected = True
         if self._suspects.refuses(rows[0].encoded):
             self._load.poison_rows += 1
-            log.error("a row of %d tokens is refused from now on: %s", len(rows[0]), error)
+            log.error("a row of %d tokens is refused from now on: %s", len(rows[0]), error, extra=of_row(rows[0]))
             _fail(rows[0], RefusedError(REFUSED))
         self._load.replays += self._put_back(rows)
 

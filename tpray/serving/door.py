@@ -6,6 +6,7 @@ thirty calls, which would cost more than to classify a short text with a small m
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,14 +20,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tpray.errors import MisdirectedError, RateLimitError, StoppingError, UnauthorizedError
 from tpray.serving.access import Access
 from tpray.serving.answers import Timing
-from tpray.serving.dialects.base import Dialect, Handler, Rendered, send_answer
+from tpray.serving.dialects.base import CLIENT_LEFT, Dialect, Handler, Rendered, send_answer
 from tpray.serving.dialects.tei import timing_headers
 from tpray.serving.gate import Gate
 from tpray.serving.keys import ASKING
 from tpray.serving.load import Load
+from tpray.serving.waiting import ClientLeftError
 
 NONE = "none"
-"""The dialect of routes about the server itself, and of paths that there are not."""
+"""The dialect of what no dialect classifies: routes about the server and its model, and paths that there are not."""
+
+_LEFT = Rendered(CLIENT_LEFT, b"", error=ClientLeftError())
+"""For the metrics: Serve has cancelled the request, for nobody waits for it any more."""
 
 
 class Door:
@@ -63,13 +68,15 @@ class Door:
         own = [*((path, "POST") for path in handlers), *((path, "GET") for path in self._streams)]
         self.routes: list[Any] = [*(Route(path, app, methods=[method]) for path, method in own), *app.routes]
         self._known = {route.path: "" for route in self.routes if isinstance(route, Route)}
-        self._known |= dialects
+        self._known |= {path: dialect for path, (dialect, _) in named.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        method, path = scope.get("method"), get_route_path(scope)  # behind the application's prefix
+        name, handler = (self._handler_of(path, scope) if method == "POST" else None) or (NONE, None)
         try:
             self._gate.check(scope)
             self._access.check(scope)
@@ -80,24 +87,24 @@ class Door:
             else:
                 if isinstance(e, MisdirectedError):
                     ASKING.set(None)  # whoever asked before in this context
-                dialect = self._dialect_of(scope)
-                refused = refusal(dialect or self._spoken[0][0], e)
-                self._note(NONE if dialect is None else dialect.name, refused, started)
+                refused = refusal(self._dialect_of(scope), e)
+                self._note(name, refused, started)
                 await send_answer(refused, send)
             return
-        method, path = scope.get("method"), get_route_path(scope)  # behind the application's prefix
         if method == "GET" and (stream := self._streams.get(path)) is not None:
             await stream(scope, receive, send)
             return
         with inside:
-            found = self._handler_of(path, scope) if method == "POST" else None
-            if found is None:
-                await self._app(scope, receive, self._noting(send, started))
-            else:
-                name, handler = found
+            if handler is None:
+                await self._ask_app(scope, receive, send, started)
+                return
+            try:
                 answer = await handler(scope, receive)
-                self._note(name, answer, started)
-                await send_answer(answer, send)
+            except asyncio.CancelledError:
+                self._note(name, _LEFT, started)
+                raise
+            self._note(name, answer, started)
+            await send_answer(answer, send)
 
     def _note(self, dialect: str, answer: Rendered, started: float) -> None:
         """A request is answered. Before it is sent: who has read it finds it counted."""
@@ -105,13 +112,22 @@ class Door:
         key = "" if caller is None else caller.name
         self._load.answered(dialect, answer.status, key, time.perf_counter() - started, answer.error)
 
-    def _noting(self, send: Send, started: float) -> Send:
+    async def _ask_app(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
+        noted = scope["type"] != "http"
+
         async def noting(message: Any) -> None:
+            nonlocal noted
             if message["type"] == "http.response.start":
                 self._note(NONE, Rendered(message["status"], b""), started)
+                noted = True
             await send(message)
 
-        return noting
+        try:
+            await self._app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if not noted:
+                self._note(NONE, _LEFT, started)
+            raise
 
     def _handler_of(self, path: str, scope: Scope) -> tuple[str, Handler] | None:
         """The handler of a path, and its dialect; the path's parameters come into the scope's ``path_params``."""
@@ -126,19 +142,22 @@ class Door:
         return None
 
     def route_of(self, scope: Scope) -> tuple[str, str]:
-        """The path of the route that a request is for, with ``{name}`` for what varies, and its dialect; "": none."""
+        """The path of the route that a request is for, with ``{name}`` for what varies; "": there is none.
+
+        And the dialect that it counts for in the metrics; "": `NONE`.
+        """
         path = get_route_path(scope)
         if path not in self._known:
             path = path.rstrip("/") or "/"
         if path not in self._known:
             varying = (r for _, routes in self._spoken for r in routes if "{" in r.path)
             path = next((str(r.path) for r in varying if r.matches(scope)[0] != Match.NONE), "")
-        return path, self._known.get(path, "")
+        return path, self._known.get(path, "") if scope["method"] == "POST" else ""
 
-    def _dialect_of(self, scope: Scope) -> Dialect | None:
-        """Whose route it is, with whatever method."""
+    def _dialect_of(self, scope: Scope) -> Dialect:
+        """Whose route it is, with whatever method; of nobody's the first."""
         speak = (dialect for dialect, routes in self._spoken if any(r.matches(scope)[0] != Match.NONE for r in routes))
-        return next(speak, None)
+        return next(speak, self._spoken[0][0])
 
 
 def refusal(dialect: Dialect, error: Exception) -> Rendered:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
 from tpray.errors import (
     DeadlineError,
@@ -29,6 +28,9 @@ from tpray.errors import (
     UnsupportedTaskError,
 )
 from tpray.serving.waiting import ClientLeftError
+
+HANDLE = "Python handle"
+"""What takes the place of a dialect for the calls of one."""
 
 KEPT_S = 300
 """How many seconds are kept."""
@@ -56,7 +58,6 @@ REASONS: tuple[tuple[type[Exception], str], ...] = (
     (RefusedError, "refused_row"),
     (GroupError, "group_down"),
     (ClientLeftError, "client_left"),
-    (HTTPException, "no_route"),
     (Exception, "internal"),
 )
 """Why a request was not answered; the first that matches."""
@@ -104,7 +105,7 @@ class Load:
         self.requests: Counter[tuple[str, int | str, str]] = Counter()
         """How many were answered, by dialect, status and the name of their key; "": without one."""
         self.refusals: Counter[str] = Counter()
-        """How many of them with an error, by its reason."""
+        """How many of those that classify, or were not let in, were answered with an error, by its reason."""
         self.tokens_without_key = 0
         """Tokens of the texts of requests for which no key pays."""
         self.rows = self.tokens = self.padding = 0

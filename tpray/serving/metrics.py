@@ -16,7 +16,7 @@ from tpray.group.lifecycle import State
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.keys import KeyRing
-from tpray.serving.load import ROWS, SECONDS, SHARES, Histogram
+from tpray.serving.load import ROWS, SECONDS, SHARES, Histogram, Load
 from tpray.version import __version__
 
 
@@ -64,6 +64,18 @@ def _tokens(of: Sources) -> Samples:
     return _counted(used | {"": of.engine.load.tokens_without_key})
 
 
+def _requests(load: Load) -> Samples:
+    return [((dialect, str(status), key), float(n)) for (dialect, status, key), n in load.requests.items()]
+
+
+def _refusals(load: Load) -> Samples:
+    return _counted(load.refusals)
+
+
+def _request_seconds(load: Load) -> Samples:
+    return [((dialect,), each) for dialect, each in load.request_s.items()]
+
+
 def _phases(of: Sources) -> Samples:
     seconds: dict[str, float] = {}
     for reports in (of.engine.startup, of.engine.group.phases):  # of the first start, and in their place of the last
@@ -102,16 +114,14 @@ METRICS: tuple[Metric, ...] = (
         "tpray_requests_total",
         "counter",
         "requests answered; dialect: the route's, `none` about the server itself; key: its name, if one was shown",
-        lambda of: [
-            ((dialect, str(status), key), float(n)) for (dialect, status, key), n in of.engine.load.requests.items()
-        ],
+        lambda of: _requests(of.engine.load),
         ("dialect", "status", "key"),
     ),
     Metric(
         "tpray_refusals_total",
         "counter",
-        "requests answered with an error, by its reason",
-        lambda of: _counted(of.engine.load.refusals),
+        "requests that classify, or were not let in, answered with an error; by its reason",
+        lambda of: _refusals(of.engine.load),
         ("reason",),
     ),
     Metric("tpray_tokens_total", "counter", "tokens of the texts of requests, by the key that pays", _tokens, ("key",)),
@@ -225,7 +235,7 @@ METRICS: tuple[Metric, ...] = (
         "tpray_request_seconds",
         "histogram",
         "seconds from a request's headers to its answer",
-        lambda of: [((dialect,), each) for dialect, each in of.engine.load.request_s.items()],
+        lambda of: _request_seconds(of.engine.load),
         ("dialect",),
         SECONDS,
     ),
@@ -259,6 +269,13 @@ METRICS: tuple[Metric, ...] = (
         buckets=SHARES,
     ),
 )
+
+OF_REQUESTS: Mapping[str, Callable[[Load], Samples]] = {
+    "tpray_requests_total": _requests,
+    "tpray_refusals_total": _refusals,
+    "tpray_request_seconds": _request_seconds,
+}
+"""Those that need no engine, for what is in front of several models."""
 
 MISSING = "tpray_replicas_missing"
 MISSING_MEANS = "replicas of this model that did not answer this scrape, and are left out"

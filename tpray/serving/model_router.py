@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -25,9 +26,11 @@ from tpray.serving import live, scrape
 from tpray.serving.access import OPEN, Access
 from tpray.serving.dialects import infinity, vllm
 from tpray.serving.dialects.base import Bodies, Rendered, has_more_values, headers_of, send_answer
-from tpray.serving.door import refusal, shared
+from tpray.serving.door import NONE, refusal, shared
+from tpray.serving.keys import ASKING
+from tpray.serving.load import Load
 from tpray.serving.model_names import NO_NAMES
-from tpray.serving.spoken import dialect_of
+from tpray.serving.spoken import classifying, dialect_of
 
 MODELS, V2_MODELS = "/models/", "/v2/models/"
 
@@ -81,6 +84,7 @@ class ModelRouter:
         self._shared = shared(self._respond, self._access.origins) if self._access.origins else self._respond
         self._limit_bytes, self._timeout_s = limit_bytes, timeout_s
         self._bodies = Bodies()
+        self._load = Load()  # of what no model was asked, or has answered
         self.router = Router()  # for Serve, which starts it and names routes by it: there are none
         self.routes: list[BaseRoute] = []
 
@@ -91,7 +95,7 @@ class ModelRouter:
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
-        body, path = bytearray(), get_route_path(scope) or "/"
+        started, body, path = time.perf_counter(), bytearray(), get_route_path(scope) or "/"
         try:
             # The page of a model is open where that of a server is; the model itself looks again.
             self._access.check({**scope, "path": self._below(path), "root_path": ""})
@@ -106,9 +110,17 @@ class ModelRouter:
             answer = await self._answer(asked)
         except Exception as e:  # noqa: BLE001  # the boundary where errors become statuses
             answer = refusal(dialect_of(path, MODELS), e)
+            self._note(scope["method"], path, answer, started)
         finally:
             self._bodies.drop(body)
         await send_answer(answer, send)
+
+    def _note(self, method: str, path: str, answer: Rendered, started: float) -> None:
+        """A request is answered here; what a model answers, it counts itself."""
+        dialect = classifying(path, MODELS) if method == "POST" else None
+        caller = ASKING.get() if self._access.keys else None
+        name, key = NONE if dialect is None else dialect.name, "" if caller is None else caller.name
+        self._load.answered(name, answer.status, key, time.perf_counter() - started, answer.error)
 
     async def _answer(self, asked: Asked) -> Rendered:
         if asked.path in OPEN["health"]:
@@ -145,21 +157,26 @@ class ModelRouter:
         return there
 
     async def _scraped(self, asked: Asked) -> Rendered:
-        """The metrics of all models; of one that does not answer, that."""
+        """The metrics of all models; of one that does not answer, that; and of what was answered here."""
 
-        async def answer(ask: Ask) -> Rendered | None:
+        async def answer(name: str) -> Rendered | None:
+            if not self._has_started(name):
+                return None
             try:
-                return await asyncio.wait_for(ask(asked._replace(method="GET")), scrape.MODEL_S)
+                return await asyncio.wait_for(self._models[name](asked._replace(method="GET")), scrape.MODEL_S)
             except (TimeoutError, GroupError):
                 return None
 
-        answers = dict(zip(self._models, await asyncio.gather(*map(answer, self._models.values())), strict=True))
+        answers = dict(zip(self._models, await asyncio.gather(*map(answer, self._models)), strict=True))
         well = {name: each for name, each in answers.items() if each is not None and each.status == 200}
         if not well:
             if (bad := next((each for each in answers.values() if each is not None), None)) is not None:
                 return bad
             raise GroupError("no model answers now: try again")
-        text = scrape.joined((each.body.decode() for each in well.values()), answers.keys() - well.keys())
+        accept = dict(reversed(asked.headers)).get(b"accept", b"").decode("latin-1")
+        own, _ = await asyncio.to_thread(scrape.rendered, [scrape.of_router(self._load)], (), accept)
+        texts = [each.body.decode() for each in well.values()] + [own.decode()]
+        text = scrape.joined(texts, answers.keys() - well.keys())
         return Rendered(200, b"" if asked.method == "HEAD" else text.encode(), next(iter(well.values())).headers)
 
     def _informed(self, answers: Mapping[str, Rendered]) -> Rendered:

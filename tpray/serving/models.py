@@ -24,7 +24,7 @@ from tpray.serving.app import application_of
 from tpray.serving.dialects.base import Rendered
 from tpray.serving.model_router import Ask, Asked, ModelRouter
 from tpray.serving.observer import Observer
-from tpray.serving.observing import set_up_logs
+from tpray.serving.observing import serve_logging, set_up_logs
 from tpray.serving.one_write import join_writes
 from tpray.serving.request_notes import NOTES
 from tpray.serving.upgrades import digest, replaceable
@@ -141,11 +141,13 @@ def build(args: ModelsConfig) -> serve.Application:
     }
     # What is in front needs no core, and its next version is there before the old one goes.
     limits = {name: [m.batch.payload_limit_bytes, m.batch.request_timeout_s] for name, m in args.models.items()}
-    version = digest(limits, args.default, args.access.model_dump(mode="json"), args.telemetry.model_dump(mode="json"))
+    told = [each.model_dump(mode="json") for each in (args.access, args.telemetry)]
+    version = digest(limits, args.default, *told)
     front: Any = Models
     ingress = front.options(
         num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1_000_000,
         health_check_period_s=2, health_check_timeout_s=10, max_surge_percent=100,
+        logging_config=serve_logging(args.telemetry),
         graceful_shutdown_timeout_s=max(timeout_s for _, timeout_s in limits.values()) + 5,
     )  # fmt: skip
     made: serve.Application = replaceable(ingress, version).bind(args, bound)

@@ -19,7 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tpray.config import TelemetryConfig
 from tpray.serving.dialects.base import CLIENT_LEFT, headers_of
+from tpray.serving.dialects.tei import render_error
 from tpray.serving.keys import ASKING
+from tpray.serving.load import HANDLE
 from tpray.serving.request_notes import NOTES, RequestNotes
 from tpray.serving.telemetry import CARRIED, RequestSpans
 
@@ -88,13 +90,13 @@ class Observer:
         return _Watched(self, app, route_of)
 
     def call(self, call: Call, name: str) -> Call:
-        """A method of the handle, watched; its ``traceparent`` is the caller's."""
+        """A method of the handle, watched; its ``traceparent`` is the caller's. Its status is as in the metrics."""
 
         @functools.wraps(call)
         async def watched(*arguments: Any, traceparent: str | None = None, **named: Any) -> Any:
             carried = {} if traceparent is None else {"traceparent": traceparent}
             notes = self.begin(name, self._request_id(), carried, {"rpc.system": "ray_serve", "rpc.method": name})
-            notes.fields |= {"method": "handle", "path": name}
+            notes.fields |= {"method": "handle", "path": name, "dialect": HANDLE}
             if self._config.log_inputs:
                 notes.fields["input"] = repr((arguments, named))[:INPUT_CHARS]
             token = NOTES.set(notes)
@@ -105,13 +107,15 @@ class Observer:
                 raise
             finally:
                 NOTES.reset(token)
-                failed = None if notes.error is None else type(notes.error).__name__
-                self.end(notes, "ok" if failed is None else failed, {}, failed)
+                status = 200 if notes.error is None else CLIENT_LEFT
+                if isinstance(notes.error, Exception):
+                    status = render_error(notes.error).status
+                self.end(notes, status, {}, type(notes.error).__name__ if status >= 500 else None)
 
         return watched
 
-    def rpc(self, call: Call, service: str, name: str) -> Call:
-        """A gRPC method of the deployment, watched."""
+    def rpc(self, call: Call, service: str, name: str, dialect: str) -> Call:
+        """A gRPC method of the deployment, watched. dialect: that it counts for in the metrics; "": none."""
 
         @functools.wraps(call)
         async def watched(request: Any, grpc_context: Any) -> Any:
@@ -119,7 +123,7 @@ class Observer:
             carried = {key: str(metadata[key]) for key in CARRIED if key in metadata}
             about = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
             notes = self.begin(f"{service}/{name}", self._request_id(), carried, about)
-            notes.fields |= {"method": "grpc", "path": f"/{service}/{name}"}
+            notes.fields |= {"method": "grpc", "path": f"/{service}/{name}", "dialect": dialect}
             if self._config.log_inputs:
                 notes.fields["input"] = str(request)[:INPUT_CHARS]
             token = NOTES.set(notes)
@@ -131,8 +135,11 @@ class Observer:
             finally:
                 NOTES.reset(token)
                 code = grpc_context.code()
-                status = ("OK" if notes.error is None else "UNKNOWN") if code is None else code.name
-                number = code.value[0] if code is not None else 0 if notes.error is None else 2
+                status, number = ("OK", 0) if code is None else (code.name, code.value[0])
+                if isinstance(notes.error, asyncio.CancelledError):
+                    status, number = "CANCELLED", 1
+                elif code is None and notes.error is not None:
+                    status, number = "UNKNOWN", 2
                 failed = status if status in UNFORESEEN else None
                 self.end(notes, status, {"rpc.grpc.status_code": number}, failed)
 
@@ -167,10 +174,10 @@ class Observer:
         fields |= {name: of.get(name) for name in ("rows", "tokens")}
         if notes.tokenized is not None:
             began_ns, tokenized_ns = notes.tokenized
-            results = [step.result for step in notes.steps if step.result is not None]
+            results = [step.result for step, _ in notes.steps if step.result is not None]
             fields["tokenize_ms"] = _ms(tokenized_ns - began_ns)
             if notes.steps:
-                fields["queue_ms"] = _ms(max(step.began_ns for step in notes.steps) - tokenized_ns)
+                fields["queue_ms"] = _ms(max(step.began_ns for step, _ in notes.steps) - tokenized_ns)
             if results:
                 fields["compute_ms"] = _ms(max(result.compute_s for result in results) * 1e9)
         fields["total_ms"] = _ms(ended_ns - notes.began_ns)

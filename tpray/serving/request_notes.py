@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence, Sized
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ class RequestNotes:
     """A request under way. span: of the SDK; None: it has no trace. fields: what is known of it, by names.
 
     error: what it was refused with, or failed with. waiting_ns: since when its rows wait for a step.
+    steps: those with rows of it, and since when each was waited for.
     """
 
     request_id: str
@@ -31,12 +32,17 @@ class RequestNotes:
     error: BaseException | None = None
     tokenized: tuple[int, int] | None = None
     waiting_ns: int = 0
-    steps: list[StepNotes] = field(default_factory=list)
+    steps: list[tuple[StepNotes, int]] = field(default_factory=list)
     passed_on: bool = False
 
 
 NOTES: ContextVar[RequestNotes | None] = ContextVar("tpray_request_notes", default=None)
 """Of the request that the current task answers."""
+
+
+def of_no_request() -> Context:
+    """What steps begin in: they are of many requests, and what is logged then is not to be said of one of these."""
+    return Context()
 
 
 def note_rows(rows: Sequence[Sized], started: float) -> None:
@@ -67,37 +73,42 @@ class NotedRow(Protocol):
 class StepNotes:
     """A step, or an attempt at one: a block, in which it runs. Every request that has rows in it has it in its notes.
 
-    error: what became of it, if not a result. waited_ns: of each of those requests, since when it had waited.
+    requests: how many these are. result: without its outputs. error: what became of it, if not a result.
     """
 
-    __slots__ = ("began_ns", "ended_ns", "error", "requests", "result", "rows", "tokens", "waited_ns")
+    __slots__ = ("_of", "began_ns", "ended_ns", "error", "requests", "result", "rows", "tokens")
 
     def __init__(self, rows: Sequence[NotedRow], requests: Iterable[RequestNotes]) -> None:
-        self.rows, self.tokens, self.requests = len(rows), sum(map(len, rows)), list(requests)
+        self.rows, self.tokens, self._of = len(rows), sum(map(len, rows)), list(requests)
+        self.requests = len(self._of)
         self.result: StepResult | None = None
         self.error: BaseException | None = None
         self.ended_ns = 0
-        self.waited_ns: list[int] = []
 
     def __enter__(self) -> StepNotes:
         self.began_ns = time.time_ns()
-        self.waited_ns = [request.waiting_ns for request in self.requests]
-        for request in self.requests:
-            request.steps.append(self)
+        for request in self._of:
+            request.steps.append((self, request.waiting_ns))
         return self
 
     def answered(self, result: StepResult) -> None:
         """What the ranks said."""
-        self.result = result
+        self.result = StepResult((), result.compute_s, result.total_s, result.ranks)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.ended_ns, self.error = time.time_ns(), error
         if isinstance(error, NotReadyError):  # nothing was sent
-            for request in self.requests:
-                request.steps.remove(self)
+            for request in self._of:
+                request.steps = [each for each in request.steps if each[0] is not self]
         elif error is not None:
-            for request in self.requests:
+            for request in self._of:
                 request.waiting_ns = self.ended_ns
+        self._of = []  # or a step and its requests would hold each other until garbage is collected
+
+
+def of_row(row: NotedRow) -> dict[str, Any]:
+    """For ``extra`` of a message about a row: whose it is, if that is noted."""
+    return {} if row.notes is None else {"fields": {"request_id": row.notes.request_id}}
 
 
 class _NoNotes:

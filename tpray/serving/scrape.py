@@ -1,7 +1,8 @@
 """``GET /metrics``: the metrics of all replicas of a server, in Prometheus's text format or OpenMetrics'.
 
 A request comes to one replica, which asks the others. One that does not answer in time is left out, and
-`metrics.MISSING` says so. Of several models the router joins what each of them has said.
+`metrics.MISSING` says so. Of several models the router joins what each of them has said, and
+what it has refused itself.
 
 Sources: https://prometheus.io/docs/instrumenting/exposition_formats/, prometheus_client (exposition.py).
 """
@@ -18,8 +19,8 @@ from tpray.platforms.memory import memory_of
 from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.keys import KeyRing
-from tpray.serving.load import Histogram
-from tpray.serving.metrics import METRICS, MISSING, MISSING_MEANS, Metric, Sources
+from tpray.serving.load import Histogram, Load
+from tpray.serving.metrics import METRICS, MISSING, MISSING_MEANS, OF_REQUESTS, Metric, Samples, Sources
 
 PATH = "/metrics"
 OTHERS_S = 1.5
@@ -28,6 +29,8 @@ MODEL_S = 3.0
 """How long a model has, whose replica asks its others."""
 ALONE = "local"
 """What a replica is called that has no others."""
+ROUTER = "router"
+"""And what is in front of several models, which is of no model."""
 
 
 class Buckets(NamedTuple):
@@ -79,7 +82,7 @@ class Scrape:
         sizes = await asyncio.to_thread(lambda: {rank: memory_of(pid) for pid, rank in pids.items()})
         memory = {rank: size for rank, size in sorted(sizes.items()) if size is not None}
         of = Sources(self._engine, self._gate, self._keys, memory)
-        samples = {metric.name: [(labels, _kept(value)) for labels, value in metric.read(of)] for metric in METRICS}
+        samples = {metric.name: _kept(metric.read(of)) for metric in METRICS}
         return Snapshot(self.model, self.replica, samples)
 
     async def render(self, accept: str) -> tuple[bytes, str]:
@@ -87,11 +90,17 @@ class Scrape:
         others = Others((), 0) if self._others is None else await self._others()
         snapshots = {each.replica: each for each in (*others.snapshots, await self.own())}
         missing = [((self.model, self.replica), float(others.missing))]
-        return rendered([snapshots[name] for name in sorted(snapshots)], missing, accept)
+        told = [snapshots[name] for name in sorted(snapshots)]
+        return await asyncio.to_thread(rendered, told, missing, accept)  # milliseconds for each replica
 
 
-def _kept(value: float | Histogram) -> float | Buckets:
-    return Buckets(tuple(value.counts), value.sum) if isinstance(value, Histogram) else value
+def of_router(load: Load) -> Snapshot:
+    """What is in front of several models, of the requests that it has answered by itself."""
+    return Snapshot("", ROUTER, {name: _kept(read(load)) for name, read in OF_REQUESTS.items()})
+
+
+def _kept(samples: Samples) -> list[tuple[tuple[str, ...], float | Buckets]]:
+    return [(labels, Buckets(tuple(v.counts), v.sum) if isinstance(v, Histogram) else v) for labels, v in samples]
 
 
 def rendered(
@@ -110,13 +119,15 @@ def rendered(
 
     def family(metric: Metric) -> Family:
         made = kinds[metric.kind](metric.name, metric.meaning, labels=("model", "replica", *metric.labels))
+        bounds = [*map(str, metric.buckets), "+Inf"]
         for each in snapshots:
             for labels, value in each.samples.get(metric.name, ()):
                 said = (each.model, each.replica, *labels)
+                if len(labels) != len(metric.labels):
+                    continue  # during an upgrade, of another version of this program; as below
                 if isinstance(value, float):
                     made.add_metric(said, value)
-                else:
-                    bounds = [*map(str, metric.buckets), "+Inf"]
+                elif len(value.counts) == len(bounds):
                     made.add_metric(said, list(zip(bounds, accumulate(value.counts), strict=True)), value.sum)
         found: Family = made
         return found

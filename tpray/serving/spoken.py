@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Any, cast
 
@@ -41,13 +41,21 @@ def dialect_of(path: str, below: str = "") -> Dialect:
         below: what a name follows that may have slashes, and after it another path: ``/models/`` in
             ``/models/NAME/predict``.
     """
+    return next(_dialects(path, below, (Match.FULL, Match.PARTIAL)), DIALECTS[0])
+
+
+def classifying(path: str, below: str = "") -> Dialect | None:
+    """The dialect in which a ``POST`` to a path would be answered; None: there is none. below: as for `dialect_of`."""
+    return next(_dialects(path, below, (Match.FULL,)), None)
+
+
+def _dialects(path: str, below: str, matches: Collection[Match]) -> Iterator[Dialect]:
     tried = _ends(path, below) if below and path.startswith(below) else iter((path,))
-    scopes = [{"type": "http", "method": "POST", "path": each, "root_path": "", "headers": []} for each in tried]
-    for scope in scopes:
+    for each in tried:
+        scope = {"type": "http", "method": "POST", "path": each, "root_path": "", "headers": []}
         for dialect, routes in _spoken():
-            if any(route.matches(scope)[0] is not Match.NONE for route in routes):
-                return dialect
-    return DIALECTS[0]
+            if any(route.matches(scope)[0] in matches for route in routes):
+                yield dialect
 
 
 def _ends(path: str, below: str) -> Iterator[str]:

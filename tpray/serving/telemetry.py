@@ -144,8 +144,8 @@ class RequestSpans:
         above = span.get_span_context()
         if notes.tokenized is not None:
             self._send("tokenise", above, *notes.tokenized)
-        for number, step in enumerate(notes.steps, start=1):
-            self._send("queue", above, step.waited_ns[step.requests.index(notes)], step.began_ns)
+        for number, (step, waited_ns) in enumerate(notes.steps, start=1):
+            self._send("queue", above, waited_ns, step.began_ns)
             self._send_step(step, number, above, step.ended_ns or ended_ns)  # it may go on, for others
         if notes.error is not None:
             span.add_event("exception", self._told_of(notes.error), ended_ns)
@@ -156,10 +156,10 @@ class RequestSpans:
 
     def _send_step(self, step: StepNotes, number: int, above: SpanContext, ended_ns: int) -> None:
         attributes: dict[str, Any] = {
-            "tpray.step.attempt": number,
+            "tpray.step.number": number,
             "tpray.step.rows": step.rows,
             "tpray.step.tokens": step.tokens,
-            "tpray.step.requests": len(step.requests),
+            "tpray.step.requests": step.requests,
         }
         if step.error is not None:
             attributes["error.type"] = type(step.error).__name__

@@ -313,7 +313,7 @@ class Answering:
                     await self._bodies.read(body, headers, receive, limits.payload_limit_bytes)
                     return await way_of(body).respond(body, now + timeout_s, lambda: block.listen(receive))
             except ClientLeftError as e:
-                return Rendered(CLIENT_LEFT, b"", error=e)
+                return logged(Rendered(CLIENT_LEFT, b""), e)
             except Exception as e:  # noqa: BLE001  # the one boundary where errors become statuses
                 return way_of(body).answer_error(e)
             finally:

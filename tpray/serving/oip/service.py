@@ -47,6 +47,7 @@ from tpray.serving.engine import Engine
 from tpray.serving.gate import Gate
 from tpray.serving.keys import ASKING
 from tpray.serving.model_names import ModelNames
+from tpray.serving.waiting import ClientLeftError
 from tpray.version import __version__
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
 SERVICE = "inference.GRPCInferenceService"
 GRPC = "Open Inference Protocol, gRPC"
-"""The dialect of calls, in the metrics."""
+"""The dialect of calls that classify, in the metrics."""
 CODES: tuple[tuple[type[Exception], str], ...] = (
     (UnknownModelError, "NOT_FOUND"),
     (PayloadTooLargeError, "RESOURCE_EXHAUSTED"),
@@ -100,19 +101,22 @@ class OpenInferenceService:
 
         return open_inference_pb2
 
-    async def _answer(self, context: Context, work: Callable[[], Awaitable[Any]], failed: Any, path: str = "") -> Any:
+    async def _answer(
+        self, context: Context, work: Callable[[], Awaitable[Any]], failed: Any, path: str = "", dialect: str = NONE
+    ) -> Any:
         """What ``work`` gives to a request that is let in; ``failed`` with a code if it raises.
 
         Args:
-            path: what the same is over HTTP, with GET; "": POST.
+            path: what the same is over HTTP, with GET, and may be open; "": it is not. dialect: in the metrics.
         """
-        started, code, error = time.perf_counter(), "CANCELLED", None
+        started, code = time.perf_counter(), "CANCELLED"
+        error: Exception | None = ClientLeftError()
         ASKING.set(None)  # whoever asked before in this context
         try:
             self._let_in(context, path)
             with self._way_in.enter():
                 answer = await work()
-            code = "OK"
+            code, error = "OK", None
             return answer
         except Exception as e:  # noqa: BLE001  # the one boundary where errors become codes
             code, error = _explain(e, context), e
@@ -120,7 +124,7 @@ class OpenInferenceService:
         finally:
             caller = ASKING.get()
             key, seconds = "" if caller is None else caller.name, time.perf_counter() - started
-            self._served.load.answered(NONE if path else GRPC, code, key, seconds, error)
+            self._served.load.answered(dialect, code, key, seconds, error)
 
     def _let_in(self, context: Context, path: str) -> None:
         """Refuse a request that shows no right to be here; the place for all of that, by what HTTP would show."""
@@ -206,7 +210,7 @@ class OpenInferenceService:
                 answer = await infer(engine, _tensors(request), _wanted(request), _values(request.parameters), deadline)
                 return self._rendered(answer, request)
 
-        return await self._answer(grpc_context, work, self._messages.ModelInferResponse())
+        return await self._answer(grpc_context, work, self._messages.ModelInferResponse(), dialect=GRPC)
 
     def _rendered(self, answer: Inferred, request: messages.ModelInferRequest) -> messages.ModelInferResponse:
         """Raw contents for those who send them, and for those who send typed ones these."""
