@@ -128,7 +128,7 @@ def test_the_handles_methods_take_what_the_replicas_and_the_local_ones_do() -> N
 
 
 def test_tpray_shows_what_there_is() -> None:
-    assert dir(tpray) == ["__version__", "connect", "errors", "load", "modules", "parallel_layers", "trace"]
+    assert dir(tpray) == ["__version__", "connect", "data", "errors", "load", "modules", "parallel_layers", "trace"]
     for name in dir(tpray):
         assert getattr(tpray, name) is not None
     assert (Path(tpray.__file__).parent / "py.typed").exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -72,17 +74,25 @@ def told(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int])
 
 
 def ask_over_grpc(port: int, key: str) -> None:
-    import grpc
+    """In a process of its own: one cannot have the protocol's messages and Triton's, which other tests import."""
+    arguments = [f"127.0.0.1:{port}", f"Bearer {key}", sent_by(OF_GRPC)]
+    subprocess.run([sys.executable, "-c", OVER_GRPC, *arguments], check=True, timeout=120)
 
-    from tpray.serving.oip import open_inference_pb2 as messages
-    from tpray.serving.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
-    request = messages.ModelInferRequest(model_name="any")
-    tensor = request.inputs.add(name="text", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(b"a b")
-    metadata = (("authorization", f"Bearer {key}"), ("traceparent", sent_by(OF_GRPC)))
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=metadata, timeout=30)
+OVER_GRPC = """
+import sys
+import grpc
+from tpray.serving.oip import open_inference_pb2 as messages
+from tpray.serving.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
+
+address, authorization, traceparent = sys.argv[1:]
+request = messages.ModelInferRequest(model_name="any")
+tensor = request.inputs.add(name="text", datatype="BYTES", shape=[1])
+tensor.contents.bytes_contents.append(b"a b")
+metadata = (("authorization", authorization), ("traceparent", traceparent))
+with grpc.insecure_channel(address) as channel:
+    GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=metadata, timeout=30)
+"""
 
 
 def ask_by_the_handle(url: str) -> None:

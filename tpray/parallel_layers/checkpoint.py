@@ -213,9 +213,9 @@ class Checkpoint:
             raise CheckpointError(
                 f'{index} is no index of weights: the form is {{"metadata": {{...}}, "weight_map": {{tensor: file}}}}'
             )
-        outside = [file for file in files_of.values() if Path(file).name != file]
+        outside = [file for file in files_of.values() if Path(file).is_absolute() or ".." in Path(file).parts]
         if outside:
-            raise CheckpointError(f"{index} names {outside[0]!r}: files of weights lie beside their index")
+            raise CheckpointError(f"{index} names {outside[0]!r}: files of weights lie beside their index, or below it")
         return dict(files_of)
 
     @property
