@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -291,6 +292,13 @@ def test_every_variable_that_is_set_is_one_that_serve_reads(tmp_path: Path) -> N
         expect(re.search(rf'"{name}"', code), f"the environment variable {name}", "tpray.serving.haproxy")
 
 
+class Kept:
+    """An actor."""
+
+    def id(self) -> str:
+        return str(ray.get_runtime_context().get_actor_id())
+
+
 @pytest.mark.ray
 def test_a_ray_that_runs_is_what_these_functions_say() -> None:
     from tpray.local_ray.local import start_ray, stop_ray
@@ -305,6 +313,15 @@ def test_a_ray_that_runs_is_what_these_functions_say() -> None:
             free["CPU"] == 1.0 + SPARE_CPUS, "state.available_resources_per_node", "available: whether there is room"
         )
         expect(ray_private.dead_processes() == [], "Node.dead_processes", "dead_processes")
+        made: Any = ray.remote(Kept)
+        actor = made.options(num_cpus=0).remote()
+        name = ray.get(actor.id.remote())
+        expect(ray_private.has_ended(name) is False, "state.actors", "has_ended: what room dead actors have left")
+        ray.kill(actor)
+        give_up = time.monotonic() + 20
+        while not ray_private.has_ended(name):
+            assert time.monotonic() < give_up, "state.actors does not say that an actor has ended"
+            time.sleep(0.1)
         expect(ray_private.nodes_are_coming() is False, "GcsClient.get_cluster_status", "nodes_are_coming")
         assert asyncio.run(ray_private.serve_listens()) == (None, False)
     finally:

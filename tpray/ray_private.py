@@ -94,6 +94,12 @@ def available() -> dict[str, dict[str, float]]:
     return found
 
 
+def has_ended(actor_id: str) -> bool:
+    """Whether an actor has ended for good. actor_id: hexadecimal."""
+    found = _ray._private.state.actors(actor_id)
+    return bool(found) and found["State"] == "DEAD"
+
+
 def label_mistake(labels: Mapping[str, str]) -> str | None:
     """Why these are no label selector, in Ray's words; None: they are one."""
     from ray._private.label_utils import validate_label_selector

@@ -1,10 +1,14 @@
 """A group that an actor of Ray Data asks, in a placement group of its own, on whichever node has room.
 
 Ray Data's actor takes no CPU, and may be on any node; the wire between a group and its owner does not cross nodes. So
-the actor makes the placement group, and in it the group's owner. Both end with whoever made them, however that ends:
-Ray sees to it.
+the actor makes the placement group, and in it the group's owner.
 
-Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html, "Placement Group Lifetimes"
+Ray ends the owner with the actor, however that ends, but a placement group only with the whole job (Ray 2.60). So the
+actor removes it where Ray Data lets the actor go in order, which deletes its class's object; and what an actor that was
+killed has left is removed by the next one that wants room (`_sweep`).
+
+Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html, ray/data/_internal/execution/operators/
+actor_pool_map_operator.py (``__ray_shutdown__``)
 """
 
 from __future__ import annotations
@@ -14,13 +18,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tpray.artifacts.settle import cheapest_degree
@@ -29,7 +39,7 @@ from tpray.data.answers import Asking, asked
 from tpray.errors import ConfigError, GroupError, InputError, ItemError, PlacementError, RankError, TprayError
 from tpray.group.nodes import NODE_LIMIT_S, NODE_PATIENCE_S, STRATEGY, wait_for_node
 from tpray.platforms.topology import Topology
-from tpray.ray_private import nodes_are_coming
+from tpray.ray_private import has_ended, nodes_are_coming
 from tpray.serving.local import load
 from tpray.tokenizer import Item
 
@@ -37,6 +47,9 @@ if TYPE_CHECKING:
     from tpray.serving.local import LocalClassifier
 
 log = logging.getLogger(__name__)
+
+PREFIX = "tpray-data-"
+"""With what the name of a placement group begins, and then comes the id of its actor."""
 
 CALLS = 16
 """How many calls may be under way at a group's owner; those of more batches wait."""
@@ -131,6 +144,10 @@ class Hosted:
             answers: list[list[dict[str, Any]] | ItemError] = await self._actor.answer.remote(items, how)
             return answers
 
+    def __del__(self) -> None:
+        with suppress(Exception):  # Ray may have ended before, or nothing was placed
+            remove_placement_group(self._placement)
+
     def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """See `GroupHost.run`."""
         return self._get(self._actor.run.remote(work, *arguments))
@@ -210,9 +227,13 @@ def _place(topology: Topology, patience_s: float) -> PlacementGroup:
         PlacementError: there is none, and none is coming.
     """
     wait_for_node(topology, patience_s=patience_s)
-    placement: PlacementGroup = placement_group([topology.resources()], strategy=STRATEGY)
+    _sweep()
+    actor = ray.get_runtime_context().get_actor_id()
+    name = "" if actor is None else f"{PREFIX}{actor}"
+    placement: PlacementGroup = placement_group([topology.resources()], strategy=STRATEGY, name=name)
     started = time.monotonic()
     while not placement.wait(1):
+        _sweep(but=actor)
         waited = time.monotonic() - started
         if waited > NODE_LIMIT_S or (waited > patience_s and not nodes_are_coming()):
             remove_placement_group(placement)
@@ -222,6 +243,18 @@ def _place(topology: Topology, patience_s: float) -> PlacementGroup:
                 "groups or ranks, or end what holds it"
             )
     return placement
+
+
+def _sweep(but: str | None = None) -> None:
+    """Remove the placement groups of this job whose actor has ended, or was started again. but: what this one has."""
+    own = ray.get_runtime_context().get_actor_id()
+    for row in placement_group_table().values():
+        actor = row["name"].removeprefix(PREFIX)
+        if row["state"] == "REMOVED" or actor == row["name"] or actor == but:
+            continue
+        if actor == own or has_ended(actor):
+            with suppress(ValueError):  # of another job, or removed meanwhile
+                remove_placement_group(get_placement_group(row["name"]))
 
 
 @contextmanager
