@@ -203,3 +203,9 @@ class CompileError(GroupError):
 
 class ParityError(GroupError):
     """The sharded logits differ from the unsharded model's by more than the dtype explains."""
+
+
+def named(kind: str, message: str) -> TprayError:
+    """An error that came from another process as the name of its class and its sentence."""
+    found = globals().get(kind)
+    return (found if isinstance(found, type) and issubclass(found, TprayError) else TprayError)(message)

@@ -21,7 +21,7 @@ from tpray.artifacts.resolve import recall_or_find
 from tpray.artifacts.settle import settle
 from tpray.artifacts.store import file_system, is_url
 from tpray.commands.classify_file import LOG_EVERY_S, How, Shown, classify_file, said_of
-from tpray.commands.records import KINDS, Reader, check_partial, discard, open_reader, partial_file
+from tpray.commands.records import KINDS, Reader, check_partial, discard, exists, open_reader, partial_file
 from tpray.config import AUTO, ModelConfig, ParallelConfig, ServeConfig, variable_set
 from tpray.data.columns import Columns, check_ray_data
 from tpray.errors import ConfigError, StoreError, TprayError
@@ -211,7 +211,7 @@ def _check(sources: Sources, job: Job) -> tuple[list[str], dict[str, str]]:
     with ThreadPoolExecutor(CHECKS) as threads:
         names = list(sources.sizes)
         if job.how.resume:
-            done = threads.map(lambda name: _exists(job.target(name)), names)
+            done = threads.map(lambda name: exists(job.target(name)), names)
             names = [name for name, is_done in zip(names, done, strict=True) if not is_done]
         for name in names:
             check_partial(job.target(name), job.how.resume)
@@ -330,16 +330,6 @@ def _say_failed(console: Console, name: str, problem: str) -> None:
 def _absolute(name: str) -> str:
     name = name.removeprefix("file://")
     return name if is_url(name) else os.path.realpath(name)
-
-
-def _exists(target: str) -> bool:
-    if not is_url(target):
-        return Path(target).is_file()
-    files, path = file_system(target)
-    try:
-        return bool(files.exists(path))
-    except Exception as e:
-        raise StoreError(f"{target} cannot be looked for: {type(e).__name__}: {e}") from e
 
 
 def _is_pattern(name: str) -> bool:

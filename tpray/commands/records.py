@@ -90,7 +90,7 @@ def check_source(source: str, columns: Columns) -> None:
     """
     if source == STANDARD_INPUT:
         return
-    if not _exists(source):
+    if not exists(source):
         raise ConfigError(f"there is no file {source}")
     with ExitStack() as stack:
         next(iter(open_reader(source, columns, stack)), None)
@@ -133,7 +133,8 @@ def check_partial(target: str, resume: bool) -> None:
         )
 
 
-def _exists(source: str) -> bool:
+def exists(source: str) -> bool:
+    """Whether there is such a file; `StoreError`: its store does not say."""
     if not is_url(source):
         return Path(source).is_file()
     files, path = file_system(source)

@@ -36,10 +36,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tpray.artifacts.settle import cheapest_degree
 from tpray.config import AUTO, SPARE_CPUS, ParallelConfig, local_directory
 from tpray.data.answers import Asking, asked
-from tpray.errors import ConfigError, GroupError, InputError, ItemError, PlacementError, RankError, TprayError
-from tpray.group.nodes import NODE_LIMIT_S, NODE_PATIENCE_S, STRATEGY, wait_for_node
+from tpray.errors import ConfigError, GroupError, InputError, ItemError, PlacementError, RankError
+from tpray.group.nodes import NODE_PATIENCE_S, STRATEGY, is_too_long, wait_for_node
 from tpray.platforms.topology import Topology
-from tpray.ray_private import has_ended, nodes_are_coming
+from tpray.ray_private import has_ended
+from tpray.serving.handle import as_there
 from tpray.serving.local import load
 from tpray.tokenizer import Item
 
@@ -235,7 +236,7 @@ def _place(topology: Topology, patience_s: float) -> PlacementGroup:
     while not placement.wait(1):
         _sweep(but=actor)
         waited = time.monotonic() - started
-        if waited > NODE_LIMIT_S or (waited > patience_s and not nodes_are_coming()):
+        if is_too_long(waited, patience_s):
             remove_placement_group(placement)
             needs = " and ".join(f"{amount:g} {name}" for name, amount in topology.resources().items())
             raise PlacementError(
@@ -263,8 +264,6 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except RayTaskError as e:
-        if isinstance(e.cause, TprayError):
-            raise e.cause from None
-        raise
+        raise as_there(e) from None
     except RayActorError as e:
         raise GroupError(f"the process that owns a group has ended, and not come back: {e}") from e

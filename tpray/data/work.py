@@ -115,6 +115,5 @@ def each(
         for row in dataset.iter_rows():
             outcome = json.loads(row["outcome"])
             if "error" in outcome:
-                kind: type[errors.TprayError] = getattr(errors, outcome["kind"], errors.TprayError)
-                raise kind(outcome["error"])
+                raise errors.named(outcome["kind"], outcome["error"])
             yield row["item"], outcome["made"]

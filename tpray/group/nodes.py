@@ -120,9 +120,14 @@ def wait_for_node(topology: Topology, labels: Mapping[str, str] | None = None, p
     try:
         while reason is not None:
             waited = time.monotonic() - started
-            if waited > NODE_LIMIT_S or (waited > patience_s and not nodes_are_coming()):
+            if is_too_long(waited, patience_s):
                 raise PlacementError(f"{reason}; none has come in {waited:.0f} s")
             time.sleep(1)
             reason = shortfall(topology, labels=labels)
     finally:
         remove_placement_group(demand)
+
+
+def is_too_long(waited_s: float, patience_s: float) -> bool:
+    """Whether room has been waited for in vain. patience_s: how long to wait while no autoscaler starts nodes."""
+    return waited_s > NODE_LIMIT_S or (waited_s > patience_s and not nodes_are_coming())

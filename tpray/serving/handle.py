@@ -15,6 +15,8 @@ from tpray.serving.telemetry import traceparent_here
 from tpray.serving.typed import Entity, LabelScore, Pair, RankedDocument, Texts, in_order
 
 if TYPE_CHECKING:
+    from ray.exceptions import RayTaskError
+
     from tpray.serving.codec import Direction
     from tpray.serving.entities import Strategy
     from tpray.serving.scores import Activation
@@ -96,6 +98,11 @@ class Response(Generic[T_co]):
 GONE = "the server that was asked is gone: ask again, once it is back"
 
 
+def as_there(error: RayTaskError) -> Exception:
+    """What a call of another process has raised: tpray's own as it was there, any other as Ray wraps it."""
+    return error.cause if isinstance(error.cause, TprayError) else error
+
+
 @contextmanager
 def own_errors(over: threading.Event) -> Iterator[None]:
     """Raise what a replica has raised as it was there, without Ray's wrapping and the traceback of another process.
@@ -109,9 +116,7 @@ def own_errors(over: threading.Event) -> Iterator[None]:
     try:
         yield
     except RayTaskError as e:
-        if isinstance(e.cause, TprayError):
-            raise e.cause from None
-        raise
+        raise as_there(e) from None
     except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as e:
         said = "the replica that was asked has ended: ask again, there is a new one soon"
         raise GroupError(GONE if over.is_set() else said) from e

@@ -90,7 +90,6 @@ def rewrite(config: str, rules: Rules) -> str:
         f"    http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg {REQUEST_ID} }}\n"
         "    http-request set-header x-request-disconnect-disabled ?1\n"
         "    http-request del-header serve_multiplexed_model_id\n"
-        "    http-request del-header x-request-id if { req.hdr(x-request-id) -m reg [^\\ -~] }\n"
     )
 
     def is_up(found: re.Match[str]) -> str:

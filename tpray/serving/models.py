@@ -17,11 +17,12 @@ from ray.serve.exceptions import RayServeException
 from starlette.types import ASGIApp
 
 from tpray.config import ModelsConfig, ServeConfig, stay_quiet
-from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, TprayError, UnknownModelError
+from tpray.errors import ConfigError, DeadlineError, GroupError, InputError, UnknownModelError
 from tpray.ray_private import by_reference, keep_replica_on_loopback, request_id
 from tpray.serving.access import Access
 from tpray.serving.app import application_of
 from tpray.serving.dialects.base import Rendered
+from tpray.serving.handle import as_there
 from tpray.serving.model_router import Ask, Asked, ModelRouter
 from tpray.serving.observer import Observer
 from tpray.serving.observing import serve_logging, set_up_logs
@@ -90,7 +91,7 @@ class Models:
         try:
             return await getattr(self._handles[name], method).remote(*asked, **options)
         except RayTaskError as e:
-            raise (e.cause if isinstance(e.cause, TprayError) else e) from None
+            raise as_there(e) from None
         except (RayError, RayServeException) as e:
             raise _silent(name, e) from e
 

@@ -65,9 +65,7 @@ def _sender(ancillary: list[tuple[int, int, bytes]]) -> int | None:
 def _read(data: bytes) -> PhaseReport | errors.TprayError:
     message = json.loads(data)
     if "error" in message:
-        kind = getattr(errors, message["kind"], errors.TprayError)
-        failure: errors.TprayError = kind(message["error"])
-        return failure
+        return errors.named(message["kind"], message["error"])
     return PhaseReport(**message)
 
 
