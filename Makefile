@@ -1,6 +1,9 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
 .PHONY: serve chromium prometheus test test-all test-xla test-device test-image test-lowest bench soak check audit package clean
 
+# Tests start hundreds of Pythons, and each would compile tpray again where this is set.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml deployments/constraints.txt

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,15 @@ def test_under_that_limit_ranks_are_not_pinned(monkeypatch: pytest.MonkeyPatch) 
     assert rank.pin() == ()
     assert os.sched_getaffinity(0) == before
     rank.end()
+
+
+def test_a_rank_that_waits_for_work_does_not_collect_what_it_has_imported() -> None:
+    """A full collection looks at every object, and there are some 400,000 of them before there is a model."""
+    code = (
+        "import gc\nfrom tpray.group.worker_host import WorkerHost\nhost = WorkerHost()\n"
+        "host.preload(1)\npreloaded = gc.get_freeze_count()\nhost.prepare_to_trace()\n"
+        "print(preloaded, gc.get_freeze_count(), len(gc.get_objects()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    preloaded, prepared, looked_at = map(int, done.stdout.split())
+    assert looked_at < preloaded < prepared

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tpray import logs
 from tpray.config import set_variables
 from tpray.errors import GroupError
+from tpray.platforms.memory import keep_imports
 from tpray.platforms.topology import Topology
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ class WorkerHost:
         from tpray.group import worker
 
         worker.compute_alone()
+        keep_imports()
 
     def prepare_to_trace(self) -> None:
         """Import what a rank needs to trace besides, which takes seconds."""
         from tpray.group import worker
 
         worker.import_for_tracing()
+        keep_imports()
 
     def claim(self, owner: int) -> bool:
         """Be the process ``owner``'s from now on, and end with it; False if another one has come first."""

@@ -34,25 +34,32 @@ def ensure_ray(cpus: int) -> bool:
     Returns:
         Whether it was started here, so that the caller shuts it down.
     """
-    if ray.is_initialized():
-        return False
-    stay_quiet()
-    address = ray_address()
-    if address:
+    with _connecting:
+        _leave_what_is_gone()
+        if ray.is_initialized():
+            return False
+        stay_quiet()
+        address = ray_address()
+        if not address:
+            check_machine()
+            start_ray(cpus)
+            return True
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as e:
             raise ConfigError(f"no Ray answers at RAY_ADDRESS={address}: start it, or unset the variable ({e})") from e
         return False
-    check_machine()
-    start_ray(cpus)
-    return True
 
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Nothing large goes through it. Ray's default, 30 % of the memory, wants a /dev/shm that containers do not have."""
 
 _watchdog: subprocess.Popen[bytes] | None = None  # of the Ray that this process started
+
+_connecting = threading.RLock()
+"""Whoever makes or ends this process's connection to a Ray: Ray crashes a process where two threads do so at once."""
+
+_joined: str | None = None  # the address of the Ray, another process's, that `join_ray` connected this one to
 
 
 def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None) -> None:
@@ -68,6 +75,12 @@ def start_ray(cpus: int, folder: Path | None = None, lease: Lease | None = None)
     A server that was started by one command must not be reachable from elsewhere unasked. However this process
     ends, nothing of that Ray stays: see `watchdog`.
     """
+    with _connecting:
+        _leave_what_is_gone()
+        _start_ray(cpus, folder, lease)
+
+
+def _start_ray(cpus: int, folder: Path | None, lease: Lease | None) -> None:
     global _watchdog
     ray_private.stay_on_loopback()
     ray_private.start_no_dashboard()
@@ -109,11 +122,12 @@ def dead_process() -> str | None:
 def stop_ray() -> None:
     """End the Ray that `start_ray` started, and wait until nothing of it is left."""
     global _watchdog
-    if ray.is_initialized():
-        ray.shutdown()
-    if _watchdog is not None:
-        _watchdog.communicate(b"." if _watchdog.poll() is None else None)
-        _watchdog = None
+    with _connecting:
+        if ray.is_initialized():
+            ray.shutdown()
+        if _watchdog is not None:
+            _watchdog.communicate(b"." if _watchdog.poll() is None else None)
+            _watchdog = None
 
 
 @contextmanager
@@ -141,15 +155,20 @@ def join_ray(address: str | None = None) -> None:
     Raises:
         ConfigError: none runs here, or several.
     """
-    if ray.is_initialized():
-        return
-    stay_quiet()
-    ray_private.stay_on_loopback()
-    try:
-        ray_private.let_auto_mean(address or _only_running_ray())
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as e:
-        raise ConfigError("no Ray runs on this machine: start a server with `tpray serve` first") from e
+    global _joined
+    with _connecting:
+        _leave_what_is_gone()
+        if ray.is_initialized():
+            return
+        stay_quiet()
+        ray_private.stay_on_loopback()
+        try:
+            ray_private.let_auto_mean(address or _only_running_ray())
+            ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as e:
+            raise ConfigError("no Ray runs on this machine: start a server with `tpray serve` first") from e
+        found = connected_to()
+        _joined = found if found in ray_private.running_rays() else None  # or nobody here could see it end
 
 
 def _only_running_ray() -> str | None:
@@ -186,10 +205,21 @@ def connected_to() -> str | None:
     return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
 
 
-def leave_ray() -> None:
-    """End the connection of this process to a Ray that has ended."""
-    try:
-        ray.shutdown()
-    except Exception as e:  # noqa: BLE001  # of a Ray that is gone; the next connection starts from nothing
-        log.info("the connection to a Ray that is gone did not end well: %r", e)
-    ray_private.forget_serve()
+def leave_ray(address: str) -> None:
+    """End the connection of this process to a Ray that has ended, if it still has that one. address: of that Ray."""
+    global _joined
+    with _connecting:
+        if connected_to() == address:
+            try:
+                ray.shutdown()
+            except Exception as e:  # noqa: BLE001  # of a Ray that is gone; the next connection starts from nothing
+                log.info("the connection to a Ray that is gone did not end well: %r", e)
+        if _joined == address:
+            _joined = None
+            ray_private.forget_serve()
+
+
+def _leave_what_is_gone() -> None:
+    """End the connection that `join_ray` made, where that Ray has ended and nobody has noticed yet."""
+    if _joined is not None and _joined not in ray_private.running_rays():
+        leave_ray(_joined)

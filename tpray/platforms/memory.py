@@ -74,6 +74,15 @@ def return_free_memory() -> None:
         trim(0)
 
 
+def keep_imports() -> None:
+    """Have the collector of cycles leave alone what there is: modules stay, and each full collection looked at them.
+
+    Call it where nothing was made yet that may go. Source: gc.freeze of Python's documentation.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def memory_of(pid: int) -> int | None:
     """Bytes of memory of a process, a page that several share divided among them; None: it is gone, or not ours.
 

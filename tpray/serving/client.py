@@ -138,7 +138,7 @@ def _drop(link: _Link) -> None:
 
     link.over.set()
     _link = None
-    leave_ray()
+    leave_ray(link.record.ray_address)
 
 
 def _restarted(url: str) -> ServerRecord:
