@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
-.PHONY: serve chromium prometheus test test-all test-xla test-device test-image test-lowest bench soak check audit package clean
+.PHONY: serve chromium prometheus test test-slow test-all test-xla test-device test-image test-lowest bench soak check audit package clean
 
 # Tests start hundreds of Pythons, and each would compile tpray again where this is set.
 unexport PYTHONDONTWRITEBYTECODE
@@ -19,7 +19,8 @@ newer, and $(PYTHON) is %d.%d: name another, as in: make PYTHON=python3.12 $(MAK
 serve: .venv/serve.stamp
 	$(BIN)/tpray serve $(ARGS)
 
-# Two at a time; those with Ray one after another. What the slow ones find, `make test-all` adds.
+# Two at a time; those with Ray one after another. Three tiers: what one changes code against, what is asked besides
+# before a change lands, and the longest: more of a kind that the others have one of, and clusters that lose nodes.
 PYTEST = $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 # The browser that tests/clients/test_page.py drives, from Debian or its kin. Only root can install it: for others, and
@@ -40,15 +41,18 @@ prometheus:
 	  rm prometheus_*.deb || echo "Prometheus could not be had: the tests that start it are skipped" >&2; }
 
 test: .venv/dev.stamp chromium prometheus
-	$(PYTEST) -m "not slow and not xla"
+	$(PYTEST) -m "not slow and not nightly and not xla"
+
+test-slow: .venv/dev.stamp chromium prometheus
+	$(PYTEST) -m "slow and not xla and not image"
 
 test-all: .venv/dev.stamp chromium prometheus
-	$(PYTEST) -m "slow and not xla and not image"
+	$(PYTEST) -m "(slow or nightly) and not xla and not image"
 
 # The lowest versions that pyproject.toml allows, in an environment of their own; without the clients that people have,
 # which want newer ones.
 test-lowest: .venv-lowest/stamp
-	.venv-lowest/bin/pytest --numprocesses 2 --dist loadgroup -m "not slow and not xla" --ignore tests/clients
+	.venv-lowest/bin/pytest --numprocesses 2 --dist loadgroup -m "not slow and not nightly and not xla" --ignore tests/clients
 
 # As root, and with Debian's debootstrap: deployments/Dockerfile step by step, on a small Debian. Two minutes, 3 GB.
 test-image: .venv/dev.stamp

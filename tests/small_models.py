@@ -164,11 +164,11 @@ ALIKE = {
     "jina_embeddings_v3", "big_bird", "lilt", "mbart", "plbart", "mvp", "mt5", "umt5", "bigbird_pegasus",
     *(set(DECODERS) - {"phi3", "falcon", "bloom", "mistral", "gemma2", "olmo2"}),
 }  # fmt: skip
-"""Those that differ from another by a rule or two: in `make test-all` only, once in float32."""
+"""Those that differ from another by a rule or two: in `make test-all` alone, once in float32."""
 DISTINCT = {*{repr(PLANS[m]): m for m in reversed(PLANS)}.values(), *DERIVED} - ALIKE
-"""One architecture for each plan: the first that has it. `make test-all` adds the others."""
+"""One architecture for each plan: the first that has it. Others are in the tiers above `make test`."""
 
 
-def with_slow(model_type: str, *values: Any) -> Any:
-    """The parameters of a test, slow if another architecture has the same plan, or nearly."""
-    return pytest.param(model_type, *values, marks=() if model_type in DISTINCT else pytest.mark.slow)
+def unless_distinct(mark: pytest.MarkDecorator, model_type: str, *values: Any) -> Any:
+    """The parameters of a test, marked if another architecture has the same plan, or nearly."""
+    return pytest.param(model_type, *values, marks=() if model_type in DISTINCT else mark)

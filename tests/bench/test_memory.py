@@ -16,7 +16,7 @@ SLACK = 12 << 20
 """What differs from run to run."""
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("tp", "dtype"), [(1, "float32"), (2, "float32"), (1, "bfloat16")])
 def test_a_rank_keeps_its_weights_once(tp: int, dtype: str, tmp_path: Path) -> None:
     """110 MB in float32. What is freed must be given back too, and what was prepacked not kept as it was."""

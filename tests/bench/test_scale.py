@@ -15,7 +15,7 @@ HONEST = {"200", "429", "503"}
 """What may become of a request: an answer, or a refusal that asks to come again."""
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_groups_outlive_the_loss_of_a_node_and_of_a_zone(free_port: Callable[[], int]) -> None:
     """Groups with simulated ranks; those that are left answer, and nobody gets a wrong answer."""

@@ -235,7 +235,7 @@ def test_of_100000_rows_none_is_lost_or_twice_when_a_rank_and_an_actor_are_kille
     assert room_comes_back()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_was_killed_is_gone_on_with(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     write_texts(source, 12, 1500)

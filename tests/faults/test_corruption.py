@@ -166,7 +166,7 @@ def flip_in_process(pid: int, weights: bytes, bit: int) -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_flipped_bit_in_the_process_of_a_rank_costs_no_restart_of_the_server(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:

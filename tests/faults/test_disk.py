@@ -64,7 +64,7 @@ def test_it_works_with_little_shared_memory_and_no_home(tmp_path: Path) -> None:
     assert '"label"' in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_two_that_trace_one_model_at_once_both_serve_it(tmp_path: Path) -> None:
     environ = os.environ | {"TPRAY_CACHE": str(tmp_path)}

@@ -97,7 +97,7 @@ def test_the_replica_killed(server: Running, report: Report) -> None:
     assert set(tally.refused) == {503}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_replica_that_hangs_for_five_seconds(server: Running, report: Report) -> None:
     """What it has taken it answers late; newcomers get 503 as soon as two checks have failed, and so nobody waits."""
     clients = Clients(server.url, BODY, is_right)
@@ -114,7 +114,7 @@ def test_a_replica_that_hangs_for_five_seconds(server: Running, report: Report) 
     assert tally.longest_s < 15
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_more_connections_than_it_takes_wait(
     tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +224,7 @@ def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path, free_port:
     assert "Traceback" not in server.log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_signal_to_the_whole_process_group_ends_it_soon(tmp_path: Path, free_port: Callable[[], int]) -> None:
     """As `timeout` and systemd send it: Ray's own processes end too, and nobody waits for their answer."""
     starting = (
@@ -254,7 +254,7 @@ def test_the_command_ends_when_its_ray_is_gone(server: Running) -> None:
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_ends_when_no_replica_can_be_started(
     tmp_path: Path, free_port: Callable[[], int], make_checkpoint: Callable[..., Path]
 ) -> None:

@@ -168,7 +168,7 @@ def test_what_the_compiler_says_is_shown(
     assert "Traceback" not in done.stderr
 
 
-@SLOW
+@pytest.mark.nightly
 def test_a_program_that_fails_on_the_core_is_an_error(
     neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -179,7 +179,7 @@ def test_a_program_that_fails_on_the_core_is_an_error(
     assert "nrt_execute failed with 1" in done.stderr
 
 
-@SLOW
+@pytest.mark.nightly
 def test_cores_that_are_taken_are_named(
     neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -196,7 +196,7 @@ def test_cores_that_are_taken_are_named(
     assert "4711" in done.stderr
 
 
-@SLOW
+@pytest.mark.nightly
 def test_cores_that_are_freed_late_are_waited_for(
     neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -427,7 +427,7 @@ def test_a_model_of_ones_own_is_traced_and_run(runtime: str, neuron_device: Path
 @pytest.mark.parametrize(
     ("runtime", "tests", "reported", "part"),
     [
-        pytest.param("neuron", "2-float32", "parity tp 2 float32", {"cores": [[0], [1]]}, marks=SLOW),
+        pytest.param("neuron", "2-float32", "parity tp 2 float32", {"cores": [[0], [1]]}, marks=pytest.mark.nightly),
         pytest.param("neuron-xla", "kill", "cores are free after kill -9", {"tp": 2}, marks=XLA),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.helpers import end_id_of, pad_id_of, rows
-from tests.small_models import DECODERS, SUPPORTED, with_slow
+from tests.small_models import DECODERS, SUPPORTED, unless_distinct
 from tpray.errors import CheckpointError, ConfigError, DegreeError, UnsupportedModelError
 from tpray.parallel_layers import parallel_state
 from tpray.parallel_layers.architectures import PLANS
@@ -42,7 +42,7 @@ def sharded_logits(checkpoint: Checkpoint, tp: int, batch: list[np.ndarray]) -> 
 @pytest.mark.parametrize(
     ("model_type", "attention"),
     [(m, "sdpa") for m in SUPPORTED]
-    + [with_slow(m, "eager") if m in DECODERS else pytest.param(m, "eager") for m in SUPPORTED],
+    + [unless_distinct(pytest.mark.slow, m, "eager") if m in DECODERS else pytest.param(m, "eager") for m in SUPPORTED],
 )
 def test_the_logits_are_the_stock_models(model_type: str, attention: str, make_checkpoint: Callable[..., Path]) -> None:
     check_logits(make_checkpoint(model_type), attention)
@@ -107,7 +107,9 @@ def check_logits(directory: Path, attention: str) -> None:
             torch.testing.assert_close(logits, expected, atol=bound, rtol=0)
 
 
-@pytest.mark.parametrize("model_type", [with_slow(m) if m in DECODERS else m for m in SUPPORTED])
+@pytest.mark.parametrize(
+    "model_type", [unless_distinct(pytest.mark.slow, m) if m in DECODERS else m for m in SUPPORTED]
+)
 def test_the_shards_are_the_whole_model(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
     """No sharded parameter is held twice by 2 ranks, none is lost, and most of each layer is sharded."""
     checkpoint = find_checkpoint(make_checkpoint(model_type))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.helpers import end_id_of, pad_id_of, rows
-from tests.small_models import DISTINCT, OWN_SETTINGS, SUPPORTED, with_slow
+from tests.small_models import DISTINCT, OWN_SETTINGS, SUPPORTED, unless_distinct
 from tpray.config import DtypeName, ModelConfig
 from tpray.errors import ParityError
 from tpray.group.classifier import ClassifierGroup
@@ -88,7 +88,7 @@ PADDED = {m for m, plan in PLANS.items() if plan.reads_padding}
     [
         ("bert", 1, 4), ("bert", 4, 4),
         # 3 heads over 2 ranks are as uneven as 4 over 3, where query heads do not share key/value heads.
-        *(with_slow(m, *((3, 4) if m in GROUPED else (2, 3))) for m in SUPPORTED),
+        *(unless_distinct(pytest.mark.nightly, m, *((3, 4) if m in GROUPED else (2, 3))) for m in SUPPORTED),
     ],
 )  # fmt: skip
 def test_sharded_logits_equal_the_stock_models(
@@ -134,7 +134,7 @@ def test_a_row_may_be_shorter_than_what_is_cut_off_it(model_type: str, make_chec
 
 @pytest.mark.skipif("bfloat16" not in native_dtypes(), reason="this CPU has neither AVX512_BF16 nor AMX")
 @pytest.mark.parametrize(
-    "model_type", [m if m in NARROW else pytest.param(m, marks=pytest.mark.slow) for m in sorted(DISTINCT)]
+    "model_type", [m if m in NARROW else pytest.param(m, marks=pytest.mark.nightly) for m in sorted(DISTINCT)]
 )
 def test_bfloat16_logits_are_near_the_float32_ones(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
     directory = make_checkpoint(model_type)

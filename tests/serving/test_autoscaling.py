@@ -90,7 +90,7 @@ def scenario(name: str, port: int, **environ: str) -> dict[str, float]:
     return events
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_second_group_comes_with_the_load_and_goes_with_it(free_port: Callable[[], int]) -> None:
     events = scenario("load", free_port())
@@ -98,7 +98,7 @@ def test_a_second_group_comes_with_the_load_and_goes_with_it(free_port: Callable
     assert events["answered"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_group_on_a_new_node_starts_from_the_store(free_port: Callable[[], int]) -> None:
     events = scenario("join", free_port())
@@ -114,14 +114,14 @@ def test_without_requests_there_is_no_group_and_a_request_brings_one(free_port: 
     assert events["seconds to answer 2"] < events["seconds to answer 1"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_group_comes_back_on_another_node(free_port: Callable[[], int]) -> None:
     events = scenario("death", free_port())
     assert events["a node is killed"] < events["its group on another node"] <= events["an answer"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_node_type_with_neuron_cores_is_added_for_a_group(
     neuron_device: Path, tmp_path: Path, free_port: Callable[[], int]

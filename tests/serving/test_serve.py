@@ -230,11 +230,11 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_traces_nothing(server: Running
 
 
 def slow(*values: float) -> Any:
-    """Parameters of a test that `make test` leaves to `make test-all`."""
+    """Parameters of a test that `make test` leaves to `make test-slow`."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stream_of_the_group_passes_haproxy_and_ends_with_the_server(
     free_port: Callable[[], int], tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from tests import small_models, text_kinds
-from tests.small_models import SUPPORTED, with_slow
+from tests.small_models import SUPPORTED, unless_distinct
 from tests.text_kinds import RESIDUES, WORDS
 from tpray import load
 from tpray.artifacts.folder import record_files
@@ -115,7 +115,8 @@ def check(directory: Path, items: list[Plain], buckets: tuple[tuple[int, int], .
 
 
 @pytest.mark.parametrize(
-    "model_type", [with_slow(m) for m in SUPPORTED if m in small_models.DISTINCT or m in text_kinds.DISTINCT]
+    "model_type",
+    [unless_distinct(pytest.mark.slow, m) for m in SUPPORTED if m in small_models.DISTINCT or m in text_kinds.DISTINCT],
 )
 def test_every_text_gets_what_transformers_gives_it(model_type: str, make_checkpoint: Callable[..., Path]) -> None:
     """Of each plan one architecture, and of each kind of tokenizer."""

@@ -175,7 +175,7 @@ def test_every_line_of_the_command_and_its_processes_is_json(told: Told) -> None
     assert "a b" not in json.dumps(told.requests())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_collector_that_is_not_there_is_told_of_once(tmp_path: Path, free_port: Callable[[], int]) -> None:
     port = free_port()
     server = start(port, tmp_path, "--tp", "2", "--log-format", "text", "--otlp-endpoint", "http://127.0.0.1:9")

@@ -262,7 +262,7 @@ def test_where_a_group_fits_no_request_fails(
     assert tally.right == tally.sent, tally
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_where_no_group_fits_the_new_version_waits_or_the_old_one_stops_first(
     deploy: Deployed, versions: dict[int, Path], record_property: Callable[[str, object], None]
@@ -291,7 +291,7 @@ def test_where_no_group_fits_the_new_version_waits_or_the_old_one_stops_first(
     assert tally.longest_s > 1, "for there was none"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_one_model_of_several_changes_and_the_others_go_on(deploy: Deployed, versions: dict[int, Path]) -> None:
     def several(**models: dict[str, Any]) -> dict[str, Any]:
