@@ -132,6 +132,7 @@ def run(source: Path, out: Path, replicas: int, resume: bool = False) -> tuple[T
     return totals, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.nightly
 def test_a_damaged_file_is_named_and_the_others_are_done(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     for number in range(4):

@@ -51,7 +51,7 @@ def test_a_full_disk_of_rays_is_said_before_it_is_started(tmp_path: Path) -> Non
     assert "MiB left: free some, or set RAY_TMPDIR" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_it_works_with_little_shared_memory_and_no_home(tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}

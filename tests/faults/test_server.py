@@ -182,7 +182,7 @@ def _listeners(pid: int) -> list[int]:
 HEAD = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("sent", "status"),
     [(HEAD % 100 + b'{"inputs":', b"408"), (HEAD % 300_000 + b'{"inputs":"' + b"a " * 75_000, b"400"),
@@ -202,7 +202,7 @@ def test_a_client_that_stops_sending_is_told_so_and_goes(server: Running, sent: 
     assert server.predict(BODY).status_code == 200
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path, free_port: Callable[[], int]) -> None:
     """SIGTERM: 32 requests wait for a rank that is stopped for two seconds; newcomers are refused meanwhile."""
     server = start(free_port(), tmp_path, "--tp", "2")

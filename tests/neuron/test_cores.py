@@ -321,7 +321,7 @@ def test_in_a_pod_ray_gives_the_cores_that_are_listed(in_a_pod: None, ray_with_c
     assert asyncio.run(spawn()) == [(2,), (3,)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [8], indirect=True)
 def test_a_replica_with_a_gap_places_its_group_beside_it(ray_with_cores: None) -> None:
@@ -351,7 +351,7 @@ def test_a_replica_with_a_gap_places_its_group_beside_it(ray_with_cores: None) -
     assert found in ([(3,), (4,)], [(4,), (5,)], [(6,), (7,)]), "neighbours, whatever Ray gave the replica"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
 def test_a_deployment_that_no_node_can_hold_is_refused(
@@ -391,7 +391,7 @@ def test_the_labels_of_nodes_are_read_as_ray_reads_them(labelled: None, ray_with
     assert read == [True, False, False, True, True, False, False, True, False, True, False]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [2], indirect=True)
 def test_a_deployment_waits_for_a_node_with_its_labels(
@@ -414,7 +414,7 @@ def test_a_deployment_waits_for_a_node_with_its_labels(
         build(labels(**{"instance-family": "in("}))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.parametrize("ray_with_cores", [4], indirect=True)
 def test_cores_without_neighbours_are_refused(ray_with_cores: None) -> None:

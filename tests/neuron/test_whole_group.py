@@ -24,9 +24,8 @@ from tpray.config import cache_dir
 from tpray.platforms.lease import GROUP_PORTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("own_cache")]
-SLOW = pytest.mark.slow
 XLA = pytest.mark.xla
-RUNTIMES = [pytest.param("neuron", marks=SLOW), pytest.param("neuron-xla", marks=XLA)]
+RUNTIMES = [pytest.param("neuron", marks=pytest.mark.nightly), pytest.param("neuron-xla", marks=XLA)]
 TEXTS = [["a b c"], ["b", "c d"], ["f g h i j k"]]
 BUCKETS = "1x16,4x16,4x48"
 
@@ -120,7 +119,7 @@ def test_a_group_serves_http_and_is_rebuilt(
         assert {r["pid"] for r in after["ranks"]}.isdisjoint({r["pid"] for r in info["ranks"]})
 
 
-@SLOW
+@pytest.mark.slow
 def test_traced_on_one_machine_and_served_by_two_groups_of_another(
     neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path], free_port: Callable[[], int]
 ) -> None:
@@ -264,7 +263,7 @@ finally:
 """
 
 
-@SLOW
+@pytest.mark.nightly
 def test_a_step_past_its_deadline_ends_the_group_which_is_rebuilt_on_its_cores(
     neuron_device: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:

@@ -106,7 +106,7 @@ def test_a_group_on_a_new_node_starts_from_the_store(free_port: Callable[[], int
     assert 0 < events["its phases"] < events["the second group's answer"] - events["a node joins"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_without_requests_there_is_no_group_and_a_request_brings_one(free_port: Callable[[], int]) -> None:
     events = scenario("zero", free_port())

@@ -108,7 +108,7 @@ def test_limits_change_without_a_restart(deploy: Callable[[dict[str, Any]], str]
     assert httpx.post(f"{url}/predict", json=three, timeout=30).status_code == 413
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 @on("open to others, neuron")
 def test_a_file_that_lets_others_in_needs_a_key(deploy: Callable[[dict[str, Any]], str], tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ for wanted in ("gone", "back"):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_handle_outlives_a_restart_of_its_server(tmp_path: Path, free_port: Callable[[], int]) -> None:
     """Of two servers, that it was made for; Ray by itself would end the process a minute after."""

@@ -206,17 +206,20 @@ def connected_to() -> str | None:
 
 
 def leave_ray(address: str) -> None:
-    """End the connection of this process to a Ray that has ended, if it still has that one. address: of that Ray."""
+    """End the connection of this process to a Ray that has ended, unless it has another one by now.
+
+    address: of the Ray that has ended.
+    """
     global _joined
     with _connecting:
-        if connected_to() == address:
-            try:
-                ray.shutdown()
-            except Exception as e:  # noqa: BLE001  # of a Ray that is gone; the next connection starts from nothing
-                log.info("the connection to a Ray that is gone did not end well: %r", e)
-        if _joined == address:
-            _joined = None
-            ray_private.forget_serve()
+        if connected_to() not in (address, None):
+            return
+        try:
+            ray.shutdown()
+        except Exception as e:  # noqa: BLE001  # of a Ray that is gone; the next connection starts from nothing
+            log.info("the connection to a Ray that is gone did not end well: %r", e)
+        _joined = None
+        ray_private.forget_serve()
 
 
 def _leave_what_is_gone() -> None:
