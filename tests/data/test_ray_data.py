@@ -21,6 +21,7 @@ from tests.served import alive, assert_all_gone, children_of, start
 from tpray.commands.classify_file import How
 from tpray.commands.classify_files import Totals, classify_files
 from tpray.local_ray.local import ensure_ray, stop_ray
+from tpray.platforms.topology import Topology
 
 pytestmark = pytest.mark.ray
 pa = pytest.importorskip("pyarrow")
@@ -123,6 +124,30 @@ def test_a_group_without_room_says_so() -> None:
         ray.exceptions.RayError, match=r"needs 64 CPUs on one node, and no node .* has more than 2 CPUs"
     ):
         wanted.take_all()
+
+
+def test_the_room_of_an_actor_that_was_killed_comes_back_though_nobody_wants_any() -> None:
+    """Ray Data kills actors that are still starting when a dataset has what it wants."""
+    import ray
+    from ray.util import list_named_actors
+
+    from tpray.data.room import LINGER_S, SWEEPER, place
+
+    class Taking:
+        def take(self, topology: Topology) -> bool:
+            self.placement = place(topology, 10)
+            return True
+
+    made: Any = ray.remote(Taking)
+    actor = made.options(num_cpus=0).remote()
+    assert ray.get(actor.take.remote(Topology(2)))
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"] - 2
+    ray.kill(actor)
+    assert room_comes_back()
+    give_up = time.monotonic() + LINGER_S + 20
+    while SWEEPER in list_named_actors():
+        assert time.monotonic() < give_up, "it stays though there is nothing to sweep"
+        time.sleep(0.5)
 
 
 def run(source: Path, out: Path, replicas: int, resume: bool = False) -> tuple[Totals, str]:

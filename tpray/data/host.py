@@ -3,9 +3,8 @@
 Ray Data's actor takes no CPU, and may be on any node; the wire between a group and its owner does not cross nodes. So
 the actor makes the placement group, and in it the group's owner.
 
-Ray ends the owner with the actor, however that ends, but a placement group only with the whole job (Ray 2.60). So the
-actor removes it where Ray Data lets the actor go in order, which deletes its class's object; and what an actor that was
-killed has left is removed by the next one that wants room (`_sweep`).
+Ray ends the owner with the actor, however that ends. The actor removes the placement group where Ray Data lets it go in
+order, which deletes its class's object; for one that was killed see `tpray.data.room`.
 
 Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html, ray/data/_internal/execution/operators/
 actor_pool_map_operator.py (``__ray_shutdown__``)
@@ -16,7 +15,6 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,22 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import (
-    PlacementGroup,
-    get_placement_group,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tpray.artifacts.settle import cheapest_degree
 from tpray.config import AUTO, SPARE_CPUS, ParallelConfig, local_directory
 from tpray.data.answers import Asking, asked
-from tpray.errors import ConfigError, GroupError, InputError, ItemError, PlacementError, RankError
-from tpray.group.nodes import NODE_PATIENCE_S, STRATEGY, is_too_long, wait_for_node
+from tpray.data.room import place
+from tpray.errors import ConfigError, GroupError, InputError, ItemError, RankError
+from tpray.group.nodes import NODE_PATIENCE_S
 from tpray.platforms.topology import Topology
-from tpray.ray_private import has_ended
 from tpray.serving.handle import as_there
 from tpray.serving.local import load
 from tpray.tokenizer import Item
@@ -48,9 +40,6 @@ if TYPE_CHECKING:
     from tpray.serving.local import LocalClassifier
 
 log = logging.getLogger(__name__)
-
-PREFIX = "tpray-data-"
-"""With what the name of a placement group begins, and then comes the id of its actor."""
 
 CALLS = 16
 """How many calls may be under way at a group's owner; those of more batches wait."""
@@ -123,7 +112,7 @@ class Hosted:
     """
 
     def __init__(self, options: Mapping[str, Any], patience_s: float = NODE_PATIENCE_S) -> None:
-        self._placement = _place(topology_of(options), patience_s)
+        self._placement = place(topology_of(options), patience_s)
         # No CPU of its own: what it tokenises is little beside what its ranks compute.
         host: Any = ray.remote(GroupHost)
         self._actor = host.options(
@@ -219,43 +208,6 @@ def topology_of(options: Mapping[str, Any], replicas: int = 1) -> Topology:
     names |= {name: name for name in ("runtime", "instance_family", "neuron_layout", "lnc")}
     parallel = ParallelConfig(**{own: options[name] for name, own in names.items() if name in options})
     return Topology.of(parallel, replicas)
-
-
-def _place(topology: Topology, patience_s: float) -> PlacementGroup:
-    """A placement group for a group, once there is room.
-
-    Raises:
-        PlacementError: there is none, and none is coming.
-    """
-    wait_for_node(topology, patience_s=patience_s)
-    _sweep()
-    actor = ray.get_runtime_context().get_actor_id()
-    name = "" if actor is None else f"{PREFIX}{actor}"
-    placement: PlacementGroup = placement_group([topology.resources()], strategy=STRATEGY, name=name)
-    started = time.monotonic()
-    while not placement.wait(1):
-        _sweep(but=actor)
-        waited = time.monotonic() - started
-        if is_too_long(waited, patience_s):
-            remove_placement_group(placement)
-            needs = " and ".join(f"{amount:g} {name}" for name, amount in topology.resources().items())
-            raise PlacementError(
-                f"a group needs {needs} of one node, and for {waited:.0f} s no node had so much free: ask for fewer "
-                "groups or ranks, or end what holds it"
-            )
-    return placement
-
-
-def _sweep(but: str | None = None) -> None:
-    """Remove the placement groups of this job whose actor has ended, or was started again. but: what this one has."""
-    own = ray.get_runtime_context().get_actor_id()
-    for row in placement_group_table().values():
-        actor = row["name"].removeprefix(PREFIX)
-        if row["state"] == "REMOVED" or actor == row["name"] or actor == but:
-            continue
-        if actor == own or has_ended(actor):
-            with suppress(ValueError):  # of another job, or removed meanwhile
-                remove_placement_group(get_placement_group(row["name"]))
 
 
 @contextmanager
