@@ -164,7 +164,7 @@ ALIKE = {
     "jina_embeddings_v3", "big_bird", "lilt", "mbart", "plbart", "mvp", "mt5", "umt5", "bigbird_pegasus",
     *(set(DECODERS) - {"phi3", "falcon", "bloom", "mistral", "gemma2", "olmo2"}),
 }  # fmt: skip
-"""Those that differ from another by a rule or two: in `make test-all` alone, once in float32."""
+"""Those that differ from another by a rule or two: their parity is in `make test-all` alone, once in float32."""
 DISTINCT = {*{repr(PLANS[m]): m for m in reversed(PLANS)}.values(), *DERIVED} - ALIKE
 """One architecture for each plan: the first that has it. Others are in the tiers above `make test`."""
 

@@ -8,12 +8,14 @@ Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html
 
 from __future__ import annotations
 
-import asyncio
+import logging
+import threading
 import time
 from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.placement_group import (
     PlacementGroup,
     get_placement_group,
@@ -27,9 +29,14 @@ from tpray.group.nodes import STRATEGY, is_too_long, wait_for_node
 from tpray.platforms.topology import Topology
 from tpray.ray_private import has_ended
 
+log = logging.getLogger(__name__)
+
 PREFIX = "tpray-data-"
 """With what the name of a placement group begins, and then comes the id of its actor."""
-SWEEPER = "tpray-data-sweeper"
+SWEEPER = "tpray-data-sweeper-"
+"""With what the name of a `Sweeper` begins, and then comes the id of its job."""
+ASKED = 3
+"""How often a sweeper is asked to watch; one that ends just then is followed by another."""
 EVERY_S = 1.0
 LINGER_S = 10.0
 """How long the sweeper stays when there is nothing to look at."""
@@ -64,25 +71,42 @@ def place(topology: Topology, patience_s: float) -> PlacementGroup:
 def _have_it_swept() -> None:
     """Have a `Sweeper` of this job, which is started where there is none, and outlives whoever has started it."""
     sweeper: Any = ray.remote(Sweeper)
-    sweeper.options(name=SWEEPER, get_if_exists=True, lifetime="detached", num_cpus=0).remote().watch.remote()
+    own = sweeper.options(
+        name=sweeper_name(), get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=-1
+    )  # fmt: skip
+    for _ in range(ASKED):
+        with suppress(RayActorError, ValueError):  # it was about to end
+            ray.get(own.remote().watch.remote())  # waited for: whoever asks may be killed before it is sent
+            return
+    log.warning("nobody removes the placement group of this group if its process is killed")
+
+
+def sweeper_name() -> str:
+    """Of the `Sweeper` of this job."""
+    return f"{SWEEPER}{ray.get_runtime_context().get_job_id()}"
 
 
 class Sweeper:
     """An actor that removes the placement groups of a job whose actors have ended; it ends when there are none."""
 
     def __init__(self) -> None:
-        self._stays_until = 0.0
-        self._sweeping: asyncio.Task[None] | None = None
+        self._self = ray.get_runtime_context().current_actor
+        self.watch()
+        threading.Thread(target=self._sweep, name="tpray-sweeper", daemon=True).start()
 
-    async def watch(self) -> None:
+    def watch(self) -> None:
         """There is going to be one."""
         self._stays_until = time.monotonic() + LINGER_S
-        self._sweeping = self._sweeping or asyncio.create_task(self._sweep())
 
-    async def _sweep(self) -> None:
-        while await asyncio.to_thread(sweep) or time.monotonic() < self._stays_until:
-            await asyncio.sleep(EVERY_S)
-        ray.kill(ray.get_runtime_context().current_actor)
+    def _sweep(self) -> None:
+        left = 0
+        while left or time.monotonic() < self._stays_until:
+            time.sleep(EVERY_S)
+            try:
+                left = sweep()
+            except Exception as e:  # noqa: BLE001  # Ray's control store may be away for a while
+                log.warning("placement groups cannot be looked at: %s", e)
+        ray.kill(self._self)
 
 
 def sweep() -> int:

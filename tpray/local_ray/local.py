@@ -212,13 +212,13 @@ def leave_ray(address: str) -> None:
     """
     global _joined
     with _connecting:
-        if connected_to() not in (address, None):
-            return
-        try:
-            ray.shutdown()
-        except Exception as e:  # noqa: BLE001  # of a Ray that is gone; the next connection starts from nothing
-            log.info("the connection to a Ray that is gone did not end well: %r", e)
-        _joined = None
+        if connected_to() == address:
+            try:
+                ray.shutdown()
+            except Exception as e:  # noqa: BLE001  # of a Ray that is gone; the next connection starts from nothing
+                log.info("the connection to a Ray that is gone did not end well: %r", e)
+        if _joined == address:
+            _joined = None
         ray_private.forget_serve()
 
 

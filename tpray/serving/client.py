@@ -103,15 +103,15 @@ def _link_to(record: ServerRecord) -> _Link:
         if _link is not None and connected_to() is None:  # somebody has called ray.shutdown()
             _link.over.set()
             _link = None
-        before = connected_to()
-        if before is not None and before != record.ray_address:
+        if connected_to() is None:
+            join_ray(record.ray_address)
+        found = connected_to()
+        if found != record.ray_address:
             raise ConfigError(
-                f"this process is connected to the Ray at {before}, and the server at {record.url} runs on that at "
+                f"this process is connected to the Ray at {found}, and the server at {record.url} runs on that at "
                 f"{record.ray_address}: ask it from another process, or call ray.shutdown() before"
             )
         if _link is None:
-            if before is None:
-                join_ray(record.ray_address)
             _link = _Link(record)
             threading.Thread(target=_watch, args=(_link,), name="tpray-connection", daemon=True).start()
         return _link
