@@ -140,7 +140,8 @@ def samples(text: str, name: str) -> list[Sample]:
 def test_a_scrape_has_all_groups_and_says_which_do_not_answer(deploy: Deployed) -> None:
     """The same figures come from Ray's own agent."""
     config = read("local-cpu.yaml")
-    config["applications"][0]["args"] |= {"replicas": 2, "parallel": {"tp": 2, "cores_per_rank": 1}}
+    own = {"release": "groups that have answered nobody", "upgrade": "stop-first"}
+    config["applications"][0]["args"] |= own | {"replicas": 2, "parallel": {"tp": 2, "cores_per_rank": 1}}
     url = deploy(config)
 
     def scraped(name: str) -> list[Sample]:
@@ -164,7 +165,8 @@ def test_a_scrape_has_all_groups_and_says_which_do_not_answer(deploy: Deployed) 
         assert time.monotonic() < give_up, told
         time.sleep(1)
         text = httpx.get(deploy.metrics_url, timeout=30).text
-        told = {each.labels["replica"]: each.value for each in samples(text, "ray_tpray_rows_total")}
+        rows = {each.labels["replica"]: each.value for each in samples(text, "ray_tpray_rows_total")}
+        told = {replica: value for replica, value in rows.items() if replica in answered}  # and not of those before
     seen = {each.labels["replica"]: each.value for each in samples(text, "ray_tpray_step_seconds_count")}
     assert {replica: seen[replica] for replica in told} == told, "each row was a step of its own"
 
