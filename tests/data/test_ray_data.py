@@ -131,7 +131,7 @@ def test_the_room_of_an_actor_that_was_killed_comes_back_though_nobody_wants_any
     import ray
     from ray.util import list_named_actors
 
-    from tpray.data.room import LINGER_S, place, sweeper_name
+    from tpray.data.room import place, sweeper_name
 
     class Taking:
         def take(self, topology: Topology) -> bool:
@@ -139,23 +139,23 @@ def test_the_room_of_an_actor_that_was_killed_comes_back_though_nobody_wants_any
             return True
 
     made: Any = ray.remote(Taking)
-    until_no_sweeper(LINGER_S)  # of another test: this one has to be there in time
+    until_no_sweeper()  # of another test: this one has to be there in time
     actor = made.options(num_cpus=0).remote()
     assert ray.get(actor.take.remote(Topology(2)))
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"] - 2
     ray.kill(actor)
     assert room_comes_back()
     assert sweeper_name() in list_named_actors()
-    until_no_sweeper(LINGER_S)
+    until_no_sweeper()
 
 
-def until_no_sweeper(linger_s: float) -> None:
+def until_no_sweeper() -> None:
     """It goes when there is nothing to sweep."""
     from ray.util import list_named_actors
 
-    from tpray.data.room import sweeper_name
+    from tpray.data.room import LINGER_S, sweeper_name
 
-    give_up = time.monotonic() + linger_s + 20
+    give_up = time.monotonic() + LINGER_S + 20
     while sweeper_name() in list_named_actors():
         assert time.monotonic() < give_up, "it stays though there is nothing to sweep"
         time.sleep(0.5)

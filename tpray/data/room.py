@@ -50,10 +50,10 @@ def place(topology: Topology, patience_s: float) -> PlacementGroup:
     """
     wait_for_node(topology, patience_s=patience_s)
     actor = ray.get_runtime_context().get_actor_id()
-    if actor is not None:
-        _remove(f"{PREFIX}{actor}")  # what it had before it was started again
-        _have_it_swept()
     name = "" if actor is None else f"{PREFIX}{actor}"
+    if name:
+        _remove(name)  # what it had before it was started again
+        _have_it_swept()
     placement: PlacementGroup = placement_group([topology.resources()], strategy=STRATEGY, name=name)
     started = time.monotonic()
     while not placement.wait(1):
